@@ -1,0 +1,27 @@
+# make run: a Key Protect on this machine.  make test: the whole suite.  make test ARGS="tests/interop -k wrap": a part.
+.PHONY: run test test-slow lint bench
+
+run:
+	@scripts/setup
+	@exec .venv/bin/hsmkms up --softhsm softhsm/softhsm2.conf.template
+
+test:
+	@scripts/setup --dev
+ifeq ($(ARGS),)
+	@$(MAKE) --no-print-directory lint
+endif
+	.venv/bin/pytest $(ARGS)
+
+test-slow:
+	@scripts/setup --dev
+	.venv/bin/pytest -m slow $(ARGS)
+
+lint:
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-timing
+
+bench:
+	@scripts/setup --dev
+	scripts/bench $(ARGS)

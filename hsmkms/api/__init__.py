@@ -1,0 +1,1 @@
+"""HTTP: wire names live here and nowhere else."""

@@ -1,0 +1,58 @@
+"""The ASGI application of one worker process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from hsmkms import __version__
+from hsmkms.api import identity, key_rings, keys, operations
+from hsmkms.api.cold import Services
+from hsmkms.api.described import complete
+from hsmkms.api.hot import HotPath
+from hsmkms.api.problems import kms_problem
+from hsmkms.api.requests import correlation_id
+
+
+def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
+    """The application over `services`; `close` is called once when the server stops."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        close()
+
+    app = FastAPI(
+        title="hsmkms",
+        version=__version__,
+        description="Key management in front of your own HSM; speaks the IBM Cloud Key Protect API.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    for router in (keys.router, key_rings.router, identity.router, operations.router):
+        app.include_router(router)
+    app.add_exception_handler(HTTPException, _no_such_call)
+    _describe(app)
+    return HotPath(app, services.crypto, services.verifier)
+
+
+async def _no_such_call(request: Request, error: Exception) -> Response:
+    """404 and 405 of the router, in the shape of every other error."""
+    return kms_problem(error, "Call could not be performed", correlation_id(request.headers))
+
+
+def _describe(app: FastAPI) -> None:
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = complete(generate())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this assignment as the way to extend it.

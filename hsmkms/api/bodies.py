@@ -1,0 +1,105 @@
+"""Request bodies: read up to a limit, decoded strictly, member names matched without case.
+
+No Content-Type is ever refused, since Go sends none (contract section 0 traps 2 to 4). An empty body, `null` and `{}`
+all mean "no body", and a member that is null is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, TypeVar
+
+import msgspec
+import pydantic
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from hsmkms.api import wire
+from hsmkms.api.problems import BodyTooLarge
+from hsmkms.errors import BadBody, InvalidField
+
+COLD_LIMIT: Final = 64 * 1024
+HOT_LIMIT: Final = 1024 * 1024
+"""255 AAD strings of 255 characters, each written as a JSON escape of 12 bytes, and 4,096 bytes of plaintext fit."""
+
+_SHOWN_CHARS: Final = 40
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+async def read_body(receive: Receive, headers: Iterable[tuple[bytes, bytes]], limit: int) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as it is known, from Content-Length if there is one."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise BodyTooLarge(limit)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False) and message["type"] == "http.request":
+        if len(body) > limit:
+            raise BodyTooLarge(limit)
+        return body
+    chunks, length = [body], len(body)
+    while message["type"] == "http.request" and message.get("more_body", False):
+        message = await receive()
+        chunks.append(message.get("body", b""))
+        length += len(chunks[-1])
+        if length > limit:
+            raise BodyTooLarge(limit)
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return b"".join(chunks)
+
+
+def decode_object(body: bytes) -> dict[str, Any] | None:
+    """The JSON object in `body` with canonical member names; None if there is no body. Raises BadBody."""
+    if not body.strip():
+        return None
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise BadBody("The request body is not valid JSON.") from error
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise BadBody("The request body must be a JSON object.")
+    return _fold(value)
+
+
+def parse(model: type[Model], value: dict[str, Any]) -> Model:
+    """`value` as a model. Raises BadBody for an unknown or missing member or a wrong type."""
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as error:
+        # Not chained: pydantic's text quotes the input.
+        raise _refusal(error) from None
+
+
+def _fold(value: dict[str, Any]) -> dict[str, Any]:
+    """Canonical names, nulls dropped; two spellings of one member are refused, as neither is more right."""
+    folded: dict[str, Any] = {}
+    for name, member in value.items():
+        canonical = wire.CANONICAL_NAMES.get(name.lower(), name)
+        if canonical in folded:
+            raise BadBody(f"The member {_shown(canonical)} is given twice.")
+        if isinstance(member, dict):
+            folded[canonical] = _fold(member)
+        elif isinstance(member, list):
+            folded[canonical] = [_fold(item) if isinstance(item, dict) else item for item in member]
+        elif member is not None:
+            folded[canonical] = member
+    return folded
+
+
+def _refusal(error: pydantic.ValidationError) -> BadBody | InvalidField:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    name = str(first["loc"][-1]) if first["loc"] else "body"
+    if first["type"] == "extra_forbidden":
+        return BadBody(f"Remove the unknown member. json: unknown field {_shown(name)}")
+    if first["type"] == "missing":
+        return BadBody(f"The member {_shown(name)} is missing.")
+    return BadBody(f"The member {_shown(name)} has the wrong type.")
+
+
+def _shown(name: str) -> str:
+    """A member's name, short, quoted and in ASCII."""
+    return ascii(name[:_SHOWN_CHARS]).replace("'", '"')

@@ -1,0 +1,205 @@
+"""The OpenAPI description of every call, true to what the handlers read and send.
+
+Handlers parse raw bodies and headers themselves, because Key Protect's rules (any Content-Type, any case, `null`) are
+not those of a framework; so the description is written here, from the same models.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pydantic
+from pydantic.json_schema import models_json_schema
+
+from hsmkms.api import wire
+from hsmkms.api.problems import ERROR_TYPE
+from hsmkms.domain.query import MAX_LIMIT
+
+_JSON: Final = "application/json"
+_MODELS: Final[list[type[pydantic.BaseModel]]] = [
+    wire.KeyCreateBody,
+    wire.KeyPatchBody,
+    wire.WrapBody,
+    wire.UnwrapBody,
+    wire.RotateBody,
+    wire.KeyCollection,
+    wire.VersionCollection,
+    wire.KeyRingCollection,
+    wire.WrapAnswer,
+    wire.UnwrapAnswer,
+    wire.RewrapAnswer,
+    wire.ErrorCollection,
+    wire.AccessTokenAnswer,
+    wire.IamError,
+    wire.JsonWebKeySet,
+    wire.Health,
+    wire.Readiness,
+    wire.Version,
+]
+
+_ERRORS: Final = {
+    400: "The request breaks a rule of the contract",
+    401: "No valid token, or no access",
+    403: "The feature is not available",
+    404: "The key or key ring does not exist",
+    409: "The key's state or another resource forbids it",
+    410: "The key was deleted",
+    422: "The ciphertext does not belong to this key and AAD",
+    503: "HSM or database do not answer; see Retry-After",
+}
+
+
+def _header(name: str, description: str, *, required: bool = False, uuid: bool = False) -> dict[str, Any]:
+    schema = {"type": "string", "format": "uuid"} if uuid else {"type": "string"}
+    return {"name": name, "in": "header", "required": required, "description": description, "schema": schema}
+
+
+def _query(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
+
+
+_INSTANCE: Final = [
+    _header("Bluemix-Instance", "GUID of the instance", required=True, uuid=True),
+    _header("Correlation-Id", "UUID, echoed in the answer", uuid=True),
+]
+_RING: Final = _header("X-Kms-Key-Ring", "Key ring: where to create, or to narrow a look-up")
+_PREFER: Final = _header("Prefer", "return=minimal or return=representation")
+REFERENCE: Final = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "description": "Key id or alias",
+    "schema": {"type": "string", "minLength": 1},
+}
+RING_ID: Final = {
+    "name": "key_ring_id",
+    "in": "path",
+    "required": True,
+    "description": "Key ring id",
+    "schema": {"type": "string", "minLength": 1},
+}
+_PAGE: Final = [
+    _query("limit", "1 to 5,000; 0 means 200", {"type": "integer", "minimum": 0, "maximum": MAX_LIMIT}),
+    _query("offset", "Rows to skip", {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}),
+]
+KEY_FILTERS: Final = [
+    _query("state", "Comma list of 0, 1, 2, 3, 5; default 1,2,3"),
+    _query("extractable", "true: standard keys; false: root keys"),
+    _query("filter", "Blank-separated property=value or property=op:value"),
+]
+KEY_LISTING: Final = [
+    *_PAGE,
+    *KEY_FILTERS,
+    _query("search", "Part of a name or alias; prefixes not: exact: escape: alias: name:"),
+    _query("sort", "Comma list of properties, - descends"),
+]
+VERSION_LISTING: Final = [
+    *_PAGE,
+    _query("totalCount", "true: metadata.totalCount"),
+    _query("allKeyStates", "true: also for keys that are not Active"),
+]
+RING_LISTING: Final = [*_PAGE, _query("totalCount", "true: metadata.totalCount")]
+
+
+def operation(
+    summary: str,
+    *,
+    ok: int,
+    kind: str = "",
+    answer: type[pydantic.BaseModel] | None = None,
+    body: type[pydantic.BaseModel] | None = None,
+    body_required: bool = True,
+    parameters: tuple[dict[str, Any], ...] = (),
+    ring: bool = True,
+    prefer: bool = False,
+    also: dict[int, str] | None = None,
+) -> dict[str, Any]:
+    """A call of the key API. `kind` is the media type of a successful answer, `also` further answers without body."""
+    described: dict[str, Any] = {
+        "summary": summary,
+        "tags": ["Key Protect"],
+        "security": [{"bearer": []}],
+        "parameters": [*parameters, *_INSTANCE, *([_RING] if ring else []), *([_PREFER] if prefer else [])],
+        "responses": {
+            str(ok): _content("Done", kind, answer),
+            **{str(status): {"description": text} for status, text in (also or {}).items()},
+            **{str(status): _content(text, ERROR_TYPE, wire.ErrorCollection) for status, text in _ERRORS.items()},
+        },
+    }
+    if body is not None:
+        described["requestBody"] = {"required": body_required, "content": {_JSON: {"schema": _reference(body)}}}
+    return described
+
+
+def plain(
+    summary: str, tag: str, answer: type[pydantic.BaseModel], *, statuses: tuple[int, ...] = (200,)
+) -> dict[str, Any]:
+    """A call without a token and without an instance."""
+    return {
+        "summary": summary,
+        "tags": [tag],
+        "responses": {str(status): _content("Answer", _JSON, answer) for status in statuses},
+    }
+
+
+def token_endpoint() -> dict[str, Any]:
+    """POST /identity/token and /oidc/token."""
+    grant = {"type": "string", "enum": ["urn:ibm:params:oauth:grant-type:apikey"]}
+    fields = {"grant_type": grant, "apikey": {"type": "string"}, "response_type": {"type": "string"}}
+    schema = {"type": "object", "required": ["grant_type", "apikey"], "properties": fields}
+    return {
+        "summary": "Exchange an API key for an access token",
+        "tags": ["Identity"],
+        "requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": schema}}},
+        "responses": {
+            "200": _content("An access token, valid for an hour", _JSON, wire.AccessTokenAnswer),
+            "400": _content("Unknown API key or grant", _JSON, wire.IamError),
+            "503": _content("HSM or database do not answer; see Retry-After", _JSON, wire.IamError),
+        },
+    }
+
+
+def hot_paths() -> dict[str, Any]:
+    """The three calls that `hot` serves, which FastAPI does not know."""
+    bodies: dict[str, tuple[type[pydantic.BaseModel], type[pydantic.BaseModel], bool]] = {
+        "wrap": (wire.WrapBody, wire.WrapAnswer, False),
+        "unwrap": (wire.UnwrapBody, wire.UnwrapAnswer, True),
+        "rewrap": (wire.UnwrapBody, wire.RewrapAnswer, True),
+    }
+    return {
+        f"/api/v2/keys/{{id}}/actions/{action}": {
+            "post": operation(
+                f"{action.capitalize()} a data encryption key",
+                ok=200,
+                kind=wire.KEY_ACTION_TYPE,
+                answer=answer,
+                body=body,
+                body_required=required,
+                parameters=(REFERENCE,),
+            )
+        }
+        for action, (body, answer, required) in bodies.items()
+    }
+
+
+def complete(schema: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI's description of the cold routes with the hot ones, the models and the bearer scheme."""
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in _MODELS], ref_template="#/components/schemas/{model}"
+    )
+    schema["paths"] = {**schema["paths"], **hot_paths()}
+    schema["components"] = {
+        "schemas": definitions["$defs"],
+        "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+    }
+    return schema
+
+
+def _reference(model: type[pydantic.BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _content(text: str, kind: str, model: type[pydantic.BaseModel] | None) -> dict[str, Any]:
+    if model is None:
+        return {"description": text}
+    return {"description": text, "content": {kind: {"schema": _reference(model)}}}

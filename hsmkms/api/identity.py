@@ -1,0 +1,88 @@
+"""The token endpoint, where every official client finds it, and the public keys."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+from urllib.parse import parse_qs
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from hsmkms.api import described as d
+from hsmkms.api import wire
+from hsmkms.api.bodies import COLD_LIMIT, read_body
+from hsmkms.api.cold import IamRoute, answer, services
+from hsmkms.domain.secrets import SecretText
+from hsmkms.domain.tenants import SigningKey
+from hsmkms.errors import TokenRequestInvalid
+from hsmkms.iam.issuing import GRANT_API_KEY, LIFETIME, SCOPE
+
+router = APIRouter(route_class=IamRoute, default_response_class=Response)
+
+_JSON = "application/json"
+
+
+@router.post("/identity/token", openapi_extra=d.token_endpoint())
+@router.post("/oidc/token", openapi_extra=d.token_endpoint())
+async def issue_token(request: Request) -> Response:
+    """Exchange an API key for an access token.
+
+    Python, Node, Java and Terraform use the first path, Go and keyprotect 2.x the second (additions section 6.2). A
+    client id and secret by HTTP Basic are ignored, as only the API key proves anything.
+    """
+    form = _form(await read_body(request.receive, request.scope["headers"], COLD_LIMIT))
+    if form.get("grant_type") != GRANT_API_KEY:
+        raise TokenRequestInvalid(f"The form field grant_type must be {GRANT_API_KEY}.")
+    if not form.get("apikey"):
+        raise TokenRequestInvalid("The form field apikey is missing.")
+    issued = await run_in_threadpool(services(request).tokens.exchange_api_key, SecretText(form["apikey"]))
+    content = {
+        "access_token": issued.access_token.reveal(),
+        "refresh_token": "not_supported",
+        "token_type": "Bearer",
+        "expires_in": int(LIFETIME.total_seconds()),
+        "expiration": int(issued.expires_at.timestamp()),
+        "scope": SCOPE,
+    }
+    response = answer(content, _JSON)
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+@router.get("/identity/keys", openapi_extra=d.plain("Public keys of access tokens", "Identity", wire.JsonWebKeySet))
+async def public_keys(request: Request) -> Response:
+    """The JSON Web Key Set (RFC 7517)."""
+    keys = await run_in_threadpool(services(request).tokens.public_keys)
+    return answer({"keys": [_json_web_key(key) for key in keys]}, _JSON)
+
+
+def _form(body: bytes) -> dict[str, str]:
+    """The fields that are given exactly once."""
+    try:
+        fields = parse_qs(body.decode(), max_num_fields=32, strict_parsing=bool(body))
+    except ValueError as error:
+        raise TokenRequestInvalid("The body must be a form (application/x-www-form-urlencoded).") from error
+    return {name: values[0] for name, values in fields.items() if len(values) == 1}
+
+
+def _json_web_key(key: SigningKey) -> dict[str, Any]:
+    public = load_pem_public_key(key.public_pem)
+    if not isinstance(public, EllipticCurvePublicKey):
+        raise TypeError("a signing key is a P-256 key")
+    numbers = public.public_numbers()
+
+    def coordinate(number: int) -> str:
+        return base64.urlsafe_b64encode(number.to_bytes(32)).rstrip(b"=").decode()
+
+    return {
+        "kty": "EC",
+        "crv": "P-256",
+        "x": coordinate(numbers.x),
+        "y": coordinate(numbers.y),
+        "kid": key.id,
+        "use": "sig",
+        "alg": "ES256",
+    }

@@ -1,0 +1,303 @@
+"""The key routes that are not hot: parse, one call, render."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from hsmkms.api import described as d
+from hsmkms.api import wire
+from hsmkms.api.cold import (
+    KmsRoute,
+    answer,
+    body_of,
+    call_of,
+    described,
+    instance_of,
+    optional_body_of,
+    path_id,
+    services,
+)
+from hsmkms.domain.new_key import NewKey
+from hsmkms.domain.query import KeyQuery, parse_key_query, parse_version_query
+from hsmkms.errors import BadBody, FeatureRestricted, InvalidField, InvalidQueryParam
+
+router = APIRouter(prefix="/api/v2", route_class=KmsRoute, default_response_class=Response)
+
+_NOT_CREATED = "Key could not be created"
+_NOT_LISTED = "Keys could not be retrieved"
+_NOT_READ = "Key could not be retrieved"
+_NOT_DONE = "Action could not be performed on key"
+_IMPORT_FIELDS = ("payload", "encryptedNonce", "iv", "encryptionAlgorithm")
+
+
+@router.post(
+    "/keys",
+    status_code=201,
+    openapi_extra=described(
+        d.operation(
+            "Create a root key or a standard key",
+            ok=201,
+            kind=wire.KEY_TYPE,
+            answer=wire.KeyCollection,
+            body=wire.KeyCreateBody,
+            prefer=True,
+        ),
+        _NOT_CREATED,
+    ),
+)
+async def create_key(request: Request) -> Response:
+    """Create a key."""
+    call = call_of(request)
+    wish = _new_key(await body_of(request, wire.KeyCreateBody))
+    here = services(request)
+    created = await run_in_threadpool(here.keys.create, call.caller, call.instance_id, call.key_ring_id, wish)
+    payload = None if call.minimal else created.payload
+    resource = wire.key_resource(created.key, instance_of(request, call), here.clock(), fresh=True, payload=payload)
+    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE, 201)
+
+
+@router.get(
+    "/keys",
+    openapi_extra=described(
+        d.operation(
+            "List keys",
+            ok=200,
+            kind=wire.KEY_TYPE,
+            answer=wire.KeyCollection,
+            parameters=tuple(d.KEY_LISTING),
+        ),
+        _NOT_LISTED,
+    ),
+)
+async def list_keys(request: Request) -> Response:
+    """List keys."""
+    call = call_of(request)
+    query = parse_key_query(request.query_params)
+    here = services(request)
+    page = await run_in_threadpool(here.keys.list, call.caller, call.instance_id, call.key_ring_id, query)
+    instance, now = instance_of(request, call), here.clock()
+    resources = [wire.key_resource(key, instance, now) for key in page.keys]
+    metadata = _search_metadata(query)
+    if request.query_params.get("totalCount", "").lower() == "true":
+        metadata["totalCount"] = page.total
+    if page.incomplete:
+        metadata["incompleteSearch"] = True
+    return answer(wire.collection(wire.KEY_TYPE, resources, **metadata), wire.KEY_TYPE)
+
+
+@router.head(
+    "/keys",
+    openapi_extra=described(
+        d.operation("Count keys in the header Key-Total", ok=200, parameters=tuple(d.KEY_FILTERS)), _NOT_LISTED
+    ),
+)
+async def count_keys(request: Request) -> Response:
+    """Count keys."""
+    call = call_of(request)
+    query = parse_key_query(request.query_params)
+    keys = services(request).keys
+    total = await run_in_threadpool(keys.count, call.caller, call.instance_id, call.key_ring_id, query)
+    return Response(headers={"Key-Total": str(total)})
+
+
+@router.get(
+    "/keys/{id}",
+    openapi_extra=described(
+        d.operation(
+            "Read a key, with the payload of a standard key",
+            ok=200,
+            kind=wire.KEY_TYPE,
+            answer=wire.KeyCollection,
+            parameters=(d.REFERENCE,),
+        ),
+        _NOT_READ,
+    ),
+)
+async def get_key(request: Request) -> Response:
+    """Read a key."""
+    call = call_of(request)
+    here = services(request)
+    found = await run_in_threadpool(here.keys.read, call.caller, call.instance_id, path_id(request), call.key_ring_id)
+    resource = wire.key_resource(found.key, instance_of(request, call), here.clock(), payload=found.payload)
+    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
+
+
+@router.get(
+    "/keys/{id}/metadata",
+    openapi_extra=described(
+        d.operation(
+            "Read a key's metadata",
+            ok=200,
+            kind=wire.KEY_TYPE,
+            answer=wire.KeyCollection,
+            parameters=(d.REFERENCE,),
+        ),
+        _NOT_READ,
+    ),
+)
+async def get_key_metadata(request: Request) -> Response:
+    """Read a key without its payload."""
+    call = call_of(request)
+    here = services(request)
+    key = await run_in_threadpool(
+        here.keys.read_metadata, call.caller, call.instance_id, path_id(request), call.key_ring_id
+    )
+    resource = wire.key_resource(key, instance_of(request, call), here.clock())
+    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
+
+
+@router.get(
+    "/keys/{id}/versions",
+    openapi_extra=described(
+        d.operation(
+            "List a key's versions, newest first",
+            ok=200,
+            kind=wire.KEY_VERSION_TYPE,
+            answer=wire.VersionCollection,
+            parameters=(d.REFERENCE, *d.VERSION_LISTING),
+        ),
+        "Key versions could not be retrieved",
+    ),
+)
+async def list_versions(request: Request) -> Response:
+    """List versions."""
+    call = call_of(request)
+    query = parse_version_query(request.query_params)
+    versions, total = await run_in_threadpool(
+        services(request).keys.list_versions,
+        call.caller,
+        call.instance_id,
+        path_id(request),
+        call.key_ring_id,
+        query,
+    )
+    metadata = {"totalCount": total} if query.total_count else {}
+    resources = [wire.version_reference(version) for version in versions]
+    return answer(wire.collection(wire.KEY_VERSION_TYPE, resources, **metadata), wire.KEY_VERSION_TYPE)
+
+
+@router.patch(
+    "/keys/{id}",
+    openapi_extra=described(
+        d.operation(
+            "Move a key to another key ring",
+            ok=200,
+            kind=wire.KEY_TYPE,
+            answer=wire.KeyCollection,
+            body=wire.KeyPatchBody,
+            parameters=(d.REFERENCE,),
+        ),
+        "Key could not be updated",
+    ),
+)
+async def patch_key(request: Request) -> Response:
+    """Move a key."""
+    call = call_of(request)
+    ring_id = (await body_of(request, wire.KeyPatchBody)).keyRingID
+    here = services(request)
+    key = await run_in_threadpool(
+        here.keys.move, call.caller, call.instance_id, path_id(request), call.key_ring_id, ring_id
+    )
+    resource = wire.key_resource(key, instance_of(request, call), here.clock())
+    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
+
+
+@router.delete(
+    "/keys/{id}",
+    openapi_extra=described(
+        d.operation(
+            "Delete a key",
+            ok=200,
+            kind=wire.KEY_TYPE,
+            answer=wire.KeyCollection,
+            parameters=(d.REFERENCE,),
+            prefer=True,
+            also={204: "Done, without Prefer: return=representation"},
+        ),
+        "Key could not be deleted",
+    ),
+)
+async def delete_key(request: Request) -> Response:
+    """Delete a key."""
+    call = call_of(request)
+    here = services(request)
+    key = await run_in_threadpool(here.keys.delete, call.caller, call.instance_id, path_id(request), call.key_ring_id)
+    if not call.representation:
+        return Response(status_code=204)
+    resource = wire.key_resource(key, instance_of(request, call), here.clock())
+    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
+
+
+@router.post(
+    "/keys/{id}/actions/rotate",
+    status_code=204,
+    openapi_extra=described(
+        d.operation(
+            "Rotate a root key",
+            ok=204,
+            body=wire.RotateBody,
+            body_required=False,
+            parameters=(d.REFERENCE,),
+            prefer=True,
+        ),
+        _NOT_DONE,
+    ),
+)
+async def rotate_key(request: Request) -> Response:
+    """Rotate a key: 204 even with Prefer: return=representation (contract section 1.1)."""
+    call = call_of(request)
+    body = await optional_body_of(request, wire.RotateBody)
+    if body is not None and any(getattr(body, field) is not None for field in _IMPORT_FIELDS):
+        raise InvalidQueryParam("payload", "A key that was generated rotates without payload. Send no body.")
+    await run_in_threadpool(
+        services(request).keys.rotate, call.caller, call.instance_id, path_id(request), call.key_ring_id
+    )
+    return Response(status_code=204)
+
+
+@router.post("/keys/{id}", include_in_schema=False, openapi_extra=described({}, _NOT_DONE))
+async def legacy_action(request: Request) -> Response:
+    """The older spelling of an action; the crypto actions among them never get here (see `hot`)."""
+    call_of(request)
+    if request.query_params.getlist("action") == ["rotate"]:
+        return await rotate_key(request)
+    raise InvalidQueryParam("action", "The parameter `action` must be one of wrap, unwrap, rewrap, rotate.")
+
+
+def _new_key(body: wire.KeyCreateBody) -> NewKey:
+    if body.metadata.collectionType != wire.KEY_TYPE:
+        raise BadBody(f"The member metadata.collectionType must be {wire.KEY_TYPE}.")
+    if len(body.resources) != 1 or body.metadata.collectionTotal != 1:
+        raise BadBody("Only creation of one key per request is supported")
+    resource = body.resources[0]
+    if any(getattr(resource, field) is not None for field in _IMPORT_FIELDS):
+        raise FeatureRestricted("Import of key material is not available. Leave `payload` out to generate a key.")
+    return NewKey(
+        name=resource.name,
+        description=resource.description,
+        tags=tuple(resource.tags),
+        aliases=tuple(resource.aliases),
+        extractable=resource.extractable,
+        expires_at=None if resource.expirationDate is None else _time(resource.expirationDate),
+    )
+
+
+def _time(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidField("expirationDate", "The field `expirationDate` must be an RFC 3339 time.") from error
+
+
+def _search_metadata(query: KeyQuery) -> dict[str, object]:
+    search = query.search
+    if search is None:
+        return {}
+    echo = {"query": search.query, "scopes": list(search.scopes), "not": search.negated, "exact": search.exact}
+    return {"searchQuery": echo}

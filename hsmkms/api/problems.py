@@ -1,0 +1,145 @@
+"""The one place where errors become HTTP: status, body, headers (contract section 5, additions section 7).
+
+An error that is not ours gives a fixed sentence; its cause goes to the log under the correlation id, without the
+request's content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from hsmkms import errors
+
+MORE_INFO: Final = "https://cloud.ibm.com/apidocs/key-protect"
+ERROR_TYPE: Final = "application/vnd.ibm.kms.error+json"
+
+_STATUS: Final[dict[type[errors.HsmkmsError], HTTPStatus]] = {
+    errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
+    errors.FeatureRestricted: HTTPStatus.FORBIDDEN,
+    errors.KeyNotFound: HTTPStatus.NOT_FOUND,
+    errors.KeyRingNotFound: HTTPStatus.NOT_FOUND,
+    errors.KeyStateConflict: HTTPStatus.CONFLICT,
+    errors.RotationTooEarly: HTTPStatus.CONFLICT,
+    errors.AliasNotUnique: HTTPStatus.CONFLICT,
+    errors.KeyRingNotEmpty: HTTPStatus.CONFLICT,
+    errors.KeyRingExists: HTTPStatus.CONFLICT,
+    errors.KeyRingQuota: HTTPStatus.CONFLICT,
+    errors.KeyDeleted: HTTPStatus.GONE,
+    errors.UnprocessableCiphertext: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.Refusal: HTTPStatus.BAD_REQUEST,
+    errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""By class, the most special first along the method resolution order; what is not here is an internal error."""
+
+_INTERNAL: Final = "The service failed. The log has the cause under the Correlation-Id of this answer."
+
+_log = structlog.get_logger(__name__)
+
+
+async def guard(answer: Awaitable[Response], failed: str, correlation_id: str, *, iam: bool = False) -> Response:
+    """The answer, or the problem it ended in. Nothing but a lost client gets past this."""
+    try:
+        response = await answer
+    except ClientDisconnect:
+        raise
+    except Exception as error:
+        return iam_problem(error, correlation_id) if iam else kms_problem(error, failed, correlation_id)
+    response.headers["Correlation-Id"] = correlation_id
+    return response
+
+
+def status_of(error: Exception) -> HTTPStatus:
+    """The HTTP status of an error."""
+    if isinstance(error, HTTPException):
+        return HTTPStatus(error.status_code)
+    for kind in type(error).__mro__:
+        if kind in _STATUS:
+            return _STATUS[kind]
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def kms_problem(error: Exception, failed: str, correlation_id: str) -> Response:
+    """Key Protect's error body. `failed` says what could not be done."""
+    status, message, code = _describe(error, correlation_id)
+    resource: dict[str, object] = {"errorMsg": f"{status.phrase}: {message}"}
+    # A refusal of access carries no reasons, and neither does what has no code in the contract (additions section 6.1).
+    if code is not None and status is not HTTPStatus.UNAUTHORIZED:
+        reason: dict[str, object] = {
+            "code": code,
+            "message": message,
+            "status": int(status),
+            "moreInfo": MORE_INFO,
+        }
+        if isinstance(error, errors.InvalidField):
+            reason["target"] = {"type": "field", "name": error.target}
+        elif isinstance(error, errors.InvalidQueryParam):
+            reason["target"] = {"type": "query_param", "name": error.target}
+        resource["errorMsg"] = f"{status.phrase}: {failed}: Please see `reasons` for more details ({code})"
+        resource["reasons"] = [reason]
+    body = {"metadata": {"collectionType": ERROR_TYPE, "collectionTotal": 1}, "resources": [resource]}
+    headers = _headers(error, status, correlation_id)
+    return Response(msgspec.json.encode(body), status, headers, ERROR_TYPE)
+
+
+def iam_problem(error: Exception, correlation_id: str) -> Response:
+    """IAM's error body, as the Go client reads it (additions section 6.2)."""
+    status, message, code = _describe(error, correlation_id)
+    body = {
+        "errorCode": code or "BXNIM0000E",
+        "errorMessage": message,
+        "context": {"requestId": correlation_id},
+    }
+    headers = _headers(error, status, correlation_id)
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def _describe(error: Exception, correlation_id: str) -> tuple[HTTPStatus, str, str | None]:
+    status = status_of(error)
+    if isinstance(error, errors.HsmkmsError) and status is not HTTPStatus.INTERNAL_SERVER_ERROR:
+        if isinstance(error, errors.Unavailable):
+            _log.warning("unavailable", reason=error.message, correlation_id=correlation_id)
+        return status, error.message, error.code
+    if isinstance(error, HTTPException):
+        return status, "There is no such call. See /openapi.json for those there are.", None
+    # Where it happened, never what it said: a foreign exception's text may quote the request.
+    _log.error("internal error", kind=type(error).__name__, place=_place(error), correlation_id=correlation_id)
+    return HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL, None
+
+
+def _place(error: Exception) -> str:
+    trace = error.__traceback__
+    place = "unknown"
+    while trace is not None:
+        place = f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def _headers(error: Exception, status: HTTPStatus, correlation_id: str) -> dict[str, str]:
+    headers = {"Correlation-Id": correlation_id}
+    if isinstance(error, errors.Unavailable):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="hsmkms"'
+    if isinstance(error, BodyTooLarge):
+        # The rest of the body is still on its way and nobody will read it.
+        headers["Connection"] = "close"
+    if isinstance(error, HTTPException) and error.headers:
+        headers.update(error.headers)
+    return headers
+
+
+class BodyTooLarge(errors.BadBody):
+    """The body is longer than any request of this API can be."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request body is larger than {limit} bytes.")

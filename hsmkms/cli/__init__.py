@@ -1,0 +1,1 @@
+"""The `hsmkms` command line, one module per command group."""

@@ -1,0 +1,205 @@
+"""`hsmkms init`, `serve` and `up`: from nothing to a running service."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import os
+import secrets
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+import uvicorn
+
+from hsmkms.domain.ids import new_id
+from hsmkms.domain.secrets import SecretText
+from hsmkms.errors import SettingsInvalid
+from hsmkms.settings import FILE_NAME, Settings, load, state_dir
+from hsmkms.token.provision import has_token, init_token
+from hsmkms.wiring import address_of, configure_logs, open_rooms, pin_of
+
+LABEL: Final = "hsmkms"
+_CREATE: Final = (
+    '{"metadata":{"collectionType":"application/vnd.ibm.kms.key+json","collectionTotal":1},'
+    '"resources":[{"type":"application/vnd.ibm.kms.key+json","name":"first","extractable":false}]}'
+)
+
+Softhsm = Annotated[
+    Path | None,
+    typer.Option("--softhsm", help="Make a SoftHSM token in the state directory from this softhsm2.conf template."),
+]
+Region = Annotated[str, typer.Option(help="Region in the CRNs of the first instance.")]
+Name = Annotated[str, typer.Option(help="Name of the first instance.")]
+
+
+def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local") -> None:
+    """Prepare token and database, and show the administrator's API key once.
+
+    With an HSM: set HSMKMS_PKCS11_MODULE, HSMKMS_LABEL and HSMKMS_PIN_FILE first. On a laptop: --softhsm.
+    """
+    _make_state_dir()
+    if softhsm is not None and not (state_dir() / FILE_NAME).exists():
+        _make_softhsm(softhsm)
+    settings = load()
+    rooms = open_rooms(settings, pin_of(settings))
+    with rooms.close:
+        if rooms.deployment.is_founded():
+            typer.echo(f"{settings.state_dir} is initialised already; nothing was changed.")
+            return
+        founded = rooms.deployment.found(name, region, new_id().replace("-", ""))
+    _write_client_env(settings, founded.instance.id, founded.api_key)
+    typer.echo(f"instance           {founded.instance.id}")
+    typer.echo(f"administrator key  {founded.api_key.reveal()}   (shown once; also in client.env)")
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to bind; other than loopback needs TLS.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate, PEM.")] = None,
+    allow_plain_http_from_other_hosts: Annotated[
+        bool | None, typer.Option("--allow-plain-http-from-other-hosts", help="Bind any address without TLS.")
+    ] = None,
+) -> None:
+    """Serve the API until Ctrl-C."""
+    settings = load(
+        host=host,
+        port=port,
+        workers=workers,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        allow_plain_http_from_other_hosts=allow_plain_http_from_other_hosts,
+    )
+    _serve(settings)
+
+
+def up(softhsm: Softhsm = None) -> None:
+    """Initialise if needed, then serve: a Key Protect on your laptop in one command."""
+    if not (state_dir() / "client.env").exists():
+        init(softhsm)
+    settings = load()
+    typer.echo(_tour(settings))
+    _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    """Open the rooms once before any worker does, so that a wrong PIN costs one try and the schema is there."""
+    _require_safe_bind(settings)
+    configure_logs()
+    pin = settings.read_pin() or SecretText(typer.prompt("PIN of the token", hide_input=True, err=True))
+    # Workers inherit the environment; a command line would show the PIN to everybody on the host.
+    os.environ["HSMKMS_STATE_DIR"] = str(settings.state_dir)
+    os.environ["HSMKMS_PIN"] = pin.reveal()
+    rooms = open_rooms(settings, pin)
+    with rooms.close:
+        rooms.deployment.require_founded()
+    uvicorn.run(
+        "hsmkms.wiring:worker",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+    )
+
+
+def _require_safe_bind(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise SettingsInvalid("TLS needs both tls_cert and tls_key.")
+    try:
+        loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and settings.tls_cert is None and not settings.allow_plain_http_from_other_hosts:
+        raise SettingsInvalid(
+            f"Binding {settings.host} without TLS would send keys in clear. Give --tls-cert and --tls-key, or say "
+            "--allow-plain-http-from-other-hosts if something in front does TLS."
+        )
+
+
+def _make_state_dir() -> None:
+    state_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
+    state_dir().chmod(0o700)
+
+
+def _make_softhsm(template: Path) -> None:
+    """A SoftHSM token under random PINs, and the settings that name it."""
+    place = state_dir()
+    tokens = place / "tokens"
+    tokens.mkdir(mode=0o700, exist_ok=True)
+    try:
+        configuration = template.read_text().replace("@TOKENDIR@", str(tokens))
+    except OSError as error:
+        raise SettingsInvalid(f"The template {template} cannot be read.") from error
+    _write_private(place / "softhsm2.conf", configuration)
+    for name in ("so-pin", "pin"):
+        if not (place / name).exists():
+            _write_private(place / name, _random_pin() + "\n")
+    module = Settings().pkcs11_module
+    os.environ["SOFTHSM2_CONF"] = str(place / "softhsm2.conf")
+    if not has_token(module, LABEL):
+        so_pin, pin = (SecretText((place / name).read_text().strip()) for name in ("so-pin", "pin"))
+        init_token(module, LABEL, so_pin, pin)
+    _write_private(
+        place / FILE_NAME,
+        f'pkcs11_module = "{module}"\ntoken_label = "{LABEL}"\n'
+        f'softhsm2_conf = "{place / "softhsm2.conf"}"\npin_file = "{place / "pin"}"\n',
+    )
+    address_of(load())
+
+
+def _random_pin() -> str:
+    return base64.b32encode(secrets.token_bytes(20)).decode()
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Create or replace a file that only its owner can read, from its first byte on."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _write_client_env(settings: Settings, instance_id: str, api_key: SecretText) -> None:
+    """Credentials as every official SDK reads them through IBM_CREDENTIALS_FILE."""
+    _write_private(
+        settings.state_dir / "client.env",
+        f"IBM_KEY_PROTECT_API_URL={_base_url(settings)}\n"
+        f"IBM_KEY_PROTECT_API_AUTH_URL={_base_url(settings)}\n"
+        "IBM_KEY_PROTECT_API_AUTH_TYPE=iam\n"
+        f"IBM_KEY_PROTECT_API_APIKEY={api_key.reveal()}\n"
+        f"IBM_KEY_PROTECT_API_BLUEMIX_INSTANCE={instance_id}\n",
+    )
+
+
+def _base_url(settings: Settings) -> str:
+    scheme = "http" if settings.tls_cert is None else "https"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{host}:{settings.port}"
+
+
+def _tour(settings: Settings) -> str:
+    program = shlex.quote(str(Path(sys.executable).with_name("hsmkms")))
+    prefix = f"HSMKMS_STATE_DIR={shlex.quote(str(settings.state_dir))} {program} call POST"
+    return (
+        f"\nServing {_base_url(settings)} until Ctrl-C; credentials for any SDK: {settings.state_dir / 'client.env'}\n"
+        "Paste these three lines into another terminal: create a root key, wrap, unwrap.\n\n"
+        f"KEY=$({prefix} /keys '{_CREATE}' --show resources.0.id)\n"
+        f'CIPHERTEXT=$({prefix} /keys/$KEY/actions/wrap \'{{"plaintext":"aGVsbG8gSFNN"}}\' --show ciphertext)\n'
+        f'{prefix} /keys/$KEY/actions/unwrap "{{\\"ciphertext\\":\\"$CIPHERTEXT\\"}}" --show plaintext | base64 -d\n'
+    )

@@ -1,0 +1,100 @@
+"""`hsmkms keys`: list, create, show, rotate, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hsmkms.cli.local import InstanceOption, JsonOption, Local, local
+from hsmkms.domain.keys import Key, effective_state
+from hsmkms.domain.new_key import NewKey
+from hsmkms.domain.query import parse_key_query
+
+app = typer.Typer(help="Manage keys on this host's token and database.", no_args_is_help=True)
+
+KeyArgument = Annotated[str, typer.Argument(help="Key id or alias.")]
+_ALL = {"state": "1,2,3,5", "sort": "creationDate", "limit": "5000"}
+
+
+@app.command("list")
+def list_keys(instance: InstanceOption = None, json: JsonOption = False) -> None:
+    """List all keys, deleted ones too."""
+    with local(instance) as here:
+        page = here.rooms.services.keys.list(here.caller, here.instance.id, None, parse_key_query(_ALL))
+        shown = [_describe(key, here) for key in page.keys]
+    if json:
+        typer.echo(msgspec.json.encode(shown).decode())
+        return
+    table = Table("id", "name", "kind", "state", "ring", "versions")
+    for key in shown:
+        table.add_row(*(str(key[column]) for column in ("id", "name", "kind", "state", "ring", "versions")))
+    Console(soft_wrap=True).print(table)
+
+
+@app.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Name, 2 to 90 characters.")],
+    standard: Annotated[bool, typer.Option("--standard", help="A standard (extractable) key.")] = False,
+    alias: Annotated[list[str] | None, typer.Option("--alias", help="An alias; may be repeated.")] = None,
+    instance: InstanceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Create a root key in the token, or a standard key."""
+    with local(instance) as here:
+        wish = NewKey(name, None, (), tuple(alias or ()), standard, None)
+        created = here.rooms.services.keys.create(here.caller, here.instance.id, None, wish)
+        _print(_describe(created.key, here), json)
+
+
+@app.command("show")
+def show(key: KeyArgument, instance: InstanceOption = None, json: JsonOption = False) -> None:
+    """Show a key's metadata."""
+    with local(instance) as here:
+        found = here.rooms.services.keys.read_metadata(here.caller, here.instance.id, key, None)
+        _print(_describe(found, here), json)
+
+
+@app.command("rotate")
+def rotate(key: KeyArgument, instance: InstanceOption = None, json: JsonOption = False) -> None:
+    """Give a root key a new version; old ciphertexts still open."""
+    with local(instance) as here:
+        _print(_describe(here.rooms.services.keys.rotate(here.caller, here.instance.id, key, None), here), json)
+
+
+@app.command("delete")
+def delete(
+    key: KeyArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    instance: InstanceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Delete a key: what it wrapped cannot be opened until it is restored."""
+    if not yes:
+        typer.confirm(f"Delete {key}?", abort=True, err=True)
+    with local(instance) as here:
+        _print(_describe(here.rooms.services.keys.delete(here.caller, here.instance.id, key, None), here), json)
+
+
+def _describe(key: Key, here: Local) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "kind": "root" if key.is_root else "standard",
+        "state": effective_state(key, here.rooms.services.clock()).name.lower(),
+        "ring": key.key_ring_id,
+        "aliases": list(key.aliases),
+        "versions": len(key.versions),
+        "created_at": key.created_at,
+    }
+
+
+def _print(described: dict[str, Any], json: bool) -> None:
+    if json:
+        typer.echo(msgspec.json.encode(described).decode())
+        return
+    for name, value in described.items():
+        typer.echo(f"{name:<11}{', '.join(value) if isinstance(value, list) else value}")

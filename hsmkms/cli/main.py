@@ -1,0 +1,42 @@
+"""The `hsmkms` command. Errors are one line without a traceback; their exit code is 1, wrong usage is 2."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from hsmkms import __version__
+from hsmkms.cli import call, crypto, deploy, doctor, keys
+from hsmkms.errors import HsmkmsError
+
+app = typer.Typer(
+    name="hsmkms",
+    help="Key management in front of your own HSM. Start with `hsmkms init`, then `hsmkms serve`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("init")(deploy.init)
+app.command("serve")(deploy.serve)
+app.command("up")(deploy.up)
+app.add_typer(keys.app, name="keys")
+app.command("wrap")(crypto.wrap)
+app.command("unwrap")(crypto.unwrap)
+app.command("doctor")(doctor.doctor)
+app.command("call")(call.call)
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except HsmkmsError as error:
+        Console(stderr=True, highlight=False).print(f"hsmkms: {error.message}", markup=False, soft_wrap=True)
+        sys.exit(1)

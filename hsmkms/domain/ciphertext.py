@@ -1,0 +1,54 @@
+"""The ciphertext that callers keep: base64 of a JSON object with the members that the contract names (section 2).
+
+`handle` is the id of the key version that made it, `version` the format, `iv` the initial value of RFC 3394 section
+2.2.3.1, which is fixed. Only the exact text that `encode` makes is accepted: a ciphertext has one form, so nobody can
+change a byte of it and still be understood.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Final
+
+import msgspec
+
+from hsmkms.domain.ids import is_uuid
+from hsmkms.errors import InvalidField, UnprocessableCiphertext
+
+FORMAT_VERSION: Final = "4.0.0"
+RFC3394_IV: Final = base64.b64encode(b"\xa6" * 8).decode()
+
+
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    ciphertext: bytes
+    iv: str
+    version: str
+    handle: str
+
+
+_decoder: Final = msgspec.json.Decoder(_Envelope)
+_encoder: Final = msgspec.json.Encoder()
+
+
+def encode(version_id: str, sealed: bytes) -> str:
+    """The text given to the caller for `sealed`, which key version `version_id` made."""
+    return base64.b64encode(_encoder.encode(_Envelope(sealed, RFC3394_IV, FORMAT_VERSION, version_id))).decode()
+
+
+def decode(text: str) -> tuple[str, bytes]:
+    """Version id and sealed bytes of a ciphertext.
+
+    Raises InvalidField (not base64) or UnprocessableCiphertext (base64, but not a ciphertext of this service).
+    """
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidField("ciphertext", "The field `ciphertext` must be standard base64.") from error
+    try:
+        envelope = _decoder.decode(raw)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise UnprocessableCiphertext from error
+    if not is_uuid(envelope.handle) or encode(envelope.handle, envelope.ciphertext) != text:
+        raise UnprocessableCiphertext
+    return envelope.handle, envelope.ciphertext

@@ -1,0 +1,127 @@
+"""Keys, their versions and states, and which action a state permits (contract section 3)."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from hsmkms.errors import KeyDeleted, KeyRootRequired, KeyStateConflict, RotationTooEarly
+
+ROTATION_INTERVAL: Final = timedelta(hours=1)
+RESTORE_WINDOW: Final = timedelta(days=30)
+PURGE_ALLOWED_AFTER: Final = timedelta(hours=4)
+PURGE_SCHEDULED_AFTER: Final = timedelta(days=90)
+
+NAME_CHARS: Final = (2, 90)
+DESCRIPTION_CHARS: Final = (2, 240)
+MAX_TAGS: Final = 30
+TAG_CHARS: Final = 30
+TAG_FORBIDDEN: Final = frozenset("<>,:&|")
+MAX_ALIASES: Final = 5
+STANDARD_KEY_BYTES: Final = 32
+MAX_STANDARD_KEY_BYTES: Final = 7_500
+
+
+class KeyState(enum.IntEnum):
+    """States as the wire numbers them; 0 (pre-activation) is never seen on a key, 4 does not exist."""
+
+    PRE_ACTIVATION = 0
+    ACTIVE = 1
+    SUSPENDED = 2
+    DEACTIVATED = 3
+    DESTROYED = 5
+
+
+class KeyAction(enum.Enum):
+    """Actions on the material of a key."""
+
+    WRAP = "wrap"
+    UNWRAP = "unwrap"
+    REWRAP = "rewrap"
+    ROTATE = "rotate"
+
+
+_ACTIVE: Final = frozenset({KeyState.ACTIVE})
+_ACTIVE_OR_DEACTIVATED: Final = frozenset({KeyState.ACTIVE, KeyState.DEACTIVATED})
+PERMITTED: Final[dict[KeyAction, frozenset[KeyState]]] = {
+    KeyAction.WRAP: _ACTIVE,
+    KeyAction.UNWRAP: _ACTIVE_OR_DEACTIVATED,
+    KeyAction.REWRAP: _ACTIVE_OR_DEACTIVATED,
+    KeyAction.ROTATE: _ACTIVE_OR_DEACTIVATED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyVersion:
+    """One AES object in the token. `id` is its CKA_ID; `check_value` tells the object apart from an impostor."""
+
+    id: str
+    created_at: datetime
+    check_value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A root key (versions, newest first) or a standard key (no versions; its sealed payload stays in the store)."""
+
+    id: str
+    instance_id: str
+    key_ring_id: str
+    name: str
+    description: str | None
+    tags: tuple[str, ...]
+    aliases: tuple[str, ...]
+    extractable: bool
+    imported: bool
+    state: KeyState
+    created_at: datetime
+    created_by: str
+    updated_at: datetime | None
+    rotated_at: datetime | None
+    expires_at: datetime | None
+    deleted_at: datetime | None
+    deleted_by: str | None
+    versions: tuple[KeyVersion, ...]
+
+    @property
+    def is_root(self) -> bool:
+        """Root keys never leave the token."""
+        return not self.extractable
+
+    @property
+    def current(self) -> KeyVersion:
+        """The version that wraps. Only root keys have one."""
+        return self.versions[0]
+
+    def version(self, version_id: str) -> KeyVersion | None:
+        """The version with that id, if it is this key's."""
+        return next((v for v in self.versions if v.id == version_id), None)
+
+
+def effective_state(key: Key, now: datetime) -> KeyState:
+    """The state that counts: an Active key is Deactivated from its expiration date on, job or no job."""
+    if key.state is KeyState.ACTIVE and key.expires_at is not None and now >= key.expires_at:
+        return KeyState.DEACTIVATED
+    return key.state
+
+
+def require_usable(key: Key, action: KeyAction, now: datetime) -> None:
+    """Raise unless `action` may be done with `key` at `now`.
+
+    Raises KeyDeleted, KeyRootRequired or KeyStateConflict (additions section 4 and 5).
+    """
+    state = effective_state(key, now)
+    if state is KeyState.DESTROYED:
+        raise KeyDeleted
+    if key.extractable:
+        raise KeyRootRequired
+    if state not in PERMITTED[action]:
+        raise KeyStateConflict("active")
+
+
+def require_rotation_due(key: Key, now: datetime) -> None:
+    """Raise RotationTooEarly within an hour of the last rotation; creation does not count (contract section 3)."""
+    if key.rotated_at is not None and now - key.rotated_at < ROTATION_INTERVAL:
+        raise RotationTooEarly(key.rotated_at + ROTATION_INTERVAL)

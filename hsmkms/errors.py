@@ -1,0 +1,258 @@
+"""Every refusal this service can give, one class each, without a word of HTTP.
+
+    HsmkmsError
+    ├── Refusal                    the caller's request cannot be done as it stands
+    │   ├── BadBody · NoBody · InvalidField · InvalidQueryParam · InvalidInstance
+    │   ├── BearerUnreadable · Unauthorized · FeatureRestricted
+    │   ├── KeyNotFound · KeyRingNotFound · KeyDeleted · KeyStateConflict · KeyRootRequired
+    │   ├── RotationTooEarly · AliasNotUnique
+    │   ├── KeyRingNotEmpty · KeyRingExists · KeyRingQuota · KeyRingReserved
+    │   ├── UnprocessableCiphertext
+    │   └── CredentialsRefused     the token endpoint's answer to a wrong API key
+    ├── Unavailable                a part this service stands on does not answer: try again
+    │   ├── TokenUnavailable · TokenBusy · KeyMaterialMissing
+    │   └── StoreUnavailable
+    └── OperatorError              for the person at the command line: settings, set-up, token
+
+`code` is the contract's reason code (contract section 5, additions section 7). `message` is safe to show: it says what
+to do next and never holds a secret or a caller's input of more than a few characters.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar
+
+
+class HsmkmsError(Exception):
+    """Root of all errors of this package."""
+
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Refusal(HsmkmsError):
+    """The request cannot be done as it stands; the caller has to change something."""
+
+
+class BadBody(Refusal):
+    code = "BAD_BODY_ERR"
+
+
+class NoBody(Refusal):
+    code = "NO_BODY_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The request needs a JSON body. Send one with the member `ciphertext`.")
+
+
+class InvalidField(Refusal):
+    """A member of the body has a value that the contract does not allow; `target` names the member."""
+
+    code = "INVALID_FIELD_ERR"
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.target = name
+
+
+class InvalidQueryParam(Refusal):
+    """A query parameter has a value that the contract does not allow; `target` names the parameter."""
+
+    code = "INVALID_QUERY_PARAM_ERR"
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.target = name
+
+
+class KeySearchTooBroad(Refusal):
+    code = "KEY_SEARCH_TOO_BROAD"
+
+    def __init__(self, candidates: int) -> None:
+        super().__init__(f"The search would look through more than {candidates} keys. Narrow it with state or filter.")
+
+
+class InvalidInstance(Refusal):
+    def __init__(self) -> None:
+        super().__init__("Request requires valid Bluemix-Instance Header containing a valid UUID")
+
+
+class BearerUnreadable(Refusal):
+    code = "BEARER_SUB_EXTRACTION_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The Authorization header must be `Bearer <token>` with a token from /identity/token.")
+
+
+class Unauthenticated(Refusal):
+    """The bearer token is missing, expired or was not made by us."""
+
+    def __init__(self) -> None:
+        super().__init__("The access token is missing, expired or not valid here. Get a new one at /identity/token.")
+
+
+class Unauthorized(Refusal):
+    """The caller has no right to this target, or the target does not exist: both read the same on purpose."""
+
+    def __init__(self) -> None:
+        super().__init__("The user does not have access to the specified resource")
+
+
+class CredentialsRefused(Refusal):
+    code = "BXNIM0415E"
+
+    def __init__(self) -> None:
+        super().__init__("Provided API key could not be found.")
+
+
+class TokenRequestInvalid(Refusal):
+    code = "BXNIM0109E"
+
+
+class FeatureRestricted(Refusal):
+    code = "FEATURE_RESTRICTED_ERR"
+
+
+class KeyNotFound(Refusal):
+    code = "KEY_NOT_FOUND_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("Key does not exist")
+
+
+class KeyRingNotFound(Refusal):
+    code = "KEY_RING_NOT_FOUND_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("Key ring does not exist. Create it first, or leave X-Kms-Key-Ring out.")
+
+
+class KeyRingExists(Refusal):
+    code = "KEY_RING_ALREADY_EXISTS_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("A key ring with this id exists already. Choose another id.")
+
+
+class KeyRingReserved(Refusal):
+    code = "KEY_RING_RESERVED_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The key ring `default` always exists and cannot be created or deleted.")
+
+
+class KeyRingQuota(Refusal):
+    code = "KEY_RING_QUOTA_ERR"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"An instance holds {most} key rings at most. Delete one that is empty first.")
+
+
+class KeyRingNotEmpty(Refusal):
+    code = "KEY_RING_NOT_EMPTY_ERR"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class KeyDeleted(Refusal):
+    code = "KEY_DELETED_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("Key has already been deleted. Restore it before you use it.")
+
+
+class KeyStateConflict(Refusal):
+    """The key's state does not permit the action (contract section 3)."""
+
+    code = "KEY_ACTION_INVALID_STATE_ERR"
+
+    def __init__(self, needed: str) -> None:
+        super().__init__(f"Key is not in {needed} state")
+
+
+class KeyRootRequired(Refusal):
+    code = "KEY_ROOT_REQ_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The action needs a root key, and this is a standard key. Create one with extractable=false.")
+
+
+class KeyExpired(Refusal):
+    code = "KEY_EXPIRED_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("Key has expired")
+
+
+class RotationTooEarly(Refusal):
+    code = "KEY_ROTATION_NOT_PERMITTED"
+
+    def __init__(self, not_before: datetime) -> None:
+        super().__init__(
+            f"Key was rotated within the last hour. Rotate it again after {not_before:%Y-%m-%dT%H:%M:%SZ}."
+        )
+
+
+class AliasNotUnique(Refusal):
+    code = "KEY_ALIAS_NOT_UNIQUE_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("An alias of the request is in use in this instance. Choose another one.")
+
+
+class UnprocessableCiphertext(Refusal):
+    """Truncated, changed, made under another key or with other AAD: one answer, whichever check failed."""
+
+    code = "UNPROCESSABLE_CIPHERTEXT_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The ciphertext does not belong to this key and additional authentication data.")
+
+
+class Unavailable(HsmkmsError):
+    """A part that this service stands on does not answer. `retry_after_s` is what Retry-After says, in seconds."""
+
+    retry_after_s: ClassVar[int] = 2
+
+
+class TokenUnavailable(Unavailable):
+    """The HSM does not answer, or not as it should."""
+
+
+class TokenBusy(Unavailable):
+    """All sessions with the HSM are in use for longer than a caller should wait."""
+
+    retry_after_s = 1
+
+
+class KeyMaterialMissing(Unavailable):
+    """The token answers, and an object that a committed row names is not on it, or is not the one it was."""
+
+
+class StoreUnavailable(Unavailable):
+    """The database does not answer or could not commit."""
+
+
+class OperatorError(HsmkmsError):
+    """What a person at the command line has to put right; printed as one line."""
+
+
+class SettingsInvalid(OperatorError):
+    """A setting has a value that cannot be used."""
+
+
+class TokenRefused(OperatorError):
+    """The token lacks what this service needs, or is not safe to hold root keys."""
+
+
+class PinRefused(OperatorError):
+    """The token did not take the PIN. It is never tried twice: a second wrong PIN can lock the token."""
+
+
+class StoreRefused(OperatorError):
+    """The database cannot be used as it stands."""

@@ -1,0 +1,1 @@
+"""Who is this: API keys, issued tokens, their verification."""

@@ -1,0 +1,1 @@
+"""The use cases. Every method: caller first, then authorize, act, record."""

@@ -1,0 +1,189 @@
+"""Wrap, unwrap, rewrap: the main job. No SQL, no token search and no new thread when warm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from hsmkms.clock import Clock
+from hsmkms.domain import ciphertext
+from hsmkms.domain.access import Action, Caller, Target
+from hsmkms.domain.keys import Key, KeyAction, KeyVersion, require_usable
+from hsmkms.domain.secrets import SecretBytes
+from hsmkms.errors import InvalidField, KeyNotFound, Unauthorized, UnprocessableCiphertext
+from hsmkms.service.authorize import authorize
+from hsmkms.service.snapshot import Snapshot
+from hsmkms.token.room import Token
+
+T = TypeVar("T")
+
+GENERATED_DEK_BYTES: Final = 32
+MAX_PLAINTEXT_BYTES: Final = 4_096
+MAX_AAD_STRINGS: Final = 255
+MAX_AAD_CHARS: Final = 255
+
+INLINE_BELOW_S: Final = 0.001
+"""A token that answers faster than this is called on the event loop: handing a call of 50 µs to a thread costs more
+than the call. A slower one, such as an HSM in the network, gets threads so that its wait is nobody else's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """`plaintext` only if the service generated it."""
+
+    ciphertext: str
+    version: KeyVersion
+    plaintext: SecretBytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unwrapped:
+    """`version` made the submitted ciphertext. `ciphertext` is new, and only there if that was not the current one."""
+
+    plaintext: SecretBytes
+    version: KeyVersion
+    ciphertext: str | None
+    rewrapped: KeyVersion | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrapped:
+    """`version` made the submitted ciphertext, `rewrapped` the new one; they may be the same."""
+
+    ciphertext: str
+    version: KeyVersion
+    rewrapped: KeyVersion
+
+
+class CryptoService:
+    """Each method raises Unauthorized, KeyNotFound, KeyDeleted, KeyRootRequired, KeyStateConflict, InvalidField."""
+
+    def __init__(self, token: Token, snapshot: Snapshot, clock: Clock, threads: ThreadPoolExecutor) -> None:
+        self._token = token
+        self._snapshot = snapshot
+        self._clock = clock
+        self._threads = threads
+        self._inline = token.capabilities.call_s < INLINE_BELOW_S
+
+    async def wrap(
+        self,
+        caller: Caller,
+        instance_id: str,
+        reference: str,
+        key_ring_id: str | None,
+        plaintext: bytes | None,
+        aad: Sequence[str],
+    ) -> Wrapped:
+        """Seal `plaintext` (1 to 4,096 bytes), or 32 random bytes of the token if it is None."""
+        key = await self._find(caller, Action.KEY_WRAP, instance_id, reference, key_ring_id)
+        require_usable(key, KeyAction.WRAP, self._clock())
+        _require_aad(aad)
+        if plaintext is not None and not 1 <= len(plaintext) <= MAX_PLAINTEXT_BYTES:
+            raise InvalidField("plaintext", f"The field `plaintext` must hold 1 to {MAX_PLAINTEXT_BYTES} bytes.")
+        version = key.current
+
+        def seal() -> Wrapped:
+            if plaintext is not None:
+                return Wrapped(self._seal(version, plaintext, aad), version, None)
+            generated = self._token.random(GENERATED_DEK_BYTES)
+            return Wrapped(self._seal(version, generated.reveal(), aad), version, generated)
+
+        return await self._on_token(seal)
+
+    async def unwrap(
+        self,
+        caller: Caller,
+        instance_id: str,
+        reference: str,
+        key_ring_id: str | None,
+        text: str,
+        aad: Sequence[str],
+    ) -> Unwrapped:
+        """Open a ciphertext; if an older version made it, also seal it anew. Raises UnprocessableCiphertext."""
+        key = await self._find(caller, Action.KEY_UNWRAP, instance_id, reference, key_ring_id)
+        require_usable(key, KeyAction.UNWRAP, self._clock())
+        handle_id, sealed = _parse(text, aad)
+
+        def unwrap() -> Unwrapped:
+            plaintext, version = self._open(key, handle_id, sealed, aad)
+            if version is key.current and handle_id == version.id:
+                return Unwrapped(plaintext, version, None, None)
+            return Unwrapped(plaintext, version, self._seal(key.current, plaintext.reveal(), aad), key.current)
+
+        return await self._on_token(unwrap)
+
+    async def rewrap(
+        self,
+        caller: Caller,
+        instance_id: str,
+        reference: str,
+        key_ring_id: str | None,
+        text: str,
+        aad: Sequence[str],
+    ) -> Rewrapped:
+        """Seal the content of a ciphertext under the newest version. Raises UnprocessableCiphertext."""
+        key = await self._find(caller, Action.KEY_REWRAP, instance_id, reference, key_ring_id)
+        require_usable(key, KeyAction.REWRAP, self._clock())
+        handle_id, sealed = _parse(text, aad)
+
+        def rewrap() -> Rewrapped:
+            plaintext, version = self._open(key, handle_id, sealed, aad)
+            return Rewrapped(self._seal(key.current, plaintext.reveal(), aad), version, key.current)
+
+        return await self._on_token(rewrap)
+
+    async def _find(
+        self, caller: Caller, action: Action, instance_id: str, reference: str, key_ring_id: str | None
+    ) -> Key:
+        """Decide about the instance first: only a caller with a right there is told what is missing in it."""
+        instance = self._snapshot.instance(instance_id)
+        if instance is None:
+            raise Unauthorized
+        key = self._snapshot.remembered(instance_id, reference)
+        if key is None:
+            authorize(caller, action, Target(instance.account, instance_id, key_ring_id))
+            loop = asyncio.get_running_loop()
+            key = await loop.run_in_executor(self._threads, self._snapshot.load, instance_id, reference)
+        if key is None:
+            raise KeyNotFound
+        authorize(caller, action, Target(instance.account, instance_id, key.key_ring_id, key.id))
+        if key_ring_id is not None and key_ring_id != key.key_ring_id:
+            raise KeyNotFound
+        return key
+
+    async def _on_token(self, call: Callable[[], T]) -> T:
+        if self._inline:
+            return call()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _seal(self, version: KeyVersion, dek: bytes, aad: Sequence[str]) -> str:
+        return ciphertext.encode(version.id, self._token.seal(version, dek, aad))
+
+    def _open(self, key: Key, handle_id: str, sealed: bytes, aad: Sequence[str]) -> tuple[SecretBytes, KeyVersion]:
+        """Open with the version that the ciphertext names. A name that is not this key's may be of material that was
+        imported again, so its own versions are tried, newest first; the frame stays bound to the name."""
+        named = key.version(handle_id)
+        for version in key.versions if named is None else (named,):
+            try:
+                return self._token.open(version, handle_id, sealed, aad), version
+            except UnprocessableCiphertext:
+                continue
+        raise UnprocessableCiphertext
+
+
+def _parse(text: str, aad: Sequence[str]) -> tuple[str, bytes]:
+    _require_aad(aad)
+    return ciphertext.decode(text)
+
+
+def _require_aad(aad: Sequence[str]) -> None:
+    """At most 255 strings of at most 255 characters (additions section 4)."""
+    if len(aad) > MAX_AAD_STRINGS or any(len(text) > MAX_AAD_CHARS for text in aad):
+        raise InvalidField(
+            "aad", f"The field `aad` takes {MAX_AAD_STRINGS} strings of {MAX_AAD_CHARS} characters each."
+        )
+    if any("\ud800" <= character <= "\udfff" for text in aad if not text.isascii() for character in text):
+        raise InvalidField("aad", "The field `aad` must hold valid Unicode strings.")

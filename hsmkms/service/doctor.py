@@ -1,0 +1,125 @@
+"""Compare token and database, and settle what a crash left behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from hsmkms.clock import Clock
+from hsmkms.errors import KeyMaterialMissing, OperatorError
+from hsmkms.service.material import Material
+from hsmkms.store.engine import Database
+from hsmkms.store.keys import KeyStore
+from hsmkms.token.room import Token
+
+_EARLIEST_PLAUSIBLE: Final = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report. `ok` False makes the exit code 1."""
+
+    subject: str
+    ok: bool
+    detail: str
+
+
+class Doctor:
+    """For the operator on the host."""
+
+    def __init__(self, token: Token, database: Database, keys: KeyStore, material: Material, clock: Clock) -> None:
+        self._token = token
+        self._database = database
+        self._keys = keys
+        self._material = material
+        self._clock = clock
+
+    def examine(self) -> list[Finding]:
+        """Every check, in order."""
+        info = self._token.info
+        pace_us = self._token.capabilities.call_s * 1e6
+        return [
+            Finding(
+                "token", True, f"{info.label!r}, serial {info.serial}, {info.manufacturer} firmware {info.firmware}"
+            ),
+            Finding("mechanisms", True, f"all there; keys cannot be drawn out; one seal takes {pace_us:.0f} µs"),
+            self._sentinel(),
+            self._revision(),
+            self._clock_plausible(),
+            *self._key_objects(),
+            *self._pending(),
+        ]
+
+    def repair(self, pending_older_than: timedelta) -> list[Finding]:
+        """Settle pending objects older than that: those that no row names are destroyed."""
+        before = self._clock() - pending_older_than
+        findings = []
+        for pending in self._keys.pending():
+            if pending.created_at > before:
+                findings.append(Finding("pending object", True, f"{pending.version_id} is young: left alone"))
+                continue
+            destroyed = self._material.settle(pending.version_id)
+            detail = "object destroyed" if destroyed else "no object to destroy"
+            findings.append(Finding("pending object", True, f"{pending.version_id} settled: {detail}"))
+        return findings
+
+    def _sentinel(self) -> Finding:
+        there = self._token.has_sentinel()
+        return Finding("sentinel", there, "present" if there else "missing: this is not the deployment's token")
+
+    def _revision(self) -> Finding:
+        found, wanted = self._database.revision(), self._database.newest_revision()
+        return Finding("database", found == wanted, f"revision {found}, this version wants {wanted}")
+
+    def _clock_plausible(self) -> Finding:
+        now = self._clock()
+        return Finding("clock", now >= _EARLIEST_PLAUSIBLE, f"{now:%Y-%m-%dT%H:%M:%SZ}")
+
+    def _key_objects(self) -> list[Finding]:
+        objects = {found.version_id: found for found in self._token.list_keys()}
+        rows = self._keys.version_ids()
+        pending = {row.version_id for row in self._keys.pending()}
+        findings = [
+            Finding("attributes", False, f"{found.version_id} has the wrong {found.unsafe}")
+            for found in objects.values()
+            if found.unsafe
+        ]
+        findings += [
+            Finding(
+                "row without object", False, f"version {version_id} of {owner}: bring the right token or its backup"
+            )
+            for version_id, owner in rows.items()
+            if version_id not in objects
+        ]
+        findings += [
+            Finding(
+                "object without row", False, f"{version_id} ({found.label}): kept, the database may be an old backup"
+            )
+            for version_id, found in objects.items()
+            if version_id not in rows and version_id not in pending
+        ]
+        findings += self._impostors(set(objects))
+        both = len(rows.keys() & objects.keys())
+        return [Finding("keys", not findings, f"{both} of {len(rows)} rows have their object"), *findings]
+
+    def _impostors(self, present: set[str]) -> list[Finding]:
+        findings = []
+        for key_id, version in self._keys.versions():
+            if version.id not in present:
+                continue
+            try:
+                self._token.verify_key(version)
+            except (KeyMaterialMissing, OperatorError) as error:
+                findings.append(Finding("check value", False, f"version {version.id} of {key_id}: {error.message}"))
+        return findings
+
+    def _pending(self) -> list[Finding]:
+        return [
+            Finding(
+                "pending object",
+                False,
+                f"{row.version_id} since {row.created_at:%Y-%m-%dT%H:%M:%SZ}: --repair settles it",
+            )
+            for row in self._keys.pending()
+        ]

@@ -1,0 +1,61 @@
+"""Make a token object and commit its row, in an order that loses no key that a caller was told about.
+
+    1  commit a pending row that names the version id
+    2  generate the object
+    3  commit the real row and take the pending one away, in one transaction
+
+After a crash a pending row says exactly which object nobody was told about; `doctor` settles it. An object that no row
+and no pending row names was not left by a crash (perhaps the database is an old backup): it is never destroyed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TypeVar
+
+from hsmkms.clock import Clock
+from hsmkms.domain.ids import new_id
+from hsmkms.domain.keys import KeyVersion
+from hsmkms.domain.tenants import PendingObject
+from hsmkms.errors import Unavailable
+from hsmkms.store.keys import KeyStore
+from hsmkms.token.room import Token
+
+T = TypeVar("T")
+
+
+class Material:
+    """Root key material: token object first, then the row."""
+
+    def __init__(self, token: Token, keys: KeyStore, clock: Clock) -> None:
+        self._token = token
+        self._keys = keys
+        self._clock = clock
+
+    def make(self, label: str, commit: Callable[[KeyVersion], T]) -> T:
+        """Generate an object labelled `label`, then call `commit` with it, which must commit its row.
+
+        Whatever `commit` raises is raised here after the object was destroyed, unless its row was committed all the
+        same.
+        """
+        version_id, now = new_id(), self._clock()
+        self._keys.add_pending(PendingObject(version_id, label, now))
+        settled = False
+        try:
+            result = commit(self._token.generate_key(version_id, f"hsmkms {label}", now))
+            settled = True
+            return result
+        finally:
+            if not settled:
+                # What cannot be settled now stays pending, and `doctor` settles it.
+                with contextlib.suppress(Unavailable):
+                    self.settle(version_id)
+
+    def settle(self, version_id: str) -> bool:
+        """Resolve a pending object: keep it if a row names it, else destroy it. True if an object was destroyed."""
+        destroyed = False
+        if not self._keys.has_version(version_id):
+            destroyed = self._token.destroy_key(version_id)
+        self._keys.remove_pending(version_id)
+        return destroyed

@@ -1,0 +1,132 @@
+"""Keys and instances in memory, so that a warm request needs no SQL.
+
+A thread asks the change feed every POLL_S seconds and drops what changed. An entry is believed only while the last
+answer of the feed is younger than MAX_AGE_S; after that every look-up goes to the database. So what another process
+commits is obeyed here within a second, or the request fails.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from hsmkms.domain.keys import Key
+from hsmkms.domain.tenants import Instance
+from hsmkms.errors import StoreUnavailable
+from hsmkms.store.changes import Changes
+
+POLL_S: Final = 0.25
+MAX_AGE_S: Final = 1.0
+MAX_KEYS: Final = 100_000
+
+_log = structlog.get_logger(__name__)
+
+
+class Snapshot:
+    """What this process remembers of the database. Keys are immutable values, replaced whole."""
+
+    def __init__(
+        self,
+        load_key: Callable[[str, str], Key | None],
+        load_instances: Callable[[], list[Instance]],
+        changes_since: Callable[[int], Changes],
+    ) -> None:
+        self._load_key = load_key
+        self._load_instances = load_instances
+        self._changes_since = changes_since
+        self._lock = threading.Lock()
+        self._keys: dict[tuple[str, str], Key] = {}
+        self._references: dict[str, set[tuple[str, str]]] = {}
+        self._instances: dict[str, Instance] = {}
+        self._epoch = 0
+        self._sequence = -1
+        self._fresh_until = 0.0
+        self._stop = threading.Event()
+        self._poller = threading.Thread(target=self._poll, name="change-feed", daemon=True)
+
+    def start(self) -> None:
+        """Load the instances and start to follow changes. Raises StoreUnavailable."""
+        self.refresh()
+        self._poller.start()
+
+    def stop(self) -> None:
+        """End the polling thread."""
+        self._stop.set()
+        if self._poller.is_alive():
+            self._poller.join()
+
+    def instance(self, instance_id: str) -> Instance | None:
+        """An instance by id. Raises StoreUnavailable when the database has been silent for too long."""
+        if time.monotonic() >= self._fresh_until:
+            self.refresh()
+        return self._instances.get(instance_id)
+
+    def remembered(self, instance_id: str, reference: str) -> Key | None:
+        """The key by id or alias if it is in memory and fresh; None says nothing about whether it exists."""
+        if time.monotonic() >= self._fresh_until:
+            return None
+        return self._keys.get((instance_id, reference))
+
+    def load(self, instance_id: str, reference: str) -> Key | None:
+        """The key from the database, remembered for the next time. Raises StoreUnavailable."""
+        epoch = self._epoch
+        key = self._load_key(instance_id, reference)
+        if key is None:
+            return None
+        with self._lock:
+            # A change that was noticed while the row was being read may be newer than the row.
+            if epoch == self._epoch:
+                place = (instance_id, reference)
+                if len(self._keys) >= MAX_KEYS:
+                    self._forget(None)
+                self._keys[place] = key
+                self._references.setdefault(key.id, set()).add(place)
+        return key
+
+    def forget(self, key_id: str) -> None:
+        """Drop a key that this process just changed."""
+        with self._lock:
+            self._forget(frozenset({key_id}))
+
+    def refresh(self) -> None:
+        """Ask the change feed once. Raises StoreUnavailable."""
+        asked_at = time.monotonic()
+        changes = self._changes_since(self._sequence)
+        instances = None
+        if changes.key_ids is None or self._sequence < 0:
+            instances = {instance.id: instance for instance in self._load_instances()}
+        with self._lock:
+            if changes.key_ids is None or changes.key_ids:
+                self._forget(changes.key_ids)
+            if instances is not None:
+                self._instances = instances
+            self._sequence = max(self._sequence, changes.sequence)
+            self._fresh_until = max(self._fresh_until, asked_at + MAX_AGE_S)
+
+    def _forget(self, key_ids: frozenset[str] | None) -> None:
+        self._epoch += 1
+        if key_ids is None:
+            self._keys.clear()
+            self._references.clear()
+            return
+        for key_id in key_ids:
+            for place in self._references.pop(key_id, ()):
+                self._keys.pop(place, None)
+
+    def _poll(self) -> None:
+        silent = False
+        while not self._stop.wait(POLL_S):
+            try:
+                self.refresh()
+            except StoreUnavailable:
+                if not silent:
+                    _log.error("database does not answer; nothing remembered is believed until it does")
+                silent = True
+            else:
+                if silent:
+                    _log.info("database answers again")
+                silent = False

@@ -1,0 +1,103 @@
+"""Settings: the environment (HSMKMS_*) before the file `hsmkms.toml` in the state directory before the defaults.
+
+The only reader of both. Units are in the names; an unknown member of the file is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any, Final
+
+import pydantic
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from hsmkms.domain.secrets import SecretText
+from hsmkms.errors import SettingsInvalid
+
+FILE_NAME: Final = "hsmkms.toml"
+_DEFAULT_STATE_DIR: Final = "~/.local/state/hsmkms"
+
+
+def state_dir() -> Path:
+    """HSMKMS_STATE_DIR, or a directory below the user's home."""
+    return Path(os.environ.get("HSMKMS_STATE_DIR", _DEFAULT_STATE_DIR)).expanduser().absolute()
+
+
+class Settings(BaseSettings):
+    """Every setting of the service; `docs/operations.md` explains each."""
+
+    model_config = SettingsConfigDict(env_prefix="HSMKMS_", frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    state_dir: Path = pydantic.Field(default_factory=state_dir)
+    pkcs11_module: str = "/usr/lib/softhsm/libsofthsm2.so"
+    token_label: str | None = "hsmkms"
+    token_serial: str | None = None
+    pin: pydantic.SecretStr | None = None
+    pin_file: Path | None = None
+    softhsm2_conf: Path | None = None
+    database_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = pydantic.Field(default=8800, ge=1, le=65_535)
+    workers: int = pydantic.Field(default=1, ge=1, le=256)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    allow_plain_http_from_other_hosts: bool = False
+    issuer: str = "https://hsmkms/identity"
+    sessions: int = pydantic.Field(default=8, ge=1, le=1024)
+    session_wait_s: float = pydantic.Field(default=5.0, gt=0, le=60)
+    recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """No .env file and no secrets directory: two places are enough to look into."""
+        file = TomlConfigSettingsSource(settings_cls, state_dir() / FILE_NAME)
+        return init_settings, env_settings, file
+
+    @property
+    def database(self) -> str:
+        """The database's URL; SQLite in the state directory unless set."""
+        return self.database_url or f"sqlite:///{self.state_dir / 'hsmkms.db'}"
+
+    def read_pin(self) -> SecretText | None:
+        """The token's user PIN from the environment or a file that only its owner can read; None if neither is set.
+
+        Raises SettingsInvalid.
+        """
+        if self.pin is not None:
+            return SecretText(self.pin.get_secret_value())
+        if self.pin_file is None:
+            return None
+        try:
+            mode = self.pin_file.stat().st_mode
+            text = self.pin_file.read_text()
+        except OSError as error:
+            raise SettingsInvalid(f"The pin_file {self.pin_file} cannot be read. Check its path and owner.") from error
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise SettingsInvalid(f"Others can read the pin_file {self.pin_file}. Run chmod 600 on it.")
+        return SecretText(text.strip())
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings with what the command line overrides. Raises SettingsInvalid, which never quotes a value."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise SettingsInvalid(f"The setting {name} is not valid: {first['msg']}.") from None
+    except ValueError as error:
+        raise SettingsInvalid(f"The file {state_dir() / FILE_NAME} is not valid TOML.") from error

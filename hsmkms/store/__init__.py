@@ -1,0 +1,1 @@
+"""Everything SQL. It decides nothing and returns row objects."""

@@ -1,0 +1,244 @@
+"""Keys with their versions and aliases, and the pending objects that a crash may leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from hsmkms.domain.ids import canonical_uuid
+from hsmkms.domain.keys import Key, KeyState, KeyVersion
+from hsmkms.domain.query import KeyQuery
+from hsmkms.domain.tenants import PendingObject
+from hsmkms.errors import AliasNotUnique
+from hsmkms.store import tables as t
+from hsmkms.store.changes import record_change
+from hsmkms.store.engine import Database
+from hsmkms.store.listing import key_conditions, key_order
+
+
+class StaleKey(Exception):
+    """The row changed since the caller read it: read again and decide again."""
+
+
+class KeyStore:
+    """Rows of keys. Methods raise StoreUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add_pending(self, pending: PendingObject) -> None:
+        """Commit that a token object is about to be made."""
+        with self._database.write() as connection:
+            connection.execute(
+                insert(t.pending_object).values(
+                    version_id=pending.version_id, purpose=pending.purpose, created_at=pending.created_at
+                )
+            )
+
+    def remove_pending(self, version_id: str) -> None:
+        """Commit that an object that was pending is no more."""
+        with self._database.write() as connection:
+            _settle(connection, version_id)
+
+    def pending(self) -> list[PendingObject]:
+        """Token objects whose making was begun and never settled, oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(t.pending_object).order_by(t.pending_object.c.created_at)).all()
+        return [PendingObject(**row._asdict()) for row in rows]
+
+    def insert(self, key: Key, sealed_payload: bytes | None) -> None:
+        """Commit a new key. Raises AliasNotUnique."""
+        try:
+            with self._database.write() as connection:
+                record_change(connection, key.id)
+                connection.execute(insert(t.key).values(**_columns(key), sealed_payload=sealed_payload))
+                for version in key.versions:
+                    _insert_version(connection, key.id, 1, version)
+                for alias in key.aliases:
+                    connection.execute(
+                        insert(t.key_alias).values(instance_id=key.instance_id, alias=alias, key_id=key.id)
+                    )
+        except IntegrityError as error:
+            raise AliasNotUnique from error
+
+    def rotate(self, seen: Key, version: KeyVersion, now: datetime) -> None:
+        """Commit `version` as the newest of `seen`. Raises StaleKey."""
+        with self._database.write() as connection:
+            record_change(connection, seen.id)
+            _update_seen(connection, seen, rotated_at=now, updated_at=now)
+            _insert_version(connection, seen.id, len(seen.versions) + 1, version)
+
+    def mark_deleted(self, seen: Key, now: datetime, by: str) -> None:
+        """Commit the deletion of a key; its material and rows stay until it is purged. Raises StaleKey."""
+        with self._database.write() as connection:
+            record_change(connection, seen.id)
+            _update_seen(connection, seen, state=int(KeyState.DESTROYED), deleted_at=now, deleted_by=by, updated_at=now)
+
+    def move(self, seen: Key, key_ring_id: str, now: datetime) -> None:
+        """Commit another ring for a key. Raises StaleKey."""
+        with self._database.write() as connection:
+            record_change(connection, seen.id)
+            _update_seen(connection, seen, key_ring_id=key_ring_id, updated_at=now)
+
+    def get(self, instance_id: str, reference: str) -> Key | None:
+        """The key of an instance by its id or an alias."""
+        with self._database.read() as connection:
+            key_id = canonical_uuid(reference)
+            if key_id is None:
+                key_id = connection.execute(
+                    select(t.key_alias.c.key_id).where(
+                        t.key_alias.c.instance_id == instance_id, t.key_alias.c.alias == reference
+                    )
+                ).scalar_one_or_none()
+            if key_id is None:
+                return None
+            keys = _load(connection, _select().where(t.key.c.id == key_id, t.key.c.instance_id == instance_id))
+        return keys[0] if keys else None
+
+    def sealed_payload(self, key_id: str) -> bytes | None:
+        """The sealed payload of a standard key."""
+        with self._database.read() as connection:
+            return connection.execute(select(t.key.c.sealed_payload).where(t.key.c.id == key_id)).scalar_one_or_none()
+
+    def page(
+        self, instance_id: str, query: KeyQuery, now: datetime, ring_ids: Iterable[str] | None
+    ) -> tuple[Sequence[Key], int]:
+        """One page of keys, and how many there are on all pages. `ring_ids` None means every ring."""
+        where = [*key_conditions(instance_id, query, now), *_in_rings(ring_ids)]
+        with self._database.read() as connection:
+            total = connection.execute(select(func.count()).select_from(t.key).where(*where)).scalar_one()
+            page = _select().where(*where).order_by(*key_order(query)).limit(query.limit).offset(query.offset)
+            return _load(connection, page), total
+
+    def count(self, instance_id: str, query: KeyQuery, now: datetime, ring_ids: Iterable[str] | None) -> int:
+        """How many keys match."""
+        where = [*key_conditions(instance_id, query, now), *_in_rings(ring_ids)]
+        with self._database.read() as connection:
+            return connection.execute(select(func.count()).select_from(t.key).where(*where)).scalar_one()
+
+    def has_version(self, version_id: str) -> bool:
+        """True if a committed row names this version id."""
+        version = select(t.key_version.c.id).where(t.key_version.c.id == version_id)
+        sealing = select(t.instance.c.id).where(t.instance.c.sealing_id == version_id)
+        with self._database.read() as connection:
+            return any(connection.execute(query).first() is not None for query in (version, sealing))
+
+    def version_ids(self) -> dict[str, str]:
+        """Every version id that a row names, with the key or instance it belongs to."""
+        with self._database.read() as connection:
+            versions = connection.execute(select(t.key_version.c.id, t.key_version.c.key_id)).all()
+            sealing = connection.execute(select(t.instance.c.sealing_id, t.instance.c.id)).all()
+        return {row[0]: row[1] for row in (*versions, *sealing)}
+
+    def versions(self) -> list[tuple[str, KeyVersion]]:
+        """Every version with the id of its key, for `doctor`."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(t.key_version).order_by(t.key_version.c.key_id)).all()
+        return [(row.key_id, KeyVersion(row.id, row.created_at, row.check_value)) for row in rows]
+
+
+def _in_rings(ring_ids: Iterable[str] | None) -> list[ColumnElement[bool]]:
+    return [] if ring_ids is None else [or_(*(t.key.c.key_ring_id == ring_id for ring_id in ring_ids))]
+
+
+def _select() -> Select[tuple[object, ...]]:
+    return select(*(column for column in t.key.c if column is not t.key.c.sealed_payload))
+
+
+def _settle(connection: Connection, version_id: str) -> None:
+    connection.execute(delete(t.pending_object).where(t.pending_object.c.version_id == version_id))
+
+
+def _insert_version(connection: Connection, key_id: str, number: int, version: KeyVersion) -> None:
+    connection.execute(
+        insert(t.key_version).values(
+            id=version.id,
+            key_id=key_id,
+            number=number,
+            created_at=version.created_at,
+            check_value=version.check_value,
+        )
+    )
+    _settle(connection, version.id)
+
+
+def _update_seen(connection: Connection, seen: Key, **values: object) -> None:
+    """Update the row only if nobody changed what the caller's decision stood on."""
+    changed = connection.execute(
+        update(t.key)
+        .where(
+            t.key.c.id == seen.id,
+            t.key.c.state == int(seen.state),
+            t.key.c.key_ring_id == seen.key_ring_id,
+            t.key.c.rotated_at.is_not_distinct_from(seen.rotated_at),
+        )
+        .values(**values)
+    )
+    if changed.rowcount != 1:
+        raise StaleKey
+
+
+def _columns(key: Key) -> dict[str, object]:
+    return {
+        "id": key.id,
+        "instance_id": key.instance_id,
+        "key_ring_id": key.key_ring_id,
+        "name": key.name,
+        "name_folded": key.name.casefold(),
+        "description": key.description,
+        "tags": list(key.tags),
+        "extractable": key.extractable,
+        "imported": key.imported,
+        "state": int(key.state),
+        "created_at": key.created_at,
+        "created_by": key.created_by,
+        "updated_at": key.updated_at,
+        "rotated_at": key.rotated_at,
+        "expires_at": key.expires_at,
+        "deleted_at": key.deleted_at,
+        "deleted_by": key.deleted_by,
+    }
+
+
+def _load(connection: Connection, statement: Select[tuple[object, ...]]) -> list[Key]:
+    rows = connection.execute(statement).all()
+    ids = [row.id for row in rows]
+    versions: dict[str, list[KeyVersion]] = {}
+    for row in connection.execute(
+        select(t.key_version)
+        .where(t.key_version.c.key_id.in_(ids))
+        .order_by(t.key_version.c.key_id, t.key_version.c.number.desc())
+    ):
+        versions.setdefault(row.key_id, []).append(KeyVersion(row.id, row.created_at, row.check_value))
+    aliases: dict[str, list[str]] = {}
+    for row in connection.execute(
+        select(t.key_alias).where(t.key_alias.c.key_id.in_(ids)).order_by(t.key_alias.c.alias)
+    ):
+        aliases.setdefault(row.key_id, []).append(row.alias)
+    return [_key(row, versions.get(row.id, []), aliases.get(row.id, [])) for row in rows]
+
+
+def _key(row: Row[tuple[object, ...]], versions: Sequence[KeyVersion], aliases: Sequence[str]) -> Key:
+    return Key(
+        id=row.id,
+        instance_id=row.instance_id,
+        key_ring_id=row.key_ring_id,
+        name=row.name,
+        description=row.description,
+        tags=tuple(row.tags),
+        aliases=tuple(aliases),
+        extractable=row.extractable,
+        imported=row.imported,
+        state=KeyState(row.state),
+        created_at=row.created_at,
+        created_by=row.created_by,
+        updated_at=row.updated_at,
+        rotated_at=row.rotated_at,
+        expires_at=row.expires_at,
+        deleted_at=row.deleted_at,
+        deleted_by=row.deleted_by,
+        versions=tuple(versions),
+    )

@@ -1,0 +1,162 @@
+"""Tables. Times are microseconds since 1970 in UTC, which sort and compare alike on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC, stored as an integer of microseconds."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+_UUID: Final = String(36)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("id", _UUID, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("region", Text, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("sealing_id", _UUID, nullable=False),
+    Column("sealing_created_at", UtcTime, nullable=False),
+    Column("sealing_check_value", LargeBinary, nullable=False),
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", _UUID, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("iam_id", Text, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("administrator", Boolean, nullable=False),
+    Column("secret_sha256", LargeBinary, nullable=False, unique=True),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+signing_key = Table(
+    "signing_key",
+    metadata,
+    Column("id", _UUID, primary_key=True),
+    Column("public_pem", LargeBinary, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+key_ring = Table(
+    "key_ring",
+    metadata,
+    Column("instance_id", _UUID, ForeignKey("instance.id"), primary_key=True),
+    Column("id", String(100), primary_key=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+)
+
+key = Table(
+    "key",
+    metadata,
+    Column("id", _UUID, primary_key=True),
+    Column("instance_id", _UUID, ForeignKey("instance.id"), nullable=False),
+    # The ring `default` has no row, so this is no foreign key.
+    Column("key_ring_id", String(100), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("name_folded", Text, nullable=False),
+    Column("description", Text),
+    Column("tags", JSON, nullable=False),
+    Column("extractable", Boolean, nullable=False),
+    Column("imported", Boolean, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("updated_at", UtcTime),
+    Column("rotated_at", UtcTime),
+    Column("expires_at", UtcTime),
+    Column("deleted_at", UtcTime),
+    Column("deleted_by", Text),
+    Column("sealed_payload", LargeBinary),
+    Index("ix_key_instance_id_state", "instance_id", "state", "id"),
+    Index("ix_key_instance_id_key_ring_id", "instance_id", "key_ring_id"),
+)
+
+key_version = Table(
+    "key_version",
+    metadata,
+    Column("id", _UUID, primary_key=True),
+    Column("key_id", _UUID, ForeignKey("key.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("check_value", LargeBinary, nullable=False),
+    UniqueConstraint("key_id", "number"),
+)
+
+key_alias = Table(
+    "key_alias",
+    metadata,
+    Column("instance_id", _UUID, ForeignKey("instance.id"), primary_key=True),
+    Column("alias", String(90), primary_key=True),
+    Column("key_id", _UUID, ForeignKey("key.id"), nullable=False, index=True),
+)
+
+pending_object = Table(
+    "pending_object",
+    metadata,
+    Column("version_id", _UUID, primary_key=True),
+    Column("purpose", Text, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+change_clock = Table(
+    "change_clock",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False),
+)
+
+change = Table(
+    "change",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("key_id", _UUID),
+)

@@ -1,0 +1,372 @@
+"""Cryptoki, the C interface of PKCS#11 2.40, through cffi: constants, one loaded module, one session.
+
+Every function goes through C_GetFunctionList, because some modules (NSS, p11-kit) export no other symbol. cffi releases
+the GIL in each call. Nothing above this file sees a pointer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import cffi
+
+from hsmkms.domain.frame import MAX_FRAME_BYTES
+from hsmkms.errors import TokenRefused
+from hsmkms.token.returned import CKR_ALREADY_INITIALIZED, CKR_NOT_INITIALIZED, CKR_OK, CryptokiError
+
+CKF_RW_SESSION, CKF_SERIAL_SESSION, CKF_OS_LOCKING_OK = 0x2, 0x4, 0x2
+CKF_TOKEN_INITIALIZED, CKF_USER_PIN_LOCKED, CKF_USER_PIN_FINAL_TRY = 0x400, 0x40000, 0x20000
+CKU_USER: Final = 1
+CKO_PUBLIC_KEY, CKO_PRIVATE_KEY, CKO_SECRET_KEY = 2, 3, 4
+CKK_EC, CKK_GENERIC_SECRET, CKK_AES = 0x3, 0x10, 0x1F
+CKA_CLASS, CKA_TOKEN, CKA_PRIVATE, CKA_LABEL, CKA_VALUE = 0x0, 0x1, 0x2, 0x3, 0x11
+CKA_KEY_TYPE, CKA_ID, CKA_SENSITIVE, CKA_ENCRYPT, CKA_DECRYPT = 0x100, 0x102, 0x103, 0x104, 0x105
+CKA_WRAP, CKA_UNWRAP, CKA_SIGN, CKA_VERIFY, CKA_DERIVE = 0x106, 0x107, 0x108, 0x10A, 0x10C
+CKA_SIGN_RECOVER, CKA_VERIFY_RECOVER = 0x109, 0x10B
+CKA_VALUE_LEN, CKA_EXTRACTABLE, CKA_LOCAL, CKA_NEVER_EXTRACTABLE = 0x161, 0x162, 0x163, 0x164
+CKA_ALWAYS_SENSITIVE, CKA_MODIFIABLE, CKA_COPYABLE = 0x165, 0x170, 0x171
+CKA_EC_PARAMS, CKA_EC_POINT = 0x180, 0x181
+CKM_EC_KEY_PAIR_GEN, CKM_ECDSA, CKM_AES_KEY_GEN, CKM_AES_KEY_WRAP = 0x1040, 0x1041, 0x1080, 0x2109
+
+Value = bool | int | bytes | str
+Template = Mapping[int, Value]
+
+_SIGNATURES: Final = {
+    "Initialize": "void *",
+    "Finalize": "void *",
+    "GetInfo": "void *",
+    "GetFunctionList": None,
+    "GetSlotList": "CK_BYTE, CK_ULONG *, CK_ULONG *",
+    "GetSlotInfo": None,
+    "GetTokenInfo": "CK_ULONG, CK_TOKEN_INFO *",
+    "GetMechanismList": "CK_ULONG, CK_ULONG *, CK_ULONG *",
+    "GetMechanismInfo": None,
+    "InitToken": "CK_ULONG, const CK_BYTE *, CK_ULONG, const CK_BYTE *",
+    "InitPIN": "CK_ULONG, const CK_BYTE *, CK_ULONG",
+    "SetPIN": None,
+    "OpenSession": "CK_ULONG, CK_ULONG, void *, void *, CK_ULONG *",
+    "CloseSession": "CK_ULONG",
+    "CloseAllSessions": None,
+    "GetSessionInfo": None,
+    "GetOperationState": None,
+    "SetOperationState": None,
+    "Login": "CK_ULONG, CK_ULONG, const CK_BYTE *, CK_ULONG",
+    "Logout": None,
+    "CreateObject": "CK_ULONG, CK_ATTRIBUTE *, CK_ULONG, CK_ULONG *",
+    "CopyObject": "CK_ULONG, CK_ULONG, CK_ATTRIBUTE *, CK_ULONG, CK_ULONG *",
+    "DestroyObject": "CK_ULONG, CK_ULONG",
+    "GetObjectSize": None,
+    "GetAttributeValue": "CK_ULONG, CK_ULONG, CK_ATTRIBUTE *, CK_ULONG",
+    "SetAttributeValue": None,
+    "FindObjectsInit": "CK_ULONG, CK_ATTRIBUTE *, CK_ULONG",
+    "FindObjects": "CK_ULONG, CK_ULONG *, CK_ULONG, CK_ULONG *",
+    "FindObjectsFinal": "CK_ULONG",
+    **dict.fromkeys(
+        ["EncryptInit", "Encrypt", "EncryptUpdate", "EncryptFinal", "DecryptInit", "Decrypt", "DecryptUpdate"]
+    ),
+    **dict.fromkeys(["DecryptFinal", "DigestInit", "Digest", "DigestUpdate", "DigestKey", "DigestFinal"]),
+    "SignInit": "CK_ULONG, CK_MECHANISM *, CK_ULONG",
+    "Sign": "CK_ULONG, const CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG *",
+    **dict.fromkeys(
+        ["SignUpdate", "SignFinal", "SignRecoverInit", "SignRecover", "VerifyInit", "Verify", "VerifyUpdate"]
+    ),
+    **dict.fromkeys(
+        ["VerifyFinal", "VerifyRecoverInit", "VerifyRecover", "DigestEncryptUpdate", "DecryptDigestUpdate"]
+    ),
+    **dict.fromkeys(["SignEncryptUpdate", "DecryptVerifyUpdate"]),
+    "GenerateKey": "CK_ULONG, CK_MECHANISM *, CK_ATTRIBUTE *, CK_ULONG, CK_ULONG *",
+    "GenerateKeyPair": "CK_ULONG, CK_MECHANISM *, CK_ATTRIBUTE *, CK_ULONG, CK_ATTRIBUTE *, CK_ULONG, CK_ULONG *,"
+    " CK_ULONG *",
+    "WrapKey": "CK_ULONG, CK_MECHANISM *, CK_ULONG, CK_ULONG, CK_BYTE *, CK_ULONG *",
+    "UnwrapKey": "CK_ULONG, CK_MECHANISM *, CK_ULONG, const CK_BYTE *, CK_ULONG, CK_ATTRIBUTE *, CK_ULONG, CK_ULONG *",
+    "DeriveKey": None,
+    "SeedRandom": None,
+    "GenerateRandom": "CK_ULONG, CK_BYTE *, CK_ULONG",
+    **dict.fromkeys(["GetFunctionStatus", "CancelFunction", "WaitForSlotEvent"]),
+}
+"""All members of CK_FUNCTION_LIST in their order (PKCS#11 2.40, section 3.6); those not called here have no
+signature."""
+
+# cffi makes types at run time, so its objects are `Any` here; none leaves this package.
+CData = Any
+ffi: Final[CData] = cffi.FFI()
+ffi.cdef(
+    """
+typedef unsigned long CK_ULONG; typedef unsigned char CK_BYTE;
+typedef struct { CK_ULONG type; void *pValue; CK_ULONG ulValueLen; } CK_ATTRIBUTE;
+typedef struct { CK_ULONG mechanism; void *pParameter; CK_ULONG ulParameterLen; } CK_MECHANISM;
+typedef struct { void *create, *destroy, *lock, *unlock; CK_ULONG flags; void *reserved; } CK_C_INITIALIZE_ARGS;
+typedef struct { CK_BYTE label[32], manufacturer[32], model[16], serial[16]; CK_ULONG flags, max_sessions, sessions,
+  max_rw_sessions, rw_sessions, max_pin, min_pin, public_total, public_free, private_total, private_free;
+  CK_BYTE hardware[2], firmware[2], utc_time[16]; } CK_TOKEN_INFO;
+typedef struct { CK_BYTE major, minor; """
+    + " ".join(
+        f"CK_ULONG (*C_{name})({arguments});" if arguments else f"void *C_{name};"
+        for name, arguments in _SIGNATURES.items()
+    )
+    + """ } CK_FUNCTION_LIST;
+CK_ULONG C_GetFunctionList(CK_FUNCTION_LIST **);
+"""
+)
+
+
+def load_functions(path: str) -> CData:
+    """The function list of the PKCS#11 library at `path`. Raises TokenRefused when it is not one."""
+    try:
+        library = ffi.dlopen(path)
+        get_function_list = library.C_GetFunctionList
+    except (OSError, AttributeError) as error:
+        raise TokenRefused(f"{path} cannot be loaded as a PKCS#11 library. Check the setting pkcs11_module.") from error
+    functions = ffi.new("CK_FUNCTION_LIST **")
+    check("C_GetFunctionList", get_function_list(functions))
+    return functions[0]
+
+
+def check(function: str, returned: int) -> None:
+    """Raise CryptokiError unless the function returned CKR_OK."""
+    if returned != CKR_OK:
+        raise CryptokiError(function, returned)
+
+
+def initialize(functions: CData) -> None:
+    """C_Initialize with operating system locking: without it SoftHSM uses no mutexes and threads crash it."""
+    arguments = ffi.new("CK_C_INITIALIZE_ARGS *")
+    arguments.flags = CKF_OS_LOCKING_OK
+    returned = functions.C_Initialize(arguments)
+    if returned != CKR_ALREADY_INITIALIZED:
+        check("C_Initialize", returned)
+
+
+def finalize(functions: CData) -> None:
+    """C_Finalize; a library that was not initialised is as good as finalised."""
+    returned = functions.C_Finalize(ffi.NULL)
+    if returned != CKR_NOT_INITIALIZED:
+        check("C_Finalize", returned)
+
+
+class Attributes:
+    """A C attribute array laid out once, with the memory that its pointers need."""
+
+    def __init__(self, template: Template) -> None:
+        self.array: CData = ffi.new("CK_ATTRIBUTE[]", len(template))
+        self.count = len(template)
+        self._memory = [_to_c(value) for value in template.values()]
+        for attribute, kind, memory in zip(self.array, template, self._memory, strict=True):
+            attribute.type = kind
+            attribute.pValue = ffi.cast("void *", memory)
+            attribute.ulValueLen = ffi.sizeof(memory)
+
+
+def _to_c(value: Value) -> CData:
+    if isinstance(value, bool):
+        return ffi.new("CK_BYTE[]", [int(value)])
+    if isinstance(value, int):
+        return ffi.new("CK_ULONG[]", [value])
+    encoded = value.encode() if isinstance(value, str) else value
+    # From bytes alone cffi would make a C string, one byte longer.
+    return ffi.new(f"CK_BYTE[{len(encoded)}]", list(encoded))
+
+
+def mechanism(kind: int) -> CData:
+    """A mechanism without a parameter, as all that this service uses are."""
+    result = ffi.new("CK_MECHANISM *")
+    result.mechanism = kind
+    return result
+
+
+_DEK: Final = {
+    CKA_CLASS: CKO_SECRET_KEY,
+    CKA_KEY_TYPE: CKK_GENERIC_SECRET,
+    CKA_TOKEN: False,
+    # A private session object makes SoftHSM encrypt it with a key of its own and decrypt it again; it lives for
+    # microseconds inside this process and is readable by its owner either way.
+    CKA_PRIVATE: False,
+    CKA_SENSITIVE: False,
+    CKA_EXTRACTABLE: True,
+}
+_MAX_SEALED: Final = MAX_FRAME_BYTES + 8
+
+
+class Session:
+    """One open session. Not for two threads at once: the pool lends it to one caller at a time.
+
+    Handles are plain integers, valid in every session of this process until the module is finalised.
+    """
+
+    def __init__(self, functions: CData, slot: int) -> None:
+        self._c = functions
+        self._number = ffi.new("CK_ULONG *")
+        self._handle = ffi.new("CK_ULONG *")
+        returned = functions.C_OpenSession(slot, CKF_SERIAL_SESSION | CKF_RW_SESSION, ffi.NULL, ffi.NULL, self._handle)
+        check("C_OpenSession", returned)
+        self._session: int = self._handle[0]
+        self._key_wrap = mechanism(CKM_AES_KEY_WRAP)
+        self._out = ffi.new("CK_BYTE[]", _MAX_SEALED)
+        self._out_view = ffi.buffer(self._out)
+        self._in = ffi.new("CK_BYTE[]", MAX_FRAME_BYTES)
+        self._in_view = ffi.buffer(self._in)
+        self._opened = Attributes(_DEK)
+        self._created = Attributes({**_DEK, CKA_VALUE: b""})
+        self._created.array[self._created.count - 1].pValue = ffi.cast("void *", self._in)
+        self._value = ffi.new("CK_ATTRIBUTE[1]")
+        self._value[0].type = CKA_VALUE
+        self._value[0].pValue = ffi.cast("void *", self._out)
+        self.destroyed_objects = 0
+
+    def close(self) -> None:
+        """C_CloseSession."""
+        check("C_CloseSession", self._c.C_CloseSession(self._session))
+
+    def login(self, pin: bytes) -> int:
+        """C_Login as the normal user; returns the CK_RV, because its refusals are told apart by the caller."""
+        return int(self._c.C_Login(self._session, CKU_USER, pin, len(pin)))
+
+    def init_pin(self, so_pin: bytes, pin: bytes) -> None:
+        """Log in as the security officer and set the user PIN (C_Login, C_InitPIN)."""
+        check("C_Login", self._c.C_Login(self._session, 0, so_pin, len(so_pin)))
+        check("C_InitPIN", self._c.C_InitPIN(self._session, pin, len(pin)))
+
+    def seal(self, key: int, frame: bytes) -> bytes:
+        """CKM_AES_KEY_WRAP of `frame` (a multiple of 8 bytes) under `key`: 8 bytes longer."""
+        length = len(frame)
+        self._in_view[0:length] = frame
+        self._created.array[self._created.count - 1].ulValueLen = length
+        c, session = self._c, self._session
+        try:
+            check("C_CreateObject", c.C_CreateObject(session, self._created.array, self._created.count, self._handle))
+        finally:
+            ffi.memmove(self._in, bytes(length), length)
+        dek = self._handle[0]
+        self._number[0] = _MAX_SEALED
+        wrapped = c.C_WrapKey(session, self._key_wrap, key, dek, self._out, self._number)
+        destroyed = c.C_DestroyObject(session, dek)
+        self.destroyed_objects += 1
+        check("C_WrapKey", wrapped)
+        check("C_DestroyObject", destroyed)
+        return bytes(self._out_view[0 : self._number[0]])
+
+    def open(self, key: int, sealed: bytes) -> bytes:
+        """The frame that `seal` took. Raises CryptokiError when RFC 3394's integrity check fails, and otherwise."""
+        c, session = self._c, self._session
+        returned = c.C_UnwrapKey(
+            session,
+            self._key_wrap,
+            key,
+            sealed,
+            len(sealed),
+            self._opened.array,
+            self._opened.count,
+            self._handle,
+        )
+        check("C_UnwrapKey", returned)
+        dek = self._handle[0]
+        self._value[0].ulValueLen = _MAX_SEALED
+        read = c.C_GetAttributeValue(session, dek, self._value, 1)
+        destroyed = c.C_DestroyObject(session, dek)
+        self.destroyed_objects += 1
+        check("C_GetAttributeValue", read)
+        length = self._value[0].ulValueLen
+        frame = bytes(self._out_view[0:length])
+        ffi.memmove(self._out, bytes(length), length)
+        check("C_DestroyObject", destroyed)
+        return frame
+
+    def random(self, length: int) -> bytes:
+        """`length` bytes of the token's C_GenerateRandom."""
+        data = ffi.new("CK_BYTE[]", length)
+        check("C_GenerateRandom", self._c.C_GenerateRandom(self._session, data, length))
+        return bytes(ffi.buffer(data))
+
+    def generate_key(self, kind: int, template: Template) -> int:
+        """C_GenerateKey; the handle."""
+        attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
+        returned = self._c.C_GenerateKey(self._session, mechanism(kind), attributes.array, attributes.count, handle)
+        check("C_GenerateKey", returned)
+        return int(handle[0])
+
+    def generate_key_pair(self, kind: int, public: Template, private: Template) -> tuple[int, int]:
+        """C_GenerateKeyPair; the handles of the public and the private key."""
+        first, second = Attributes(public), Attributes(private)
+        handles = ffi.new("CK_ULONG[2]")
+        returned = self._c.C_GenerateKeyPair(
+            self._session,
+            mechanism(kind),
+            first.array,
+            first.count,
+            second.array,
+            second.count,
+            handles,
+            handles + 1,
+        )
+        check("C_GenerateKeyPair", returned)
+        return int(handles[0]), int(handles[1])
+
+    def create_object(self, template: Template) -> int:
+        """C_CreateObject; the handle."""
+        attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
+        check("C_CreateObject", self._c.C_CreateObject(self._session, attributes.array, attributes.count, handle))
+        return int(handle[0])
+
+    def copy_object(self, source: int, template: Template) -> int:
+        """C_CopyObject; the handle of the copy."""
+        attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
+        check("C_CopyObject", self._c.C_CopyObject(self._session, source, attributes.array, attributes.count, handle))
+        return int(handle[0])
+
+    def wrap_key(self, wrapping: int, wrapped: int) -> bytes:
+        """C_WrapKey of an object by CKM_AES_KEY_WRAP, as an attacker would call it (see `selftest`)."""
+        out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)
+        check("C_WrapKey", self._c.C_WrapKey(self._session, self._key_wrap, wrapping, wrapped, out, length))
+        return bytes(ffi.buffer(out, length[0]))
+
+    def destroy(self, handle: int) -> None:
+        """C_DestroyObject."""
+        check("C_DestroyObject", self._c.C_DestroyObject(self._session, handle))
+        self.destroyed_objects += 1
+
+    def read(self, handle: int, kinds: Sequence[int]) -> dict[int, bytes]:
+        """Attributes of an object as raw bytes; those that are sensitive or unknown to the token are left out."""
+        found: dict[int, bytes] = {}
+        attribute, memory = ffi.new("CK_ATTRIBUTE[1]"), ffi.new("CK_BYTE[]", 1024)
+        for kind in kinds:
+            attribute[0].type, attribute[0].pValue, attribute[0].ulValueLen = kind, ffi.cast("void *", memory), 1024
+            returned = self._c.C_GetAttributeValue(self._session, handle, attribute, 1)
+            if returned == CKR_OK:
+                found[kind] = bytes(ffi.buffer(memory, attribute[0].ulValueLen))
+            elif returned not in CryptokiError.ATTRIBUTE_NOT_GIVEN:
+                raise CryptokiError("C_GetAttributeValue", returned)
+        return found
+
+    def find(self, template: Template) -> list[int]:
+        """Handles of all objects that match. The search is ended before the caller does anything else."""
+        attributes = Attributes(template)
+        found: list[int] = []
+        handles = ffi.new("CK_ULONG[]", 1024)
+        check("C_FindObjectsInit", self._c.C_FindObjectsInit(self._session, attributes.array, attributes.count))
+        try:
+            while True:
+                returned = self._c.C_FindObjects(self._session, handles, 1024, self._number)
+                check("C_FindObjects", returned)
+                if self._number[0] == 0:
+                    return found
+                found += [int(handle) for handle in handles[0 : self._number[0]]]
+        finally:
+            self._c.C_FindObjectsFinal(self._session)
+
+    def sign(self, kind: int, key: int, digest: bytes) -> bytes:
+        """C_SignInit and C_Sign of a digest; at most 512 bytes."""
+        out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)
+        check("C_SignInit", self._c.C_SignInit(self._session, mechanism(kind), key))
+        check("C_Sign", self._c.C_Sign(self._session, digest, len(digest), out, length))
+        return bytes(ffi.buffer(out, length[0]))
+
+
+def as_bools(attributes: Mapping[int, bytes], kinds: Iterable[int]) -> dict[int, bool | None]:
+    """Boolean attributes; None where the token did not give one."""
+    return {kind: (attributes[kind] != b"\0" if kind in attributes else None) for kind in kinds}
+
+
+def as_number(raw: bytes | None) -> int | None:
+    """A CK_ULONG attribute as a number."""
+    return int.from_bytes(raw, "little") if raw else None

@@ -1,0 +1,92 @@
+"""Token objects by CKA_ID: an index that is built once a generation and searched only on a miss.
+
+An object is trusted after it was looked up exactly once, answered the right attributes and gave the check value that
+its row has. Its handle is kept until the module is opened anew.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hsmkms.domain.keys import KeyVersion
+from hsmkms.errors import KeyMaterialMissing, TokenRefused
+from hsmkms.token import cryptoki as ck
+from hsmkms.token import templates
+
+_AES_OBJECTS: Final[dict[int, ck.Value]] = {
+    ck.CKA_CLASS: ck.CKO_SECRET_KEY,
+    ck.CKA_KEY_TYPE: ck.CKK_AES,
+    ck.CKA_TOKEN: True,
+}
+_CHECK_BLOCK: Final = bytes(16)
+CHECK_VALUE_BYTES: Final = 8
+
+
+class ObjectMissing(Exception):
+    """The token answered that no such object is there. It may also be the token that is gone: see `recovery`."""
+
+
+def check_value(session: ck.Session, handle: int) -> bytes:
+    """The first 8 bytes of the AES key wrap of 16 zero bytes.
+
+    A wrapping key may not encrypt, so the usual value (SP 800-57, encryption of a zero block) cannot be had; this one
+    works on every token. No sealed frame begins with a zero byte, so it is never part of a ciphertext.
+    """
+    return session.seal(handle, _CHECK_BLOCK)[:CHECK_VALUE_BYTES]
+
+
+class KeyIndex:
+    """CKA_ID → handle for the AES keys of one token, valid for one generation of the session pool."""
+
+    def __init__(self) -> None:
+        self._generation = 0
+        self._found: dict[bytes, list[int]] = {}
+        self._trusted: dict[str, int] = {}
+
+    def resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
+        """Handle of `version`. Raises ObjectMissing, TokenRefused (two objects, unsafe attributes) or
+        KeyMaterialMissing (another key under this id)."""
+        if generation == self._generation:
+            handle = self._trusted.get(version.id)
+            if handle is not None:
+                return handle
+        else:
+            self._build(session, generation)
+        handle = self._look_up(session, version.id)
+        templates.require_safe(session.read(handle, templates.READ_BACK))
+        if check_value(session, handle) != version.check_value:
+            raise KeyMaterialMissing("The token holds another key under this version's id. Run `hsmkms doctor`.")
+        self._trusted[version.id] = handle
+        return handle
+
+    def look_up(self, session: ck.Session, generation: int, version_id: str) -> int:
+        """Handle by id alone. Raises ObjectMissing or TokenRefused."""
+        if generation != self._generation:
+            self._build(session, generation)
+        return self._look_up(session, version_id)
+
+    def forget(self, version_id: str) -> None:
+        """Drop what is known of an id, so that the next look-up searches the token."""
+        self._trusted.pop(version_id, None)
+        self._found.pop(templates.object_id(version_id), None)
+
+    def _build(self, session: ck.Session, generation: int) -> None:
+        found: dict[bytes, list[int]] = {}
+        for handle in session.find(_AES_OBJECTS):
+            object_id = session.read(handle, (ck.CKA_ID,)).get(ck.CKA_ID, b"")
+            found.setdefault(object_id, []).append(handle)
+        self._found = found
+        self._trusted = {}
+        self._generation = generation
+
+    def _look_up(self, session: ck.Session, version_id: str) -> int:
+        object_id = templates.object_id(version_id)
+        handles = self._found.get(object_id)
+        if handles is None:
+            handles = session.find({**_AES_OBJECTS, ck.CKA_ID: object_id})
+            if not handles:
+                raise ObjectMissing
+            self._found[object_id] = handles
+        if len(handles) != 1:
+            raise TokenRefused("The token holds several keys under one CKA_ID. Remove the ones that are not yours.")
+        return handles[0]

@@ -1,0 +1,251 @@
+"""The token room's face: root keys by version id, seal and open, random bytes, signatures, health."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+
+from hsmkms.domain import frame
+from hsmkms.domain.ids import is_uuid
+from hsmkms.domain.keys import KeyVersion
+from hsmkms.domain.secrets import SecretBytes
+from hsmkms.errors import KeyMaterialMissing, TokenUnavailable, UnprocessableCiphertext
+from hsmkms.token import cryptoki as ck
+from hsmkms.token import selftest, signing, templates
+from hsmkms.token.objects import KeyIndex, ObjectMissing, check_value
+from hsmkms.token.returned import CryptokiError, Meaning
+from hsmkms.token.sessions import SessionPool, TokenInfo
+
+T = TypeVar("T")
+
+SENTINEL_ID: Final = str(uuid.uuid5(uuid.UUID("5b0b6f5e-6d39-4f0e-9a5c-2f1d7a4c8e11"), "hsmkms sentinel"))
+"""CKA_ID of a key that is always there: while it cannot be found, nothing that is missing counts as destroyed."""
+
+_CANARY_FRAME: Final = bytes(range(1, 17))
+_CANARY_VALID_S: Final = 0.05
+_UNAVAILABLE: Final = "The HSM does not answer as it should. Try again."
+
+
+@dataclass(frozen=True, slots=True)
+class TokenObject:
+    """A wrapping key on the token, as `doctor` sees it. `unsafe` says what is wrong with its attributes, or is None."""
+
+    version_id: str
+    label: str
+    unsafe: str | None
+
+
+class Token:
+    """One token, opened and proved. Methods raise TokenUnavailable or TokenBusy when the device does not answer."""
+
+    def __init__(self, pool: SessionPool) -> None:
+        """Prove the token. Raises TokenRefused when it lacks a mechanism or does not keep its keys."""
+        self._pool = pool
+        self._index = KeyIndex()
+        self._index_lock = threading.Lock()
+        self._signing_handles: dict[tuple[int, str], int] = {}
+        self._canary: tuple[int, bytes] | None = None
+        self._canary_good_until = 0.0
+        try:
+            selftest.require_mechanisms(pool.mechanisms(), pool.info.label)
+            with pool.session() as session:
+                self.capabilities = selftest.run(session)
+        except CryptokiError as error:
+            raise TokenUnavailable(_UNAVAILABLE) from error
+
+    @property
+    def info(self) -> TokenInfo:
+        """Label, serial and firmware of the token."""
+        return self._pool.info
+
+    def close(self) -> None:
+        """Finalise the module."""
+        self._pool.close()
+
+    def has_sentinel(self) -> bool:
+        """True once `make_sentinel` was called on this token."""
+
+        def look(session: ck.Session) -> bool:
+            try:
+                self._find(session, SENTINEL_ID)
+            except ObjectMissing:
+                return False
+            return True
+
+        return self._call(look)
+
+    def make_sentinel(self) -> None:
+        """Generate the sentinel key. Once a token, at `hsmkms init`."""
+        self.generate_key(SENTINEL_ID, "hsmkms sentinel", datetime.min.replace(tzinfo=UTC))
+
+    def generate_key(self, version_id: str, label: str, created_at: datetime) -> KeyVersion:
+        """Generate an AES-256 root key under `version_id`, read its attributes back, and give its check value."""
+        template = templates.wrapping_key(version_id, label, fixed=self.capabilities.fixed_attributes)
+
+        def generate(session: ck.Session) -> KeyVersion:
+            handle = session.generate_key(ck.CKM_AES_KEY_GEN, template)
+            templates.require_safe(session.read(handle, templates.READ_BACK))
+            return KeyVersion(version_id, created_at, check_value(session, handle))
+
+        return self._call(generate)
+
+    def destroy_key(self, version_id: str) -> bool:
+        """Destroy the object and verify that it is gone; False if there was none."""
+
+        def destroy(session: ck.Session) -> bool:
+            self._index.forget(version_id)
+            try:
+                session.destroy(self._find(session, version_id))
+            except ObjectMissing:
+                return False
+            self._index.forget(version_id)
+            try:
+                self._find(session, version_id)
+            except ObjectMissing:
+                return True
+            raise TokenUnavailable("The HSM says that it destroyed a key, and still has it. Run `hsmkms doctor`.")
+
+        return self._call(destroy)
+
+    def seal(self, version: KeyVersion, dek: bytes, aad: Sequence[str]) -> bytes:
+        """Frame and wrap `dek` (1 to 7,680 bytes) under `version`, bound to the AAD strings in their order."""
+        framed = frame.pack(dek, frame.context_digest(version.id, aad))
+        return self._on_key(version, lambda session, handle: session.seal(handle, framed))
+
+    def open(self, version: KeyVersion, handle_id: str, sealed: bytes, aad: Sequence[str]) -> SecretBytes:
+        """The DEK in `sealed`, whose ciphertext names `handle_id`. Raises UnprocessableCiphertext whatever is wrong."""
+        if len(sealed) % 8 or not frame.HEADER_BYTES + 16 <= len(sealed) <= frame.MAX_FRAME_BYTES + 8:
+            raise UnprocessableCiphertext
+        framed = self._on_key(version, lambda session, handle: session.open(handle, sealed), input_is_ours=False)
+        try:
+            return SecretBytes(frame.unpack(framed, frame.context_digest(handle_id, aad)))
+        except frame.FrameMismatch:
+            raise UnprocessableCiphertext from None
+
+    def random(self, length: int) -> SecretBytes:
+        """Random bytes from the token."""
+        return SecretBytes(self._call(lambda session: session.random(length)))
+
+    def generate_signing_key(self, key_id: str) -> bytes:
+        """Generate a P-256 key pair under `key_id`; the public key as PEM of a SubjectPublicKeyInfo."""
+        return self._call(lambda session: signing.generate(session, key_id, fixed=self.capabilities.fixed_attributes))
+
+    def sign(self, key_id: str, message: bytes) -> bytes:
+        """ECDSA P-256 SHA-256 signature, r and s of 32 bytes each (RFC 7518 section 3.4)."""
+
+        def sign(session: ck.Session) -> bytes:
+            place = (self._pool.generation, key_id)
+            if place not in self._signing_handles:
+                # A search is linear in the objects of the token, so it is done once a generation.
+                self._signing_handles = {place: signing.find(session, key_id)}
+            return signing.sign(session, self._signing_handles[place], message)
+
+        return self._call(sign)
+
+    def check(self) -> None:
+        """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot."""
+        if not self._canary_sings():
+            raise TokenUnavailable(_UNAVAILABLE)
+
+    def verify_key(self, version: KeyVersion) -> None:
+        """Look the object up, check its attributes and check value. Raises KeyMaterialMissing or TokenRefused."""
+        self._on_key(version, lambda *_: None)
+
+    def list_keys(self) -> list[TokenObject]:
+        """All wrapping keys on the token whose CKA_ID is a UUID and whose label is ours, except the sentinel."""
+        return self._call(self._list_keys)
+
+    def _list_keys(self, session: ck.Session) -> list[TokenObject]:
+        objects = []
+        for handle in session.find({ck.CKA_CLASS: ck.CKO_SECRET_KEY, ck.CKA_KEY_TYPE: ck.CKK_AES, ck.CKA_TOKEN: True}):
+            read = session.read(handle, (ck.CKA_ID, ck.CKA_LABEL, *templates.READ_BACK))
+            raw, label = read.get(ck.CKA_ID, b""), read.get(ck.CKA_LABEL, b"").decode("utf-8", "replace")
+            version_id = str(uuid.UUID(bytes=raw)) if len(raw) == 16 else ""
+            if is_uuid(version_id) and label.startswith("hsmkms ") and version_id != SENTINEL_ID:
+                found = ck.as_bools(read, templates.REQUIRED)
+                wrong = [templates.NAMES[kind] for kind, wanted in templates.REQUIRED.items() if found[kind] != wanted]
+                objects.append(TokenObject(version_id, label, ", ".join(wrong) or None))
+        return objects
+
+    def _find(self, session: ck.Session, version_id: str) -> int:
+        with self._index_lock:
+            return self._index.look_up(session, self._pool.generation, version_id)
+
+    def _call(self, act: Callable[[ck.Session], T]) -> T:
+        """Run `act`; when session, login or device was lost, open the token anew and run it once more."""
+        for _ in range(2):
+            session = self._pool.take()
+            generation = self._pool.generation
+            try:
+                return act(session)
+            except CryptokiError as error:
+                failure = error
+            finally:
+                self._pool.give(session)
+            self._pool.reopen(generation)
+        raise TokenUnavailable(_UNAVAILABLE) from failure
+
+    def _on_key(self, version: KeyVersion, act: Callable[[ck.Session, int], T], *, input_is_ours: bool = True) -> T:
+        """Run `act` with the handle of `version`, with one fresh start when the trouble is not the input's."""
+        failure: Exception
+        for _ in range(2):
+            session = self._pool.take()
+            generation = self._pool.generation
+            try:
+                return act(session, self._resolve(session, generation, version))
+            except (CryptokiError, ObjectMissing) as error:
+                failure = error
+            finally:
+                self._pool.give(session)
+            self._recover(failure, generation, version, input_is_ours)
+        if isinstance(failure, ObjectMissing):
+            raise self._explain_missing() from failure
+        raise TokenUnavailable(_UNAVAILABLE) from failure
+
+    def _resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
+        with self._index_lock:
+            return self._index.resolve(session, generation, version)
+
+    def _recover(self, failure: Exception, generation: int, version: KeyVersion, input_is_ours: bool) -> None:
+        """Make a second try worth it, or raise what the first one proved. The failing session is home already."""
+        meaning = failure.meaning if isinstance(failure, CryptokiError) else Meaning.OBJECT
+        doubtful = meaning is Meaning.DATA or (meaning is Meaning.DOUBTFUL and self._canary_sings())
+        if doubtful and not input_is_ours:
+            raise UnprocessableCiphertext from failure
+        if isinstance(failure, CryptokiError) and meaning is Meaning.OBJECT:
+            # Destroyed and made again by another process, or gone: a search tells, without a fresh start.
+            with self._index_lock:
+                self._index.forget(version.id)
+            return
+        self._pool.reopen(generation)
+
+    def _explain_missing(self) -> Exception:
+        """After a fresh start an object was not found: either it alone is gone, or the token is."""
+        if self.has_sentinel():
+            return KeyMaterialMissing("The key's object is not on the token. Run `hsmkms doctor`.")
+        return TokenUnavailable("The token that answers is not the one that holds the keys. Try again.")
+
+    def _canary_sings(self) -> bool:
+        """True if the token opened a known good blob just now, or within the last 50 ms: clients can provoke this."""
+        now = time.monotonic()
+        if now < self._canary_good_until:
+            return True
+        session = self._pool.take()
+        try:
+            generation = self._pool.generation
+            handle = self._find(session, SENTINEL_ID)
+            if self._canary is None or self._canary[0] != generation:
+                self._canary = (generation, session.seal(handle, _CANARY_FRAME))
+            sang = session.open(handle, self._canary[1]) == _CANARY_FRAME
+        except (CryptokiError, ObjectMissing):
+            return False
+        finally:
+            self._pool.give(session)
+        if sang:
+            self._canary_good_until = now + _CANARY_VALID_S
+        return sang

@@ -1,0 +1,39 @@
+"""The P-256 key that signs access tokens: born in the token, used for ECDSA and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hsmkms.errors import TokenUnavailable
+from hsmkms.token import cryptoki as ck
+from hsmkms.token import templates
+
+LABEL: Final = "hsmkms signing"
+
+
+def generate(session: ck.Session, key_id: str, *, fixed: bool) -> bytes:
+    """Generate the pair; the public key as PEM of a SubjectPublicKeyInfo (RFC 5480)."""
+    public, private = templates.signing_key_pair(key_id, LABEL, fixed=fixed)
+    public_handle, _ = session.generate_key_pair(ck.CKM_EC_KEY_PAIR_GEN, public, private)
+    point = session.read(public_handle, (ck.CKA_EC_POINT,))[ck.CKA_EC_POINT]
+    # PKCS#11 2.40 wants the point inside a DER OCTET STRING (04 41 04 x y); some tokens give it bare (04 x y).
+    encoded = point[2:] if len(point) == 67 else point
+    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), encoded)
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def find(session: ck.Session, key_id: str) -> int:
+    """Handle of the private key. Raises TokenUnavailable when there is not exactly one."""
+    handles = session.find({ck.CKA_CLASS: ck.CKO_PRIVATE_KEY, ck.CKA_ID: templates.object_id(key_id)})
+    if len(handles) != 1:
+        raise TokenUnavailable("The key that signs access tokens is not on the token. Run `hsmkms doctor`.")
+    return handles[0]
+
+
+def sign(session: ck.Session, handle: int, message: bytes) -> bytes:
+    """ECDSA over SHA-256 of `message`: r and s, 32 bytes each."""
+    return session.sign(ck.CKM_ECDSA, handle, hashlib.sha256(message).digest())

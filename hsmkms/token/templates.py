@@ -1,0 +1,100 @@
+"""Attribute templates, one reason per attribute, and what must be read back."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Final
+
+from hsmkms.errors import TokenRefused
+from hsmkms.token import cryptoki as ck
+
+NEVER: Final = (
+    ck.CKA_ENCRYPT,
+    ck.CKA_DECRYPT,
+    ck.CKA_SIGN,
+    ck.CKA_VERIFY,
+    ck.CKA_DERIVE,
+)
+"""Usages a wrapping key must not have: with wrap and decrypt together a key's owner could read what it wraps."""
+
+FIXED: Final[dict[int, ck.Value]] = {ck.CKA_MODIFIABLE: False, ck.CKA_COPYABLE: False}
+"""Attributes that forbid later changes and copies; left out where a token does not know them (see `selftest`)."""
+
+P256: Final = bytes.fromhex("06082a8648ce3d030107")
+"""DER of the object identifier prime256v1 (RFC 5480 section 2.1.1.1)."""
+
+
+def object_id(version_id: str) -> bytes:
+    """CKA_ID: the 16 bytes of the version's UUID."""
+    return uuid.UUID(version_id).bytes
+
+
+def wrapping_key(version_id: str, label: str, *, token: bool = True, fixed: bool = True) -> dict[int, ck.Value]:
+    """An AES-256 key that is born in the token, wraps and unwraps, and never leaves (design, "Root keys")."""
+    return {
+        ck.CKA_CLASS: ck.CKO_SECRET_KEY,
+        ck.CKA_KEY_TYPE: ck.CKK_AES,
+        ck.CKA_VALUE_LEN: 32,
+        ck.CKA_ID: object_id(version_id),
+        ck.CKA_LABEL: label,
+        ck.CKA_TOKEN: token,
+        ck.CKA_PRIVATE: True,
+        ck.CKA_SENSITIVE: True,
+        ck.CKA_EXTRACTABLE: False,
+        ck.CKA_WRAP: True,
+        ck.CKA_UNWRAP: True,
+        **dict.fromkeys(NEVER, False),
+        **(FIXED if fixed else {}),
+    }
+
+
+def signing_key_pair(key_id: str, label: str, *, fixed: bool) -> tuple[dict[int, ck.Value], dict[int, ck.Value]]:
+    """Public and private template of a P-256 key that signs access tokens and nothing else."""
+    public: dict[int, ck.Value] = {
+        ck.CKA_EC_PARAMS: P256,
+        ck.CKA_ID: object_id(key_id),
+        ck.CKA_LABEL: label,
+        ck.CKA_TOKEN: True,
+        ck.CKA_VERIFY: True,
+    }
+    private: dict[int, ck.Value] = {
+        ck.CKA_ID: object_id(key_id),
+        ck.CKA_LABEL: label,
+        ck.CKA_TOKEN: True,
+        ck.CKA_PRIVATE: True,
+        ck.CKA_SENSITIVE: True,
+        ck.CKA_EXTRACTABLE: False,
+        ck.CKA_SIGN: True,
+        ck.CKA_DECRYPT: False,
+        ck.CKA_UNWRAP: False,
+        ck.CKA_DERIVE: False,
+        **(FIXED if fixed else {}),
+    }
+    return public, private
+
+
+REQUIRED: Final[dict[int, bool]] = {
+    ck.CKA_TOKEN: True,
+    ck.CKA_PRIVATE: True,
+    ck.CKA_SENSITIVE: True,
+    ck.CKA_EXTRACTABLE: False,
+    ck.CKA_WRAP: True,
+    ck.CKA_UNWRAP: True,
+    **dict.fromkeys(NEVER, False),
+}
+"""What a root key must answer when it is asked, imported or generated."""
+
+READ_BACK: Final = (*REQUIRED, ck.CKA_ALWAYS_SENSITIVE, ck.CKA_NEVER_EXTRACTABLE, ck.CKA_LOCAL, *FIXED)
+
+NAMES: Final = {getattr(ck, name): name for name in dir(ck) if name.startswith("CKA_")}
+
+
+def require_safe(attributes: Mapping[int, bytes]) -> None:
+    """Raise TokenRefused when attributes read back differ from what a root key must have."""
+    found = ck.as_bools(attributes, REQUIRED)
+    wrong = [NAMES[kind] for kind, wanted in REQUIRED.items() if found[kind] is not wanted]
+    if wrong:
+        raise TokenRefused(
+            f"The token made or holds a root key with the wrong {', '.join(wrong)}; it must not be used."
+        )
