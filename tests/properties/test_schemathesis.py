@@ -1,0 +1,67 @@
+"""No request, however malformed, gives 500, and every answer is one that the OpenAPI description names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.deployment import Service
+
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
+    "response_headers_conformance"
+)
+
+
+def test_description_is_complete(shared_service: Service) -> None:
+    """Each call of the service is described, the hot ones included."""
+    paths = httpx.get(f"{shared_service.url}/openapi.json").json()["paths"]
+    assert {path: set(calls) for path, calls in paths.items()} == {
+        "/api/v2/keys": {"get", "post", "head"},
+        "/api/v2/keys/{id}": {"get", "patch", "delete"},
+        "/api/v2/keys/{id}/metadata": {"get"},
+        "/api/v2/keys/{id}/versions": {"get"},
+        "/api/v2/keys/{id}/actions/wrap": {"post"},
+        "/api/v2/keys/{id}/actions/unwrap": {"post"},
+        "/api/v2/keys/{id}/actions/rewrap": {"post"},
+        "/api/v2/keys/{id}/actions/rotate": {"post"},
+        "/api/v2/key_rings": {"get"},
+        "/api/v2/key_rings/{key_ring_id}": {"post", "delete"},
+        "/identity/token": {"post"},
+        "/identity/keys": {"get"},
+        "/oidc/token": {"post"},
+        "/healthz": {"get"},
+        "/readyz": {"get"},
+        "/version": {"get"},
+    }
+
+
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_no_request_gives_500(shared_service: Service, mode: str, tmp_path: Path) -> None:
+    """Generated requests with a valid token: well-formed and deliberately broken ones."""
+    done = subprocess.run(
+        [
+            str(SCHEMATHESIS),
+            "run",
+            f"{shared_service.url}/openapi.json",
+            f"--header=Authorization: Bearer {shared_service.token()}",
+            f"--header=Bluemix-Instance: {shared_service.state.instance_id}",
+            f"--mode={mode}",
+            f"--checks={CHECKS}",
+            "--phases=examples,coverage,fuzzing",
+            "--max-examples=40",
+            "--seed=1",
+            "--continue-on-failure",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -1,0 +1,165 @@
+"""Deployments and services for tests: a real token, database and process, through the command line as users do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+from tests.support.ports import free_port
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(sys.executable).with_name("hsmkms")
+SOFTHSM_TEMPLATE = ROOT / "softhsm" / "softhsm2.conf.template"
+START_S = 30
+
+
+@dataclass(frozen=True)
+class State:
+    """A state directory made by `hsmkms init --softhsm`."""
+
+    path: Path
+
+    @property
+    def client_env(self) -> dict[str, str]:
+        """The credentials file's members without their common prefix."""
+        lines = (self.path / "client.env").read_text().splitlines()
+        return dict(line.removeprefix("IBM_KEY_PROTECT_API_").split("=", 1) for line in lines)
+
+    @property
+    def instance_id(self) -> str:
+        """GUID of the first instance."""
+        return self.client_env["BLUEMIX_INSTANCE"]
+
+    @property
+    def api_key(self) -> str:
+        """The administrator's API key."""
+        return self.client_env["APIKEY"]
+
+    @property
+    def pin(self) -> str:
+        """The token's user PIN."""
+        return (self.path / "pin").read_text().strip()
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """The environment of a process of this deployment."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HSMKMS_", "IBM_"))}
+        return {**kept, "HSMKMS_STATE_DIR": str(self.path), **extra}
+
+    def run(self, *arguments: str, stdin: bytes = b"", **extra: str) -> subprocess.CompletedProcess[bytes]:
+        """Run `hsmkms` to its end."""
+        return subprocess.run(
+            [str(PROGRAM), *arguments],
+            input=stdin,
+            capture_output=True,
+            env=self.environment(**extra),
+            cwd=ROOT,
+            timeout=120,
+            check=False,
+        )
+
+    def copy_to(self, path: Path) -> State:
+        """A copy with its own token files and database; no process may be using this one."""
+        shutil.copytree(self.path, path)
+        for name in ("softhsm2.conf", "hsmkms.toml"):
+            file = path / name
+            file.write_text(file.read_text().replace(str(self.path), str(path)))
+        return State(path)
+
+
+def make_state(path: Path, **extra: str) -> State:
+    """`hsmkms init` in an empty directory."""
+    state = State(path)
+    done = state.run("init", "--softhsm", str(SOFTHSM_TEMPLATE), stdin=b"", **extra)
+    assert done.returncode == 0, done.stderr.decode()
+    return state
+
+
+class Service:
+    """`hsmkms serve` as a process group of its own; a context manager that waits until it is ready."""
+
+    def __init__(self, state: State, *, workers: int = 1, **extra: str) -> None:
+        self.state = state
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._workers = workers
+        self._extra = extra
+        self.log = state.path.parent / f"{state.path.name}-{self.port}.log"
+        self.process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Service:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(PROGRAM), "serve", "--port", str(self.port), "--workers", str(self._workers)],
+                env=self.state.environment(**self._extra),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._wait_until_ready()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        """kill -9 the whole process group."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def token(self) -> str:
+        """A fresh access token of the administrator."""
+        form = {"grant_type": "urn:ibm:params:oauth:grant-type:apikey", "apikey": self.state.api_key}
+        answer = httpx.post(f"{self.url}/identity/token", data=form)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["access_token"])
+
+    def client(self) -> httpx.Client:
+        """An HTTP client with the administrator's headers."""
+        headers = {"Authorization": f"Bearer {self.token()}", "Bluemix-Instance": self.state.instance_id}
+        return httpx.Client(base_url=f"{self.url}/api/v2", headers=headers, timeout=60)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the service ended:\n{self.log.read_text()}")
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise AssertionError(f"the service was not ready in {START_S} s:\n{self.log.read_text()}")
+
+
+def create_body(name: str = "a root key", *, extractable: bool = False, **members: object) -> dict[str, object]:
+    """The body of POST /keys."""
+    kind = "application/vnd.ibm.kms.key+json"
+    return {
+        "metadata": {"collectionType": kind, "collectionTotal": 1},
+        "resources": [{"type": kind, "name": name, "extractable": extractable, **members}],
+    }
+
+
+def create_key(client: httpx.Client, name: str = "a root key", **members: object) -> str:
+    """Create a key over HTTP; its id."""
+    answer = client.post("/keys", json=create_body(name, **members))  # type: ignore[arg-type]
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["resources"][0]["id"])
