@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
 import os
 import secrets
@@ -97,21 +98,23 @@ def _serve(settings: Settings) -> None:
     rooms = open_rooms(settings, pin)
     with rooms.close:
         rooms.deployment.require_founded()
-    uvicorn.run(
-        "hsmkms.wiring:worker",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-        loop="uvloop",
-        http="httptools",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        date_header=False,
-    )
+    # Ctrl-C is how serving ends; by then uvicorn has answered what was under way.
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.run(
+            "hsmkms.wiring:worker",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+            loop="uvloop",
+            http="httptools",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            date_header=False,
+        )
 
 
 def _require_safe_bind(settings: Settings) -> None:

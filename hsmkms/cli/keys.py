@@ -29,7 +29,9 @@ def list_keys(instance: InstanceOption = None, json: JsonOption = False) -> None
     if json:
         typer.echo(msgspec.json.encode(shown).decode())
         return
-    table = Table("id", "name", "kind", "state", "ring", "versions")
+    table = Table(box=None)
+    for column in ("id", "name", "kind", "state", "ring", "versions"):
+        table.add_column(column, no_wrap=True, overflow="ignore")
     for key in shown:
         table.add_row(*(str(key[column]) for column in ("id", "name", "kind", "state", "ring", "versions")))
     Console(soft_wrap=True).print(table)

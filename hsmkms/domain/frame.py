@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-import uuid
 from collections.abc import Sequence
 from typing import Final
 
@@ -40,7 +39,7 @@ class FrameMismatch(Exception):
 
 def context_digest(version_id: str, aad: Sequence[str]) -> bytes:
     """SHA-256 over everything a DEK is bound to. No AAD and an empty list are the same context."""
-    parts = [_TAG, uuid.UUID(version_id).bytes, _COUNT.pack(len(aad))]
+    parts = [_TAG, bytes.fromhex(version_id.replace("-", "")), _COUNT.pack(len(aad))]
     for text in aad:
         encoded = text.encode()
         parts += (_COUNT.pack(len(encoded)), encoded)
