@@ -17,7 +17,7 @@ from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
 from hsmkms.clock import system_clock
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import SettingsInvalid
+from hsmkms.errors import SettingsInvalid, StoreRefused
 from hsmkms.iam.bearer import BearerVerifier
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.deployment import Deployment
@@ -71,8 +71,11 @@ def address_of(settings: Settings) -> TokenAddress:
     return TokenAddress(settings.pkcs11_module, settings.token_label, settings.token_serial)
 
 
-def open_rooms(settings: Settings, pin: SecretText) -> Rooms:
-    """Token, store, services. Raises OperatorError or Unavailable with everything closed again."""
+def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False) -> Rooms:
+    """Token, store, services; with `migrate` the schema is brought to this version's revision first.
+
+    Raises OperatorError or Unavailable with everything closed again.
+    """
     with ExitStack() as stack:
         pool = SessionPool(
             address_of(settings),
@@ -85,7 +88,10 @@ def open_rooms(settings: Settings, pin: SecretText) -> Rooms:
         token = Token(pool)
         database = Database(settings.database)
         stack.callback(database.close)
-        database.migrate()
+        if migrate:
+            database.migrate()
+        elif database.revision() != database.newest_revision():
+            raise StoreRefused("The database is not of this version. Run `hsmkms init` (new) or `hsmkms serve` (old).")
         keys, tenants = KeyStore(database), TenantStore(database)
         snapshot = Snapshot(keys.get, tenants.instances, partial(changes_since, database))
         snapshot.start()

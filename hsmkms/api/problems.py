@@ -37,6 +37,8 @@ _STATUS: Final[dict[type[errors.HsmkmsError], HTTPStatus]] = {
     errors.UnprocessableCiphertext: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Refusal: HTTPStatus.BAD_REQUEST,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    # An operator has to put the token right, such as after a key with unsafe attributes was found on it.
+    errors.OperatorError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """By class, the most special first along the method resolution order; what is not here is an internal error."""
 
@@ -105,7 +107,7 @@ def iam_problem(error: Exception, correlation_id: str) -> Response:
 def _describe(error: Exception, correlation_id: str) -> tuple[HTTPStatus, str, str | None]:
     status = status_of(error)
     if isinstance(error, errors.HsmkmsError) and status is not HTTPStatus.INTERNAL_SERVER_ERROR:
-        if isinstance(error, errors.Unavailable):
+        if isinstance(error, errors.Unavailable | errors.OperatorError):
             _log.warning("unavailable", reason=error.message, correlation_id=correlation_id)
         return status, error.message, error.code
     if isinstance(error, HTTPException):

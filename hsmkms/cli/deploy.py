@@ -23,6 +23,7 @@ from hsmkms.token.provision import has_token, init_token
 from hsmkms.wiring import address_of, configure_logs, open_rooms, pin_of
 
 LABEL: Final = "hsmkms"
+CLIENT_ENV: Final = "client.env"
 _CREATE: Final = (
     '{"metadata":{"collectionType":"application/vnd.ibm.kms.key+json","collectionTotal":1},'
     '"resources":[{"type":"application/vnd.ibm.kms.key+json","name":"first","extractable":false}]}'
@@ -45,15 +46,21 @@ def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local"
     if softhsm is not None and not (state_dir() / FILE_NAME).exists():
         _make_softhsm(softhsm)
     settings = load()
-    rooms = open_rooms(settings, pin_of(settings))
+    rooms = open_rooms(settings, pin_of(settings), migrate=True)
     with rooms.close:
         if rooms.deployment.is_founded():
-            typer.echo(f"{settings.state_dir} is initialised already; nothing was changed.")
-            return
-        founded = rooms.deployment.found(name, region, new_id().replace("-", ""))
-    _write_client_env(settings, founded.instance.id, founded.api_key)
-    typer.echo(f"instance           {founded.instance.id}")
-    typer.echo(f"administrator key  {founded.api_key.reveal()}   (shown once; also in client.env)")
+            if (settings.state_dir / CLIENT_ENV).exists():
+                typer.echo(f"{settings.state_dir} is initialised already; nothing was changed.")
+                return
+            # The first key was lost before it was shown, or put away; who has the token's PIN may have another.
+            instance = rooms.tenants.instances()[0]
+            api_key = rooms.deployment.add_administrator(instance.account)
+        else:
+            founded = rooms.deployment.found(name, region, new_id().replace("-", ""))
+            instance, api_key = founded.instance, founded.api_key
+    _write_client_env(settings, instance.id, api_key)
+    typer.echo(f"instance           {instance.id}")
+    typer.echo(f"administrator key  {api_key.reveal()}   (shown once; also in {CLIENT_ENV})")
 
 
 def serve(
@@ -80,9 +87,10 @@ def serve(
 
 def up(softhsm: Softhsm = None) -> None:
     """Initialise if needed, then serve: a Key Protect on your laptop in one command."""
-    if not (state_dir() / "client.env").exists():
+    if not (state_dir() / CLIENT_ENV).exists():
         init(softhsm)
     settings = load()
+    _follow_address(settings)
     typer.echo(_tour(settings))
     _serve(settings)
 
@@ -95,7 +103,7 @@ def _serve(settings: Settings) -> None:
     # Workers inherit the environment; a command line would show the PIN to everybody on the host.
     os.environ["HSMKMS_STATE_DIR"] = str(settings.state_dir)
     os.environ["HSMKMS_PIN"] = pin.reveal()
-    rooms = open_rooms(settings, pin)
+    rooms = open_rooms(settings, pin, migrate=True)
     with rooms.close:
         rooms.deployment.require_founded()
     # Ctrl-C is how serving ends; by then uvicorn has answered what was under way.
@@ -181,13 +189,24 @@ def _write_private(path: Path, text: str) -> None:
 def _write_client_env(settings: Settings, instance_id: str, api_key: SecretText) -> None:
     """Credentials as every official SDK reads them through IBM_CREDENTIALS_FILE."""
     _write_private(
-        settings.state_dir / "client.env",
+        settings.state_dir / CLIENT_ENV,
         f"IBM_KEY_PROTECT_API_URL={_base_url(settings)}\n"
         f"IBM_KEY_PROTECT_API_AUTH_URL={_base_url(settings)}\n"
         "IBM_KEY_PROTECT_API_AUTH_TYPE=iam\n"
         f"IBM_KEY_PROTECT_API_APIKEY={api_key.reveal()}\n"
         f"IBM_KEY_PROTECT_API_BLUEMIX_INSTANCE={instance_id}\n",
     )
+
+
+def _follow_address(settings: Settings) -> None:
+    """Keep the URLs of client.env those of the service when it moved to another port."""
+    path = settings.state_dir / CLIENT_ENV
+    lines = path.read_text().splitlines()
+    moved = [
+        f"{name}={_base_url(settings)}" if (name := line.partition("=")[0]).endswith("_URL") else line for line in lines
+    ]
+    if moved != lines:
+        _write_private(path, "\n".join(moved) + "\n")
 
 
 def _base_url(settings: Settings) -> str:
@@ -200,7 +219,7 @@ def _tour(settings: Settings) -> str:
     program = shlex.quote(str(Path(sys.executable).with_name("hsmkms")))
     prefix = f"HSMKMS_STATE_DIR={shlex.quote(str(settings.state_dir))} {program} call POST"
     return (
-        f"\nServing {_base_url(settings)} until Ctrl-C; credentials for any SDK: {settings.state_dir / 'client.env'}\n"
+        f"\nServing {_base_url(settings)} until Ctrl-C; credentials for any SDK: {settings.state_dir / CLIENT_ENV}\n"
         "Paste these three lines into another terminal: create a root key, wrap, unwrap.\n\n"
         f"KEY=$({prefix} /keys '{_CREATE}' --show resources.0.id)\n"
         f'CIPHERTEXT=$({prefix} /keys/$KEY/actions/wrap \'{{"plaintext":"aGVsbG8gSFNN"}}\' --show ciphertext)\n'

@@ -139,13 +139,15 @@ class CryptoService:
         self, caller: Caller, action: Action, instance_id: str, reference: str, key_ring_id: str | None
     ) -> Key:
         """Decide about the instance first: only a caller with a right there is told what is missing in it."""
+        loop = asyncio.get_running_loop()
+        if not self._snapshot.fresh:
+            await loop.run_in_executor(self._threads, self._snapshot.refresh)
         instance = self._snapshot.instance(instance_id)
         if instance is None:
             raise Unauthorized
         key = self._snapshot.remembered(instance_id, reference)
         if key is None:
             authorize(caller, action, Target(instance.account, instance_id, key_ring_id))
-            loop = asyncio.get_running_loop()
             key = await loop.run_in_executor(self._threads, self._snapshot.load, instance_id, reference)
         if key is None:
             raise KeyNotFound

@@ -51,7 +51,8 @@ class Deployment:
         if not self._tenants.signing_keys():
             key_id = new_id()
             self._tenants.add_signing_key(SigningKey(key_id, self._token.generate_signing_key(key_id), self._clock()))
-        return Founded(self._add_instance(name, region, account), self._add_administrator(account))
+        secret = self.add_administrator(account)
+        return Founded(self._add_instance(name, region, account), secret)
 
     def _add_instance(self, name: str, region: str, account: str) -> Instance:
         instance_id = new_id()
@@ -63,7 +64,8 @@ class Deployment:
 
         return self._material.make(f"{instance_id} sealing", commit)
 
-    def _add_administrator(self, account: str) -> SecretText:
+    def add_administrator(self, account: str) -> SecretText:
+        """A new administrator's API key, also for an operator who lost the first one."""
         secret = api_keys.format_secret(self._token.random(api_keys.SECRET_BYTES))
         identity = new_id()
         self._tenants.add_api_key(

@@ -59,15 +59,20 @@ class Snapshot:
         if self._poller.is_alive():
             self._poller.join()
 
+    @property
+    def fresh(self) -> bool:
+        """Whether what is remembered may be believed now."""
+        return time.monotonic() < self._fresh_until
+
     def instance(self, instance_id: str) -> Instance | None:
         """An instance by id. Raises StoreUnavailable when the database has been silent for too long."""
-        if time.monotonic() >= self._fresh_until:
+        if not self.fresh:
             self.refresh()
         return self._instances.get(instance_id)
 
     def remembered(self, instance_id: str, reference: str) -> Key | None:
         """The key by id or alias if it is in memory and fresh; None says nothing about whether it exists."""
-        if time.monotonic() >= self._fresh_until:
+        if not self.fresh:
             return None
         return self._keys.get((instance_id, reference))
 

@@ -92,7 +92,8 @@ class Token:
             templates.require_safe(session.read(handle, templates.READ_BACK))
             return KeyVersion(version_id, created_at, check_value(session, handle))
 
-        return self._call(generate)
+        # Never twice: an object may be there although the call failed, and two under one id are refused for ever.
+        return self._call(generate, attempts=1)
 
     def destroy_key(self, version_id: str) -> bool:
         """Destroy the object and verify that it is gone; False if there was none."""
@@ -133,7 +134,8 @@ class Token:
 
     def generate_signing_key(self, key_id: str) -> bytes:
         """Generate a P-256 key pair under `key_id`; the public key as PEM of a SubjectPublicKeyInfo."""
-        return self._call(lambda session: signing.generate(session, key_id, fixed=self.capabilities.fixed_attributes))
+        fixed = self.capabilities.fixed_attributes
+        return self._call(lambda session: signing.generate(session, key_id, fixed=fixed), attempts=1)
 
     def sign(self, key_id: str, message: bytes) -> bytes:
         """ECDSA P-256 SHA-256 signature, r and s of 32 bytes each (RFC 7518 section 3.4)."""
@@ -176,9 +178,9 @@ class Token:
         with self._index_lock:
             return self._index.look_up(session, self._pool.generation, version_id)
 
-    def _call(self, act: Callable[[ck.Session], T]) -> T:
+    def _call(self, act: Callable[[ck.Session], T], *, attempts: int = 2) -> T:
         """Run `act`; when session, login or device was lost, open the token anew and run it once more."""
-        for _ in range(2):
+        for _ in range(attempts):
             session = self._pool.take()
             generation = self._pool.generation
             try:
