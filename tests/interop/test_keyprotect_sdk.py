@@ -1,0 +1,162 @@
+"""The unmodified official Python SDK, pointed at us by the credentials file, through the life of a key."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ibm_cloud_sdk_core import ApiException
+from ibm_cloud_sdk_core.authenticators import IAMAuthenticator
+from keyprotect.ibm_key_protect_api_v2 import IbmKeyProtectApiV2
+
+from tests.support.deployment import Service, create_body
+
+DEK = base64.b64encode(bytes(range(32))).decode()
+
+
+class Sdk:
+    """The SDK with its byte streams filled in; answers as parsed JSON."""
+
+    def __init__(self, service: IbmKeyProtectApiV2, instance: str) -> None:
+        self.service = service
+        self.instance = instance
+
+    def create(self, name: str, **members: object) -> dict[str, Any]:
+        body = _stream(create_body(name, **members))  # type: ignore[arg-type]
+        answer = self.service.create_key(self.instance, body, prefer="return=representation")
+        assert answer.get_status_code() == 201
+        return dict(answer.get_result().json()["resources"][0])
+
+    def wrap(self, key: str, **members: object) -> dict[str, Any]:
+        return dict(
+            self.service.wrap_key(key, self.instance, key_action_wrap_body=_stream(members)).get_result().json()
+        )
+
+    def unwrap(self, key: str, **members: object) -> dict[str, Any]:
+        answer = self.service.unwrap_key(key, self.instance, key_action_unwrap_body=_stream(members))
+        return dict(answer.get_result().json())
+
+    def rewrap(self, key: str, **members: object) -> dict[str, Any]:
+        answer = self.service.rewrap_key(key, self.instance, key_action_rewrap_body=_stream(members))
+        return dict(answer.get_result().json())
+
+
+def _stream(body: object) -> io.BytesIO:
+    return io.BytesIO(json.dumps(body).encode())
+
+
+@pytest.fixture
+def sdk(shared_service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sdk:
+    """`new_instance()` from a copy of client.env with this run's port."""
+    credentials = shared_service.state.client_env | {"URL": shared_service.url, "AUTH_URL": shared_service.url}
+    file = tmp_path / "client.env"
+    file.write_text("".join(f"IBM_KEY_PROTECT_API_{name}={value}\n" for name, value in credentials.items()))
+    monkeypatch.setenv("IBM_CREDENTIALS_FILE", str(file))
+    return Sdk(IbmKeyProtectApiV2.new_instance(), shared_service.state.instance_id)
+
+
+def test_wrap_and_unwrap_given_and_generated(sdk: Sdk) -> None:
+    key = sdk.create("sdk wrap")["id"]
+    given = sdk.wrap(key, plaintext=DEK, aad=["volume", "7"])
+    assert "plaintext" not in given
+    assert sdk.unwrap(key, ciphertext=given["ciphertext"], aad=["volume", "7"])["plaintext"] == DEK
+    generated = sdk.wrap(key)
+    assert len(base64.b64decode(generated["plaintext"])) == 32
+    opened = sdk.unwrap(key, ciphertext=generated["ciphertext"])
+    assert opened["plaintext"] == generated["plaintext"]
+    assert opened["keyVersion"]["id"] == generated["keyVersion"]["id"]
+    assert "rewrappedKeyVersion" not in opened
+
+
+def test_wrong_aad_is_422(sdk: Sdk) -> None:
+    key = sdk.create("sdk aad")["id"]
+    wrapped = sdk.wrap(key, plaintext=DEK, aad=["a", "b"])
+    with pytest.raises(ApiException) as refused:
+        sdk.unwrap(key, ciphertext=wrapped["ciphertext"], aad=["b", "a"])
+    assert refused.value.status_code == 422
+
+
+def test_rotation_keeps_old_ciphertexts(sdk: Sdk) -> None:
+    key = sdk.create("sdk rotate")["id"]
+    old = sdk.wrap(key, plaintext=DEK)
+    assert sdk.service.rotate_key(key, sdk.instance).get_status_code() == 204
+    opened = sdk.unwrap(key, ciphertext=old["ciphertext"])
+    assert opened["plaintext"] == DEK
+    assert opened["keyVersion"]["id"] == old["keyVersion"]["id"]
+    newest = opened["rewrappedKeyVersion"]["id"]
+    assert newest != old["keyVersion"]["id"]
+    again = sdk.unwrap(key, ciphertext=opened["ciphertext"])
+    assert (again["plaintext"], again["keyVersion"]["id"]) == (DEK, newest)
+    rewrapped = sdk.rewrap(key, ciphertext=old["ciphertext"])
+    assert rewrapped["rewrappedKeyVersion"]["id"] == newest
+    assert sdk.unwrap(key, ciphertext=rewrapped["ciphertext"])["plaintext"] == DEK
+    versions = sdk.service.get_key_versions(key, sdk.instance, total_count=True).get_result().json()
+    assert [version["id"] for version in versions["resources"]] == [newest, old["keyVersion"]["id"]]
+    assert versions["metadata"]["totalCount"] == 2
+
+
+def test_rewrap_without_rotation(sdk: Sdk) -> None:
+    key = sdk.create("sdk rewrap")["id"]
+    wrapped = sdk.wrap(key, plaintext=DEK)
+    rewrapped = sdk.rewrap(key, ciphertext=wrapped["ciphertext"])
+    assert rewrapped["keyVersion"] == rewrapped["rewrappedKeyVersion"] == wrapped["keyVersion"]
+
+
+def test_standard_key_gives_its_payload(sdk: Sdk) -> None:
+    created = sdk.create("sdk standard", extractable=True)
+    read = sdk.service.get_key(created["id"], sdk.instance).get_result().json()["resources"][0]
+    assert len(base64.b64decode(created["payload"])) == 32
+    assert read["payload"] == created["payload"]
+    metadata = sdk.service.get_key_metadata(created["id"], sdk.instance).get_result().json()["resources"][0]
+    assert "payload" not in metadata
+
+
+def test_list_search_and_count(sdk: Sdk) -> None:
+    ids = {sdk.create(f"sdk needle {number}")["id"] for number in range(3)}
+    found = sdk.service.get_keys(sdk.instance, search="name:SDK needle", sort="-creationDate").get_result().json()
+    assert {key["id"] for key in found["resources"]} == ids
+    total = sdk.service.get_key_collection_metadata(sdk.instance, extractable=False).get_headers()["Key-Total"]
+    assert int(total) >= 3
+
+
+def test_rings_and_moving(sdk: Sdk) -> None:
+    assert sdk.service.create_key_ring("sdk-ring", sdk.instance).get_status_code() == 201
+    key = sdk.create("sdk in ring")["id"]
+    moved = sdk.service.patch_key(key, sdk.instance, key_patch_body=_stream({"keyRingID": "sdk-ring"}))
+    assert moved.get_result().json()["resources"][0]["keyRingID"] == "sdk-ring"
+    with pytest.raises(ApiException) as refused:
+        sdk.service.delete_key_ring("sdk-ring", sdk.instance)
+    assert refused.value.status_code == 409
+    sdk.service.patch_key(key, sdk.instance, key_patch_body=_stream({"keyRingID": "default"}))
+    assert sdk.service.delete_key_ring("sdk-ring", sdk.instance).get_status_code() == 204
+
+
+def test_deleted_key_is_gone_for_use(sdk: Sdk) -> None:
+    key = sdk.create("sdk delete")["id"]
+    wrapped = sdk.wrap(key, plaintext=DEK)
+    deleted = sdk.service.delete_key(key, sdk.instance, prefer="return=representation").get_result().json()
+    resource = deleted["resources"][0]
+    assert (resource["state"], resource["deleted"], resource["restoreAllowed"]) == (5, True, True)
+    with pytest.raises(ApiException) as refused:
+        sdk.unwrap(key, ciphertext=wrapped["ciphertext"])
+    assert refused.value.status_code == 410
+    assert sdk.service.get_key_metadata(key, sdk.instance).get_result().json()["resources"][0]["state"] == 5
+
+
+def test_authenticator_given_in_code(shared_service: Service) -> None:
+    """`IAMAuthenticator(url=)` and `set_service_url`, without any file."""
+    service = IbmKeyProtectApiV2(authenticator=IAMAuthenticator(shared_service.state.api_key, url=shared_service.url))
+    service.set_service_url(shared_service.url)
+    assert service.get_keys(shared_service.state.instance_id).get_status_code() == 200
+
+
+def test_wrong_api_key_is_refused(shared_service: Service) -> None:
+    service = IbmKeyProtectApiV2(authenticator=IAMAuthenticator("not an API key", url=shared_service.url))
+    service.set_service_url(shared_service.url)
+    with pytest.raises(ApiException) as refused:
+        service.get_keys(shared_service.state.instance_id)
+    assert refused.value.status_code == 400
