@@ -106,6 +106,9 @@ class CryptoService:
         key = await self._find(caller, Action.KEY_UNWRAP, instance_id, reference, key_ring_id)
         require_usable(key, KeyAction.UNWRAP, self._clock())
         handle_id, sealed = _parse(text, aad)
+        if key.version(handle_id) is None:
+            key = await self._renewed(key)
+            require_usable(key, KeyAction.UNWRAP, self._clock())
 
         def unwrap() -> Unwrapped:
             plaintext, version = self._open(key, handle_id, sealed, aad)
@@ -128,6 +131,9 @@ class CryptoService:
         key = await self._find(caller, Action.KEY_REWRAP, instance_id, reference, key_ring_id)
         require_usable(key, KeyAction.REWRAP, self._clock())
         handle_id, sealed = _parse(text, aad)
+        if key.version(handle_id) is None:
+            key = await self._renewed(key)
+            require_usable(key, KeyAction.REWRAP, self._clock())
 
         def rewrap() -> Rewrapped:
             plaintext, version = self._open(key, handle_id, sealed, aad)
@@ -155,6 +161,15 @@ class CryptoService:
         if key_ring_id is not None and key_ring_id != key.key_ring_id:
             raise KeyNotFound
         return key
+
+    async def _renewed(self, key: Key) -> Key:
+        """The key as the database has it: a version that is not known here may have been made by another node just
+        now, before the change feed told."""
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._threads, self._snapshot.load, key.instance_id, key.id)
+        if found is None:
+            raise KeyNotFound
+        return found
 
     async def _on_token(self, call: Callable[[], T]) -> T:
         if self._inline:

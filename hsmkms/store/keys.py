@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from hsmkms.domain.ids import canonical_uuid
+from hsmkms.domain.ids import canonical_uuid, is_alias
 from hsmkms.domain.keys import Key, KeyState, KeyVersion
 from hsmkms.domain.query import KeyQuery
 from hsmkms.domain.tenants import PendingObject
@@ -87,6 +87,8 @@ class KeyStore:
         """The key of an instance by its id or an alias."""
         with self._database.read() as connection:
             key_id = canonical_uuid(reference)
+            if key_id is None and not is_alias(reference):
+                return None
             if key_id is None:
                 key_id = connection.execute(
                     select(t.key_alias.c.key_id).where(

@@ -91,7 +91,7 @@ class Service:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._workers = workers
-        self._extra = extra
+        self.extra = extra
         self.log = state.path.parent / f"{state.path.name}-{self.port}.log"
         self.process: subprocess.Popen[bytes]
 
@@ -99,7 +99,7 @@ class Service:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [str(PROGRAM), "serve", "--port", str(self.port), "--workers", str(self._workers)],
-                env=self.state.environment(**self._extra),
+                env=self.state.environment(**self.extra),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,0 +1,41 @@
+"""One running service per database: every test of this folder runs on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.support.deployment import Service, State
+from tests.support.postgresql import PostgresServer
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """Which database."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def service(
+    database: str, seed_state: State, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Service]:
+    """A running service on that database."""
+    state = seed_state.copy_to(tmp_path_factory.mktemp(database) / "state")
+    extra: dict[str, str] = {}
+    if database == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        extra["HSMKMS_DATABASE_URL"] = server.new_database("api")
+        (state.path / "client.env").unlink()
+        done = state.run("init", stdin=b"", **extra)
+        assert done.returncode == 0, done.stderr.decode()
+    with Service(state, workers=1, **extra) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def client(service: Service) -> Iterator[httpx.Client]:
+    """The administrator's HTTP client."""
+    with service.client() as client:
+        yield client
