@@ -6,6 +6,7 @@ all mean "no body", and a member that is null is absent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, Final, TypeVar
 
@@ -22,7 +23,7 @@ COLD_LIMIT: Final = 64 * 1024
 HOT_LIMIT: Final = 1024 * 1024
 """255 AAD strings of 255 characters, each written as a JSON escape of 12 bytes, and 4,096 bytes of plaintext fit."""
 
-_SHOWN_CHARS: Final = 40
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z_]{0,31}", re.ASCII)
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -101,5 +102,5 @@ def _refusal(error: pydantic.ValidationError) -> BadBody | InvalidField:
 
 
 def _shown(name: str) -> str:
-    """A member's name, short, quoted and in ASCII."""
-    return ascii(name[:_SHOWN_CHARS]).replace("'", '"')
+    """A member's name in quotes, if it looks like one: somebody may have put a secret in its place."""
+    return f'"{name}"' if _NAME.fullmatch(name) else '"..."'

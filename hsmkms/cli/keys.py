@@ -34,7 +34,8 @@ def list_keys(instance: InstanceOption = None, json: JsonOption = False) -> None
         table.add_column(column, no_wrap=True, overflow="ignore")
     for key in shown:
         table.add_row(*(str(key[column]) for column in ("id", "name", "kind", "state", "ring", "versions")))
-    Console(soft_wrap=True).print(table)
+    # A pipe has no width, and an id that was cut to 80 columns is of no use.
+    Console(width=max(Console().width, 200)).print(table)
 
 
 @app.command("create")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from hsmkms.domain.keys import KeyVersion
-from hsmkms.errors import KeyMaterialMissing, TokenRefused
+from hsmkms.errors import KeyMaterialMissing
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import templates
 
@@ -24,6 +24,11 @@ CHECK_VALUE_BYTES: Final = 8
 
 class ObjectMissing(Exception):
     """The token answered that no such object is there. It may also be the token that is gone: see `recovery`."""
+
+
+class ObjectAmbiguous(Exception):
+    """A look-up found several objects under one CKA_ID. SoftHSM 2.6.1 shows one object twice to a process of which one
+    thread generates while another searches, until the module is opened anew; so that is done before it is believed."""
 
 
 def check_value(session: ck.Session, handle: int) -> bytes:
@@ -44,7 +49,7 @@ class KeyIndex:
         self._trusted: dict[str, int] = {}
 
     def resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
-        """Handle of `version`. Raises ObjectMissing, TokenRefused (two objects, unsafe attributes) or
+        """Handle of `version`. Raises ObjectMissing, ObjectAmbiguous, TokenRefused (unsafe attributes) or
         KeyMaterialMissing (another key under this id)."""
         if generation == self._generation:
             handle = self._trusted.get(version.id)
@@ -60,7 +65,7 @@ class KeyIndex:
         return handle
 
     def look_up(self, session: ck.Session, generation: int, version_id: str) -> int:
-        """Handle by id alone. Raises ObjectMissing or TokenRefused."""
+        """Handle by id alone. Raises ObjectMissing or ObjectAmbiguous."""
         if generation != self._generation:
             self._build(session, generation)
         return self._look_up(session, version_id)
@@ -88,5 +93,5 @@ class KeyIndex:
                 raise ObjectMissing
             self._found[object_id] = handles
         if len(handles) != 1:
-            raise TokenRefused("The token holds several keys under one CKA_ID. Remove the ones that are not yours.")
+            raise ObjectAmbiguous
         return handles[0]

@@ -14,10 +14,10 @@ from hsmkms.domain import frame
 from hsmkms.domain.ids import is_uuid
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.secrets import SecretBytes
-from hsmkms.errors import KeyMaterialMissing, TokenUnavailable, UnprocessableCiphertext
+from hsmkms.errors import HsmkmsError, KeyMaterialMissing, TokenRefused, TokenUnavailable, UnprocessableCiphertext
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import selftest, signing, templates
-from hsmkms.token.objects import KeyIndex, ObjectMissing, check_value
+from hsmkms.token.objects import KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
 from hsmkms.token.returned import CryptokiError, Meaning
 from hsmkms.token.sessions import SessionPool, TokenInfo
 
@@ -180,34 +180,35 @@ class Token:
 
     def _call(self, act: Callable[[ck.Session], T], *, attempts: int = 2) -> T:
         """Run `act`; when session, login or device was lost, open the token anew and run it once more."""
+        failure: Exception
         for _ in range(attempts):
             session = self._pool.take()
             generation = self._pool.generation
             try:
                 return act(session)
-            except CryptokiError as error:
+            except (CryptokiError, ObjectAmbiguous) as error:
                 failure = error
             finally:
                 self._pool.give(session)
             self._pool.reopen(generation)
-        raise TokenUnavailable(_UNAVAILABLE) from failure
+        raise _explain(failure) from failure
 
     def _on_key(self, version: KeyVersion, act: Callable[[ck.Session, int], T], *, input_is_ours: bool = True) -> T:
-        """Run `act` with the handle of `version`, with one fresh start when the trouble is not the input's."""
+        """Run `act` with the handle of `version`: again after a search, and again after a fresh start."""
         failure: Exception
-        for _ in range(2):
+        for _ in range(3):
             session = self._pool.take()
             generation = self._pool.generation
             try:
                 return act(session, self._resolve(session, generation, version))
-            except (CryptokiError, ObjectMissing) as error:
+            except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
                 failure = error
             finally:
                 self._pool.give(session)
             self._recover(failure, generation, version, input_is_ours)
         if isinstance(failure, ObjectMissing):
             raise self._explain_missing() from failure
-        raise TokenUnavailable(_UNAVAILABLE) from failure
+        raise _explain(failure) from failure
 
     def _resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
         with self._index_lock:
@@ -244,10 +245,17 @@ class Token:
             if self._canary is None or self._canary[0] != generation:
                 self._canary = (generation, session.seal(handle, _CANARY_FRAME))
             sang = session.open(handle, self._canary[1]) == _CANARY_FRAME
-        except (CryptokiError, ObjectMissing):
+        except (CryptokiError, ObjectMissing, ObjectAmbiguous):
             return False
         finally:
             self._pool.give(session)
         if sang:
             self._canary_good_until = now + _CANARY_VALID_S
         return sang
+
+
+def _explain(failure: Exception) -> HsmkmsError:
+    """What a second failure proved."""
+    if isinstance(failure, ObjectAmbiguous):
+        return TokenRefused("The token holds several keys under one CKA_ID. Remove the ones that are not yours.")
+    return TokenUnavailable(_UNAVAILABLE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -86,10 +87,11 @@ def make_state(path: Path, **extra: str) -> State:
 class Service:
     """`hsmkms serve` as a process group of its own; a context manager that waits until it is ready."""
 
-    def __init__(self, state: State, *, workers: int = 1, **extra: str) -> None:
+    def __init__(self, state: State, *, workers: int = 1, tls_ca: str = "", **extra: str) -> None:
         self.state = state
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://127.0.0.1:{self.port}" if not tls_ca else f"https://localhost:{self.port}"
+        self.verify = ssl.create_default_context(cafile=tls_ca) if tls_ca else True
         self._workers = workers
         self.extra = extra
         self.log = state.path.parent / f"{state.path.name}-{self.port}.log"
@@ -106,7 +108,7 @@ class Service:
                 stderr=log,
                 start_new_session=True,
             )
-        self._wait_until_ready()
+        self.wait_until_ready()
         return self
 
     def __exit__(
@@ -136,16 +138,18 @@ class Service:
         headers = {"Authorization": f"Bearer {self.token()}", "Bluemix-Instance": self.state.instance_id}
         return httpx.Client(base_url=f"{self.url}/api/v2", headers=headers, timeout=60)
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Until `/readyz` is green; AssertionError when it is not within START_S seconds."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise AssertionError(f"the service ended:\n{self.log.read_text()}")
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", timeout=5, verify=self.verify).status_code == 200:
                     return
             except httpx.TransportError:
-                time.sleep(0.05)
+                pass
+            time.sleep(0.05)
         raise AssertionError(f"the service was not ready in {START_S} s:\n{self.log.read_text()}")
 
 

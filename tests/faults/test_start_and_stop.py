@@ -1,0 +1,146 @@
+"""Starting, stopping, starting again; and every way in which a start must be refused in one line."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.support.deployment import Service, State, create_key
+from tests.support.ports import free_port
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_stops_cleanly_and_starts_with_everything(state: State, workers: int) -> None:
+    with Service(state, workers=workers) as service, service.client() as client:
+        key = create_key(client)
+        wrapped = client.post(f"/keys/{key}/actions/wrap").json()
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(20) == 0
+    log = service.log.read_text()
+    assert "Traceback" not in log
+    assert "rror" not in log
+    with Service(state, workers=workers) as again, again.client() as client:
+        opened = client.post(f"/keys/{key}/actions/unwrap", json={"ciphertext": wrapped["ciphertext"]}).json()
+        assert opened["plaintext"] == wrapped["plaintext"]
+
+
+def refused(state: State, *arguments: str, **extra: str) -> str:
+    """`hsmkms serve` ends with exit code 1 and one line."""
+    done = state.run("serve", "--port", str(free_port()), *arguments, stdin=b"", **extra)
+    assert done.returncode == 1, (done.returncode, done.stderr.decode())
+    text = done.stderr.decode()
+    assert re.fullmatch(r"hsmkms: [^\n]+\n", text), text
+    assert done.stdout == b""
+    return text
+
+
+def test_wrong_pin(state: State) -> None:
+    (state.path / "pin").write_text("00000000\n")
+    assert "does not take this PIN" in refused(state)
+
+
+def test_pin_file_that_others_can_read(state: State) -> None:
+    (state.path / "pin").chmod(0o640)
+    assert "chmod 600" in refused(state)
+
+
+def test_missing_pin_file(state: State) -> None:
+    (state.path / "pin").unlink()
+    assert "cannot be read" in refused(state)
+
+
+def test_no_state_directory(tmp_path: Path) -> None:
+    assert refused(State(tmp_path / "nowhere"), HSMKMS_PIN="x")
+
+
+def test_unknown_setting(state: State) -> None:
+    with (state.path / "hsmkms.toml").open("a") as file:
+        file.write("colour = 1\n")
+    assert "colour" in refused(state)
+
+
+def test_setting_that_is_no_toml(state: State) -> None:
+    (state.path / "hsmkms.toml").write_text("=")
+    assert "not valid TOML" in refused(state)
+
+
+def test_bad_values(state: State) -> None:
+    assert "workers" in refused(state, HSMKMS_WORKERS="0")
+    assert "port" in refused(state, "--port", "70000")
+
+
+def test_other_host_needs_tls(state: State) -> None:
+    for host in ("0.0.0.0", "::", "example.org"):
+        assert "without TLS" in refused(state, "--host", host)
+
+
+def test_tls_needs_both_files(state: State, tmp_path: Path) -> None:
+    assert "both" in refused(state, "--tls-cert", str(tmp_path / "cert.pem"))
+
+
+def test_another_token(state: State, seed_state: State) -> None:
+    """The database of one deployment with a token of no deployment."""
+    shutil.rmtree(state.path / "tokens")
+    (state.path / "tokens").mkdir()
+    assert "No token" in refused(state)
+
+
+def test_database_without_instance(state: State) -> None:
+    for file in state.path.glob("hsmkms.db*"):
+        file.unlink()
+    assert "hsmkms init" in refused(state)
+
+
+def test_serves_tls(state: State, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    files = {"HSMKMS_TLS_CERT": str(tmp_path / "cert.pem"), "HSMKMS_TLS_KEY": str(tmp_path / "key.pem")}
+    with Service(state, workers=1, tls_ca=str(tmp_path / "cert.pem"), **files) as service:
+        answer = httpx.get(f"{service.url}/version", verify=service.verify)
+        assert answer.json()["name"] == "hsmkms"
+
+
+def test_readiness_names_the_part_that_is_away(state: State) -> None:
+    """The token goes away: readiness is red, liveness green, 503 with Retry-After; it comes back: no restart."""
+    with Service(state) as service, service.client() as client:
+        key = create_key(client)
+        tokens = state.path / "tokens"
+        tokens.rename(state.path / "gone")
+        tokens.mkdir()
+        answer = client.post(f"/keys/{key}/actions/wrap")
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) > 0
+        assert client.get(f"/keys/{key}").status_code == 200
+        ready = httpx.get(f"{service.url}/readyz")
+        assert (ready.status_code, ready.json()["token"], ready.json()["database"]) == (503, False, True)
+        assert httpx.get(f"{service.url}/healthz").status_code == 200
+        tokens.rmdir()
+        (state.path / "gone").rename(tokens)
+        service.wait_until_ready()
+        assert client.post(f"/keys/{key}/actions/wrap").status_code == 200
