@@ -44,7 +44,9 @@ class Rooms:
     services: Services
     deployment: Deployment
     doctor: Doctor
+    token: Token
     tenants: TenantStore
+    keys: KeyStore
     close: ExitStack
 
 
@@ -113,7 +115,9 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False) ->
             services=services,
             deployment=Deployment(token, tenants, material, system_clock),
             doctor=Doctor(token, database, keys, material, system_clock),
+            token=token,
             tenants=tenants,
+            keys=keys,
             close=stack.pop_all(),
         )
 
