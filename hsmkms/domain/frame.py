@@ -61,7 +61,7 @@ def unpack(frame: bytes, digest: bytes) -> bytes:
     head = _HEAD.unpack_from(frame)
     end = HEADER_BYTES + head[3]
     bound = hmac.compare_digest(frame[8:HEADER_BYTES], digest)
-    formed = head[:3] == (FORMAT, 0, 0) and head[3] > 0 and 0 <= len(frame) - end < 8 and not any(frame[end:])
+    formed = head[:3] == (FORMAT, 0, 0) and head[3] > 0 and len(frame) == end + -end % 8 and not any(frame[end:])
     if not (bound and formed):
         raise FrameMismatch
     return frame[HEADER_BYTES:end]

@@ -75,6 +75,10 @@ class KeyIndex:
         self._trusted.pop(version_id, None)
         self._found.pop(templates.object_id(version_id), None)
 
+    def distrust(self, version_id: str) -> None:
+        """Keep the handle, and have attributes and check value read again at the next `resolve`."""
+        self._trusted.pop(version_id, None)
+
     def _build(self, session: ck.Session, generation: int) -> None:
         found: dict[bytes, list[int]] = {}
         for handle in session.find(_AES_OBJECTS):

@@ -19,7 +19,7 @@ from hsmkms.token import cryptoki as ck
 from hsmkms.token import selftest, signing, templates
 from hsmkms.token.objects import KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
 from hsmkms.token.returned import CryptokiError, Meaning
-from hsmkms.token.sessions import SessionPool, TokenInfo
+from hsmkms.token.sessions import SessionPool, TokenInfo, renew_after_fork
 
 T = TypeVar("T")
 
@@ -28,6 +28,10 @@ SENTINEL_ID: Final = str(uuid.uuid5(uuid.UUID("5b0b6f5e-6d39-4f0e-9a5c-2f1d7a4c8
 
 _CANARY_FRAME: Final = bytes(range(1, 17))
 _CANARY_VALID_S: Final = 0.05
+_CHECK_REOPENS_S: Final = 1.0
+_MISSING_VALID_S: Final = 1.0
+_MISSING: Final = "The key's object is not on the token. Run `hsmkms doctor`."
+_OTHER_TOKEN: Final = "The token that answers is not the one that holds the keys. Try again."
 _UNAVAILABLE: Final = "The HSM does not answer as it should. Try again."
 
 
@@ -51,6 +55,9 @@ class Token:
         self._signing_handles: dict[tuple[int, str], int] = {}
         self._canary: tuple[int, bytes] | None = None
         self._canary_good_until = 0.0
+        self._check_reopens_at = 0.0
+        self._missing_until: dict[str, float] = {}
+        renew_after_fork(self)
         try:
             selftest.require_mechanisms(pool.mechanisms(), pool.info.label)
             with pool.session() as session:
@@ -67,17 +74,13 @@ class Token:
         """Finalise the module."""
         self._pool.close()
 
+    def renew_after_fork(self) -> None:
+        """In the child: another thread of the parent may have held the lock."""
+        self._index_lock = threading.Lock()
+
     def has_sentinel(self) -> bool:
         """True once `make_sentinel` was called on this token."""
-
-        def look(session: ck.Session) -> bool:
-            try:
-                self._find(session, SENTINEL_ID)
-            except ObjectMissing:
-                return False
-            return True
-
-        return self._call(look)
+        return self._call(lambda session: self._is_there(session, SENTINEL_ID))
 
     def make_sentinel(self) -> None:
         """Generate the sentinel key. Once a token, at `hsmkms init`."""
@@ -99,19 +102,24 @@ class Token:
         """Destroy the object and verify that it is gone; False if there was none."""
 
         def destroy(session: ck.Session) -> bool:
-            self._index.forget(version_id)
-            try:
-                session.destroy(self._find(session, version_id))
-            except ObjectMissing:
+            self._forget(version_id)
+            if not self._is_there(session, version_id):
                 return False
-            self._index.forget(version_id)
-            try:
-                self._find(session, version_id)
-            except ObjectMissing:
-                return True
-            raise TokenUnavailable("The HSM says that it destroyed a key, and still has it. Run `hsmkms doctor`.")
+            session.destroy(self._find(session, version_id))
+            self._forget(version_id)
+            if self._is_there(session, version_id):
+                raise TokenUnavailable("The HSM says that it destroyed a key, and still has it. Run `hsmkms doctor`.")
+            return True
 
-        return self._call(destroy)
+        if self._call(destroy):
+            return True
+        # Nothing was there, which is also how a token looks that went away: only a fresh start and the sentinel tell.
+        self._pool.reopen(self._pool.generation)
+        if self._call(destroy):
+            return True
+        if not self.has_sentinel():
+            raise TokenUnavailable(_OTHER_TOKEN)
+        return False
 
     def seal(self, version: KeyVersion, dek: bytes, aad: Sequence[str]) -> bytes:
         """Frame and wrap `dek` (1 to 7,680 bytes) under `version`, bound to the AAD strings in their order."""
@@ -147,15 +155,32 @@ class Token:
                 self._signing_handles = {place: signing.find(session, key_id)}
             return signing.sign(session, self._signing_handles[place], message)
 
-        return self._call(sign)
+        try:
+            return self._call(sign)
+        except TokenUnavailable as error:
+            if isinstance(error.__cause__, ObjectMissing):
+                raise TokenUnavailable(
+                    "The key that signs access tokens is not on the token. Run `hsmkms doctor`."
+                ) from error
+            raise
 
     def check(self) -> None:
         """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot."""
+        generation = self._pool.generation
+        if self._canary_sings():
+            return
+        now = time.monotonic()
+        if now >= self._check_reopens_at:
+            # Anybody may ask for readiness, so this starts the module anew at most once a second.
+            self._check_reopens_at = now + _CHECK_REOPENS_S
+            self._pool.reopen(generation)
         if not self._canary_sings():
             raise TokenUnavailable(_UNAVAILABLE)
 
     def verify_key(self, version: KeyVersion) -> None:
         """Look the object up, check its attributes and check value. Raises KeyMaterialMissing or TokenRefused."""
+        with self._index_lock:
+            self._index.distrust(version.id)
         self._on_key(version, lambda *_: None)
 
     def list_keys(self) -> list[TokenObject]:
@@ -174,6 +199,10 @@ class Token:
                 objects.append(TokenObject(version_id, label, ", ".join(wrong) or None))
         return objects
 
+    def _forget(self, version_id: str) -> None:
+        with self._index_lock:
+            self._index.forget(version_id)
+
     def _find(self, session: ck.Session, version_id: str) -> int:
         with self._index_lock:
             return self._index.look_up(session, self._pool.generation, version_id)
@@ -186,7 +215,7 @@ class Token:
             generation = self._pool.generation
             try:
                 return act(session)
-            except (CryptokiError, ObjectAmbiguous) as error:
+            except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
                 failure = error
             finally:
                 self._pool.give(session)
@@ -195,8 +224,10 @@ class Token:
 
     def _on_key(self, version: KeyVersion, act: Callable[[ck.Session, int], T], *, input_is_ours: bool = True) -> T:
         """Run `act` with the handle of `version`: again after a search, and again after a fresh start."""
+        if time.monotonic() < self._missing_until.get(version.id, 0):
+            raise KeyMaterialMissing(_MISSING)
         failure: Exception
-        for _ in range(3):
+        for last in (False, False, True):
             session = self._pool.take()
             generation = self._pool.generation
             try:
@@ -205,33 +236,52 @@ class Token:
                 failure = error
             finally:
                 self._pool.give(session)
-            self._recover(failure, generation, version, input_is_ours)
+            if not input_is_ours and self._is_bad_input(failure):
+                raise UnprocessableCiphertext from failure
+            if not last:
+                self._recover(failure, generation, version)
         if isinstance(failure, ObjectMissing):
-            raise self._explain_missing() from failure
+            raise self._explain_missing(version) from failure
         raise _explain(failure) from failure
 
     def _resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
         with self._index_lock:
             return self._index.resolve(session, generation, version)
 
-    def _recover(self, failure: Exception, generation: int, version: KeyVersion, input_is_ours: bool) -> None:
-        """Make a second try worth it, or raise what the first one proved. The failing session is home already."""
-        meaning = failure.meaning if isinstance(failure, CryptokiError) else Meaning.OBJECT
-        doubtful = meaning is Meaning.DATA or (meaning is Meaning.DOUBTFUL and self._canary_sings())
-        if doubtful and not input_is_ours:
-            raise UnprocessableCiphertext from failure
-        if isinstance(failure, CryptokiError) and meaning is Meaning.OBJECT:
+    def _is_bad_input(self, failure: Exception) -> bool:
+        """Whether the blob is to blame; in doubt a canary tells."""
+        if not isinstance(failure, CryptokiError):
+            return False
+        doubtful = failure.meaning is Meaning.DOUBTFUL
+        return failure.meaning is Meaning.DATA or (doubtful and self._canary_sings())
+
+    def _recover(self, failure: Exception, generation: int, version: KeyVersion) -> None:
+        """Make another try worth it. The failing session is home already."""
+        if isinstance(failure, CryptokiError) and failure.meaning is Meaning.OBJECT:
             # Destroyed and made again by another process, or gone: a search tells, without a fresh start.
-            with self._index_lock:
-                self._index.forget(version.id)
+            self._forget(version.id)
             return
         self._pool.reopen(generation)
 
-    def _explain_missing(self) -> Exception:
-        """After a fresh start an object was not found: either it alone is gone, or the token is."""
-        if self.has_sentinel():
-            return KeyMaterialMissing("The key's object is not on the token. Run `hsmkms doctor`.")
-        return TokenUnavailable("The token that answers is not the one that holds the keys. Try again.")
+    def _explain_missing(self, version: KeyVersion) -> HsmkmsError:
+        """After a fresh start an object was not found: it alone is gone if the sentinel is there beside it."""
+
+        def found(session: ck.Session) -> tuple[bool, bool]:
+            return self._is_there(session, SENTINEL_ID), self._is_there(session, version.id)
+
+        sentinel, key = self._call(found)
+        if not sentinel or key:
+            return TokenUnavailable(_OTHER_TOKEN)
+        # A fresh start may take half a second on a large token, so a lost key may not demand one with every request.
+        self._missing_until = {version.id: time.monotonic() + _MISSING_VALID_S}
+        return KeyMaterialMissing(_MISSING)
+
+    def _is_there(self, session: ck.Session, version_id: str) -> bool:
+        try:
+            self._find(session, version_id)
+        except ObjectMissing:
+            return False
+        return True
 
     def _canary_sings(self) -> bool:
         """True if the token opened a known good blob just now, or within the last 50 ms: clients can provoke this."""

@@ -16,6 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import PinRefused, TokenBusy, TokenRefused, TokenUnavailable
@@ -109,7 +110,7 @@ class SessionPool:
         self._retry_at = 0.0
         self.generation = 0
         self.info: TokenInfo
-        _forget_after_fork(self)
+        renew_after_fork(self)
         self._open()
 
     @contextlib.contextmanager
@@ -240,7 +241,7 @@ class SessionPool:
         if returned not in (CKR_OK, CKR_USER_ALREADY_LOGGED_IN):
             raise CryptokiError("C_Login", returned)
 
-    def _after_fork(self) -> None:
+    def renew_after_fork(self) -> None:
         """In the child: no state of the parent's is usable. The next `take` opens everything anew."""
         self._condition = threading.Condition()
         self._free = deque()
@@ -253,12 +254,17 @@ _UNAVAILABLE = (1 << 64) - 1
 """CK_UNAVAILABLE_INFORMATION; 0 is CK_EFFECTIVELY_INFINITE."""
 
 
-def _forget_after_fork(pool: SessionPool) -> None:
-    reference = weakref.ref(pool)
+class _Renewed(Protocol):
+    def renew_after_fork(self) -> None: ...
+
+
+def renew_after_fork(owner: _Renewed) -> None:
+    """Have `owner.renew_after_fork` called in every forked child, for as long as `owner` lives."""
+    reference = weakref.ref(owner)
 
     def in_child() -> None:
         alive = reference()
         if alive is not None:
-            alive._after_fork()
+            alive.renew_after_fork()
 
     os.register_at_fork(after_in_child=in_child)

@@ -8,9 +8,9 @@ from typing import Final
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hsmkms.errors import TokenUnavailable
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import templates
+from hsmkms.token.objects import ObjectMissing
 
 LABEL: Final = "hsmkms signing"
 
@@ -27,10 +27,10 @@ def generate(session: ck.Session, key_id: str, *, fixed: bool) -> bytes:
 
 
 def find(session: ck.Session, key_id: str) -> int:
-    """Handle of the private key. Raises TokenUnavailable when there is not exactly one."""
+    """Handle of the private key. Raises ObjectMissing when there is not exactly one."""
     handles = session.find({ck.CKA_CLASS: ck.CKO_PRIVATE_KEY, ck.CKA_ID: templates.object_id(key_id)})
     if len(handles) != 1:
-        raise TokenUnavailable("The key that signs access tokens is not on the token. Run `hsmkms doctor`.")
+        raise ObjectMissing
     return handles[0]
 
 

@@ -8,7 +8,7 @@ import time
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.settings import load
 from hsmkms.wiring import open_rooms, pin_of
-from scripts.benchmark.target import AAD
+from scripts.benchmark.target import AAD, DEK
 
 
 def main() -> None:
@@ -19,13 +19,12 @@ def main() -> None:
     with rooms.close:
         token = rooms.token
         version = _version(rooms.keys.versions(), version_id)
-        dek = bytes(range(32))
-        sealed = token.seal(version, dek, AAD)
+        sealed = token.seal(version, DEK, AAD)
         times = []
         started = before = time.perf_counter()
         while before - started < seconds:
             if action == "wrap":
-                token.seal(version, dek, AAD)
+                token.seal(version, DEK, AAD)
             else:
                 token.open(version, version_id, sealed, AAD)
             after = time.perf_counter()

@@ -2,103 +2,107 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import httpx
 
-from hsmkms.domain.ids import new_id
-from hsmkms.settings import load
-from hsmkms.wiring import open_rooms, pin_of
-
-ROOT = Path(__file__).parents[2]
-PROGRAM = Path(sys.executable).with_name("hsmkms")
-MODULE = "/usr/lib/softhsm/libsofthsm2.so"
+ROOT: Final = Path(__file__).parents[2]
+PROGRAM: Final = Path(sys.executable).with_name("hsmkms")
 SERVER_CORE, CLIENT_CORE = "0", "1"
-AAD = ["volume-1234", "tenant-7"]
-GRANT = "urn:ibm:params:oauth:grant-type:apikey"
+AAD: Final = ["volume-1234", "tenant-7"]
+DEK: Final = bytes(range(32))
+_GRANT: Final = "urn:ibm:params:oauth:grant-type:apikey"
+_KEY_TYPE: Final = "application/vnd.ibm.kms.key+json"
+_STARTS_WITHIN_S: Final = 60
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Operations per second, and the median and 99th percentile of one in microseconds."""
+    """Operations per second, the median and 99th percentile of one in microseconds, and how many there were."""
 
     per_s: float
     p50_us: float
     p99_us: float
+    count: int = 0
 
 
 class Deployment:
     """A state directory of its own and, inside `with`, its service on SERVER_CORE."""
 
-    def __init__(self, path: Path, port: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
+        port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._environment = {**os.environ, "HSMKMS_STATE_DIR": str(path), "HSMKMS_PORT": str(port)}
+        # Settings of a service that the caller runs must not reach this one.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HSMKMS_", "SOFTHSM2_"))}
+        self._environment = {**inherited, "HSMKMS_STATE_DIR": str(path), "HSMKMS_PORT": str(port)}
         template = str(ROOT / "softhsm" / "softhsm2.conf.template")
-        subprocess.run([PROGRAM, "init", "--softhsm", template], env=self._environment, check=True, capture_output=True)
+        self._run([str(PROGRAM), "init", "--softhsm", template])
         lines = (path / "client.env").read_text().splitlines()
         self._client = dict(line.removeprefix("IBM_KEY_PROTECT_API_").split("=", 1) for line in lines)
 
-    def fill(self, count: int) -> None:
-        """Put `count` root keys on the token, without rows: only the token's size matters here."""
-        os.environ["HSMKMS_STATE_DIR"] = str(self.path)
-        settings = load()
-        rooms = open_rooms(settings, pin_of(settings))
-        with rooms.close:
-            for _ in range(count):
-                rooms.token.generate_key(new_id(), "hsmkms bench", rooms.services.clock())
+    def fill(self, count: int) -> int:
+        """Have at least `count` root keys on the token; how many there are then."""
+        return int(self._run([sys.executable, "-m", "scripts.benchmark.fill", str(count)]))
 
     def __enter__(self) -> Deployment:
         command = ["taskset", "-c", SERVER_CORE, str(PROGRAM), "serve", "--workers", "1"]
-        self.process = subprocess.Popen(command, env=self._environment, start_new_session=True)
-        while True:
-            try:
-                if httpx.get(f"{self.url}/readyz").status_code == 200:
-                    break
-            except httpx.TransportError:
-                if self.process.poll() is not None:
-                    raise SystemExit("bench: the service ended") from None
-            time.sleep(0.05)
-        form = {"grant_type": GRANT, "apikey": self._client["APIKEY"]}
-        self._token = httpx.post(f"{self.url}/identity/token", data=form).json()["access_token"]
-        self._make_key()
+        self._process = subprocess.Popen(command, env=self._environment, start_new_session=True)
+        try:
+            self._wait_until_ready()
+            form = {"grant_type": _GRANT, "apikey": self._client["APIKEY"]}
+            self._token = httpx.post(f"{self.url}/identity/token", data=form).json()["access_token"]
+            self._make_key()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait()
+        self._process.terminate()
+        self._process.wait()
 
-    def _post(self, path: str, body: object) -> dict[str, object]:
+    def _wait_until_ready(self) -> None:
+        end = time.monotonic() + _STARTS_WITHIN_S
+        while time.monotonic() < end and self._process.poll() is None:
+            try:
+                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise SystemExit("bench: the service did not start")
+
+    def _post(self, path: str, body: object) -> Any:
         headers = {"Authorization": f"Bearer {self._token}", "Bluemix-Instance": self._client["BLUEMIX_INSTANCE"]}
         answer = httpx.post(f"{self.url}/api/v2{path}", json=body, headers=headers)
         answer.raise_for_status()
-        found: dict[str, object] = answer.json()
-        return found
+        return answer.json()
 
     def _make_key(self) -> None:
-        kind = "application/vnd.ibm.kms.key+json"
-        resource = {"type": kind, "name": "bench", "extractable": False}
-        created = self._post(
-            "/keys", {"metadata": {"collectionType": kind, "collectionTotal": 1}, "resources": [resource]}
-        )
-        key = created["resources"][0]  # type: ignore[index]
-        self.version_id = key["keyVersion"]["id"]
+        resource = {"type": _KEY_TYPE, "name": "bench", "extractable": False}
+        body = {"metadata": {"collectionType": _KEY_TYPE, "collectionTotal": 1}, "resources": [resource]}
+        key = self._post("/keys", body)["resources"][0]
+        self.version_id: str = key["keyVersion"]["id"]
         self._path = f"/keys/{key['id']}/actions"
-        plain = {"plaintext": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "aad": AAD}
+        plain = {"plaintext": base64.b64encode(DEK).decode(), "aad": AAD}
         wrapped = self._post(f"{self._path}/wrap", plain)
         self._bodies = {"wrap": plain, "unwrap": {"ciphertext": wrapped["ciphertext"], "aad": AAD}}
 
     def http(self, action: str, seconds: float, connections: int) -> Rate:
         """wrk on CLIENT_CORE against this service. Any answer but 200 ends the run."""
         environment = {
-            **os.environ,
+            **self._environment,
             "BENCH_PATH": f"/api/v2{self._path}/{action}",
             "BENCH_BODY": json.dumps(self._bodies[action]),
             "BENCH_TOKEN": self._token,
@@ -107,32 +111,41 @@ class Deployment:
         script = str(Path(__file__).with_name("request.lua"))
         load = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "-s", script]
         command = ["taskset", "-c", CLIENT_CORE, "wrk", *load, self.url]
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-        if "Non-2xx" in done:
-            raise SystemExit(f"bench: the service refused requests\n{done}")
-        rate = float(_find(r"Requests/sec:\s+([\d.]+)", done).group(1))
-        return Rate(rate, _latency_us("50", done), _latency_us("99", done))
+        said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        if "Non-2xx" in said or "Socket errors" in said:
+            raise SystemExit(f"bench: the service refused requests\n{said}")
+        rate = float(_find(r"Requests/sec:\s+([\d.]+)", said).group(1))
+        count = int(_find(r"(\d+) requests in", said).group(1))
+        return Rate(rate, _latency_us("50", said), _latency_us("99", said), count)
 
-    def loop(self, program: Path, action: str, seconds: float, private: bool) -> Rate:
+    def loop(self, program: Path, module: str, action: str, seconds: float, *, private: bool) -> Rate:
         """The C loop on SERVER_CORE under the same key."""
-        arguments = [MODULE, "hsmkms", str(self.path / "pin"), self.version_id.replace("-", "")]
-        command = ["taskset", "-c", SERVER_CORE, str(program), *arguments, action, str(seconds), str(int(private))]
-        return self._measure(command)
+        key = [str(self.path / "pin"), self.version_id.replace("-", "")]
+        command = [str(program), module, "hsmkms", *key, action, str(seconds), str(int(private))]
+        return self._pinned(command)
 
     def room(self, action: str, seconds: float) -> Rate:
         """The token room alone, in a process of its own on SERVER_CORE."""
-        command = [sys.executable, "-m", "scripts.benchmark.room", self.version_id, action, str(seconds)]
-        return self._measure(["taskset", "-c", SERVER_CORE, *command])
-
-    def _measure(self, command: list[str]) -> Rate:
-        environment = {**self._environment, "SOFTHSM2_CONF": str(self.path / "softhsm2.conf")}
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        return Rate(*map(float, done.stdout.split()))
+        return self._pinned([sys.executable, "-m", "scripts.benchmark.room", self.version_id, action, str(seconds)])
 
     def resident_mib(self) -> float:
-        """Memory of the one worker."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * 4096 / 2**20
+        """Memory of the one worker, which is the service's only process."""
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def _pinned(self, command: list[str]) -> Rate:
+        per_s, p50_us, p99_us = map(float, self._run(["taskset", "-c", SERVER_CORE, *command]).split())
+        return Rate(per_s, p50_us, p99_us)
+
+    def _run(self, command: list[str]) -> str:
+        environment = {**self._environment, "SOFTHSM2_CONF": str(self.path / "softhsm2.conf")}
+        return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _find(pattern: str, text: str) -> re.Match[str]:

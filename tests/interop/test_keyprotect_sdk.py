@@ -31,6 +31,14 @@ class Sdk:
         assert answer.get_status_code() == 201
         return dict(answer.get_result().json()["resources"][0])
 
+    def total(self, **filters: object) -> int:
+        return int(self.service.get_key_collection_metadata(self.instance, **filters).get_headers()["Key-Total"])
+
+    def rings(self) -> set[str]:
+        answer = self.service.list_key_rings(self.instance, total_count=True).get_result().json()
+        assert answer["metadata"]["totalCount"] == len(answer["resources"])
+        return {ring["id"] for ring in answer["resources"]}
+
     def wrap(self, key: str, **members: object) -> dict[str, Any]:
         return dict(
             self.service.wrap_key(key, self.instance, key_action_wrap_body=_stream(members)).get_result().json()
@@ -47,6 +55,11 @@ class Sdk:
 
 def _stream(body: object) -> io.BytesIO:
     return io.BytesIO(json.dumps(body).encode())
+
+
+def _code(error: ApiException) -> str:
+    """The reason code; the SDK itself shows only the status."""
+    return str(error.http_response.json()["resources"][0]["reasons"][0]["code"])
 
 
 @pytest.fixture
@@ -72,12 +85,23 @@ def test_wrap_and_unwrap_given_and_generated(sdk: Sdk) -> None:
     assert "rewrappedKeyVersion" not in opened
 
 
-def test_wrong_aad_is_422(sdk: Sdk) -> None:
+def test_generated_with_aad(sdk: Sdk) -> None:
+    key = sdk.create("sdk wrap aad")["id"]
+    generated = sdk.wrap(key, aad=["only", "aad"])
+    opened = sdk.unwrap(key, ciphertext=generated["ciphertext"], aad=["only", "aad"])
+    assert opened["plaintext"] == generated["plaintext"]
+
+
+@pytest.mark.parametrize("aad", [["b", "a"], ["ab"], ["a"], ["a", "b", ""], [], None])
+def test_wrong_aad_is_422(sdk: Sdk, aad: list[str] | None) -> None:
     key = sdk.create("sdk aad")["id"]
     wrapped = sdk.wrap(key, plaintext=DEK, aad=["a", "b"])
-    with pytest.raises(ApiException) as refused:
-        sdk.unwrap(key, ciphertext=wrapped["ciphertext"], aad=["b", "a"])
-    assert refused.value.status_code == 422
+    given = {} if aad is None else {"aad": aad}
+    for call in (sdk.unwrap, sdk.rewrap):
+        with pytest.raises(ApiException) as refused:
+            call(key, ciphertext=wrapped["ciphertext"], **given)
+        assert refused.value.status_code == 422
+        assert _code(refused.value) == "UNPROCESSABLE_CIPHERTEXT_ERR"
 
 
 def test_rotation_keeps_old_ciphertexts(sdk: Sdk) -> None:
@@ -97,6 +121,41 @@ def test_rotation_keeps_old_ciphertexts(sdk: Sdk) -> None:
     versions = sdk.service.get_key_versions(key, sdk.instance, total_count=True).get_result().json()
     assert [version["id"] for version in versions["resources"]] == [newest, old["keyVersion"]["id"]]
     assert versions["metadata"]["totalCount"] == 2
+    page = sdk.service.get_key_versions(key, sdk.instance, limit=1, offset=1, all_key_states=True).get_result().json()
+    assert [version["id"] for version in page["resources"]] == [old["keyVersion"]["id"]]
+
+
+def test_rotating_again_within_the_hour_is_409(sdk: Sdk) -> None:
+    key = sdk.create("sdk rotate twice")["id"]
+    sdk.service.rotate_key(key, sdk.instance)
+    with pytest.raises(ApiException) as refused:
+        sdk.service.rotate_key(key, sdk.instance)
+    assert refused.value.status_code == 409
+    assert _code(refused.value) == "KEY_ROTATION_NOT_PERMITTED"
+
+
+def test_older_action_call(sdk: Sdk) -> None:
+    """`action_on_key`, deprecated and in every SDK; what it wraps opens by the newer call."""
+    key = sdk.create("sdk older")["id"]
+    answer = sdk.service.action_on_key(key, sdk.instance, "wrap", key_action_body=_stream({"plaintext": DEK}))
+    wrapped = answer.get_result().json()
+    assert sdk.unwrap(key, ciphertext=wrapped["ciphertext"])["plaintext"] == DEK
+    assert sdk.service.action_on_key(key, sdk.instance, "rotate", _stream({})).get_status_code() == 204
+    body = _stream({"ciphertext": wrapped["ciphertext"]})
+    opened = sdk.service.action_on_key(key, sdk.instance, "unwrap", key_action_body=body).get_result().json()
+    assert opened["plaintext"] == DEK
+    assert opened["rewrappedKeyVersion"]["id"] != wrapped["keyVersion"]["id"]
+
+
+def test_created_read_and_described_alike(sdk: Sdk) -> None:
+    """A root key has no payload anywhere; what create answered is what get and metadata say."""
+    created = sdk.create("sdk root", description="what it is for", tags=["one", "two"], aliases=["sdk-root"])
+    assert (created["state"], created["extractable"], created["keyRingID"]) == (1, False, "default")
+    for call in (sdk.service.get_key, sdk.service.get_key_metadata):
+        for reference in (created["id"], "sdk-root"):
+            read = call(reference, sdk.instance).get_result().json()["resources"][0]
+            assert "payload" not in read
+            assert {name: read[name] for name in created} == created
 
 
 def test_rewrap_without_rotation(sdk: Sdk) -> None:
@@ -116,23 +175,30 @@ def test_standard_key_gives_its_payload(sdk: Sdk) -> None:
 
 
 def test_list_search_and_count(sdk: Sdk) -> None:
+    before = sdk.total(extractable=False)
     ids = {sdk.create(f"sdk needle {number}")["id"] for number in range(3)}
     found = sdk.service.get_keys(sdk.instance, search="name:SDK needle", sort="-creationDate").get_result().json()
     assert {key["id"] for key in found["resources"]} == ids
-    total = sdk.service.get_key_collection_metadata(sdk.instance, extractable=False).get_headers()["Key-Total"]
-    assert int(total) >= 3
+    assert sdk.total(extractable=False) == before + 3
+    assert sdk.total(extractable=False, state=[1]) == before + 3
+    page = sdk.service.get_keys(sdk.instance, search="name:SDK needle", limit=2, offset=2).get_result().json()
+    assert len(page["resources"]) == 1
 
 
 def test_rings_and_moving(sdk: Sdk) -> None:
     assert sdk.service.create_key_ring("sdk-ring", sdk.instance).get_status_code() == 201
+    assert sdk.rings() >= {"default", "sdk-ring"}
     key = sdk.create("sdk in ring")["id"]
     moved = sdk.service.patch_key(key, sdk.instance, key_patch_body=_stream({"keyRingID": "sdk-ring"}))
     assert moved.get_result().json()["resources"][0]["keyRingID"] == "sdk-ring"
+    there = sdk.service.get_keys(sdk.instance, x_kms_key_ring="sdk-ring").get_result().json()
+    assert [found["id"] for found in there["resources"]] == [key]
     with pytest.raises(ApiException) as refused:
         sdk.service.delete_key_ring("sdk-ring", sdk.instance)
     assert refused.value.status_code == 409
     sdk.service.patch_key(key, sdk.instance, key_patch_body=_stream({"keyRingID": "default"}))
     assert sdk.service.delete_key_ring("sdk-ring", sdk.instance).get_status_code() == 204
+    assert "sdk-ring" not in sdk.rings()
 
 
 def test_deleted_key_is_gone_for_use(sdk: Sdk) -> None:
@@ -141,10 +207,25 @@ def test_deleted_key_is_gone_for_use(sdk: Sdk) -> None:
     deleted = sdk.service.delete_key(key, sdk.instance, prefer="return=representation").get_result().json()
     resource = deleted["resources"][0]
     assert (resource["state"], resource["deleted"], resource["restoreAllowed"]) == (5, True, True)
-    with pytest.raises(ApiException) as refused:
-        sdk.unwrap(key, ciphertext=wrapped["ciphertext"])
-    assert refused.value.status_code == 410
+    for use in (
+        lambda: sdk.wrap(key),
+        lambda: sdk.unwrap(key, ciphertext=wrapped["ciphertext"]),
+        lambda: sdk.rewrap(key, ciphertext=wrapped["ciphertext"]),
+        lambda: sdk.service.rotate_key(key, sdk.instance),
+        lambda: sdk.service.delete_key(key, sdk.instance),
+    ):
+        with pytest.raises(ApiException) as refused:
+            use()
+        assert refused.value.status_code == 410
+        assert _code(refused.value) == "KEY_DELETED_ERR"
     assert sdk.service.get_key_metadata(key, sdk.instance).get_result().json()["resources"][0]["state"] == 5
+    listed = sdk.service.get_keys(sdk.instance, search=key).get_result().json()["resources"]
+    assert listed == []
+
+
+def test_delete_without_an_answer(sdk: Sdk) -> None:
+    key = sdk.create("sdk delete minimal")["id"]
+    assert sdk.service.delete_key(key, sdk.instance, prefer="return=minimal").get_status_code() == 204
 
 
 def test_authenticator_given_in_code(shared_service: Service) -> None:

@@ -1,4 +1,4 @@
-"""NIST's key wrap vectors (SP 800-38F, CAVP) through the token, from the `cryptography-vectors` package."""
+"""Key wrap vectors through the token: NIST's (SP 800-38F, CAVP, from `cryptography-vectors`) and one of our own."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import cryptography_vectors
 import pytest
 
+from hsmkms.domain import frame
 from hsmkms.token import cryptoki as ck
 from hsmkms.token.returned import CryptokiError
 from hsmkms.token.sessions import SessionPool
+from tests.unit.test_ciphertext import AAD, DEK, KEK, SEALED, VERSION_ID
 
 BITS = (128, 192, 256)
 
@@ -77,3 +79,13 @@ def test_authenticated_decryption(pool: SessionPool, bits: int) -> None:
                 opened += 1
             session.destroy(handle)
     assert (opened, refused) == (400, 100)
+
+
+def test_documented_ciphertext(pool: SessionPool) -> None:
+    """The constant of the unit tests, made in software by the documentation alone, is what the token makes and opens:
+    who has a root key's bytes can leave this service, or come to it, with all ciphertexts."""
+    framed = frame.pack(DEK, frame.context_digest(VERSION_ID, AAD))
+    with pool.session() as session:
+        handle = _known_key(session, KEK)
+        assert session.seal(handle, framed) == SEALED
+        assert session.open(handle, SEALED) == framed

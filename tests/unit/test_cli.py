@@ -1,101 +1,299 @@
-"""The command line as a newcomer meets it."""
+"""The command line as people use it: each command through the console script, on a deployment of its own.
+
+The promise: a `--help` that a newcomer can follow, errors of one line and no traceback, exit code 1 for what was
+refused and 2 for wrong usage. A process costs a second, so help and usage, which open nothing, run inside this one.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+import sqlite3
+import uuid
+from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from hsmkms.cli.main import app
 from tests.support.deployment import State
 
-COMMANDS = ["", "init", "serve", "up", "keys", "wrap", "unwrap", "doctor", "call", "version"]
-COMMANDS += [f"keys {name}" for name in ("list", "create", "show", "rotate", "delete")]
+DEK = bytes(range(256))[::-1]  # Every byte there is, so that a text layer in between would show.
+
+COMMANDS = [
+    (),
+    ("init",),
+    ("serve",),
+    ("up",),
+    ("wrap",),
+    ("unwrap",),
+    ("doctor",),
+    ("call",),
+    ("version",),
+    ("keys",),
+    *(("keys", command) for command in ("list", "create", "show", "rotate", "delete")),
+]
 
 
 @pytest.fixture(scope="module")
 def here(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> State:
-    """One deployment for this file."""
+    """A deployment for all tests of this file, which only add to it."""
     return seed_state.copy_to(tmp_path_factory.mktemp("cli") / "state")
 
 
-def ok(state: State, *arguments: str, stdin: bytes = b"") -> bytes:
-    """Run to a good end without a word on standard error."""
+@pytest.fixture
+def key(here: State) -> str:
+    """Id of a fresh root key."""
+    return str(as_json(here, "keys", "create", "a root key")["id"])
+
+
+@pytest.fixture(scope="module")
+def wrapping_key(here: State) -> str:
+    """Alias of a root key that no test changes."""
+    output(here, "keys", "create", "for wrapping only", "--alias", "cli-wrapping")
+    return "cli-wrapping"
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> State:
+    """A state directory with nothing in it."""
+    return State(tmp_path)
+
+
+def output(state: State, *arguments: str, stdin: bytes = b"") -> bytes:
+    """Standard output of a command that has to succeed, silently but for that."""
     done = state.run(*arguments, stdin=stdin)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
     return done.stdout
 
 
-def create(state: State, *arguments: str) -> str:
-    return str(json.loads(ok(state, "keys", "create", *arguments, "--json"))["id"])
+def as_json(state: State, *arguments: str, stdin: bytes = b"") -> Any:
+    """What a command prints with --json."""
+    return json.loads(output(state, *arguments, "--json", stdin=stdin))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help(here: State, command: str) -> None:
-    shown = ok(here, *command.split(), "--help").decode()
-    assert "Usage:" in shown
-    assert "Traceback" not in shown
+def refusal(state: State, *arguments: str, stdin: bytes = b"", **extra: str) -> str:
+    """The one line that a command ends with, and nothing else of it."""
+    done = state.run(*arguments, stdin=stdin, **extra)
+    assert (done.returncode, done.stdout) == (1, b""), (done.returncode, done.stdout, done.stderr)
+    line = re.fullmatch(r"hsmkms: (\S[^\n]*)\n", done.stderr.decode())
+    assert line, done.stderr.decode()
+    return line[1]
 
 
-def test_life_of_a_key(here: State) -> None:
-    key = create(here, "cli key", "--alias", "cli-alias")
-    assert key in ok(here, "keys", "list").decode()
-    shown = json.loads(ok(here, "keys", "show", "cli-alias", "--json"))
-    assert (shown["id"], shown["kind"], shown["state"], shown["versions"]) == (key, "root", "active", 1)
-    assert "cli-alias" in ok(here, "keys", "show", key).decode()
-    assert json.loads(ok(here, "keys", "rotate", key, "--json"))["versions"] == 2
-    assert json.loads(ok(here, "keys", "delete", key, "--yes", "--json"))["state"] == "destroyed"
+def usage(*arguments: str) -> Result:
+    """A command that opens neither token nor database, as a terminal of 100 columns shows it."""
+    return CliRunner().invoke(app, arguments, prog_name="hsmkms", terminal_width=100, color=False)
 
 
-def test_delete_asks_first(here: State) -> None:
-    key = create(here, "not deleted")
-    assert here.run("keys", "delete", key, stdin=b"n\n").returncode == 1
-    assert json.loads(ok(here, "keys", "show", key, "--json"))["state"] == "active"
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help(command: tuple[str, ...]) -> None:
+    """Usage, then at least one sentence on what it is for."""
+    shown = usage(*command, "--help")
+    assert shown.exit_code == 0
+    lines = [line.strip() for line in shown.output.splitlines() if line.strip()]
+    assert lines[0].startswith(" ".join(("Usage: hsmkms", *command, "[OPTIONS]")))
+    assert re.match(r"[A-Z].*\w\b.*", lines[1])
+    assert "." in lines[1] + lines[2]
 
 
-def test_wrap_and_unwrap_by_pipe(here: State) -> None:
-    key = create(here, "cli wrap")
-    secret = bytes(range(256))
-    wrapped = ok(here, "wrap", key, "--aad", "one", "--aad", "two", stdin=secret)
-    assert ok(here, "unwrap", key, "--aad", "one", "--aad", "two", stdin=wrapped) == secret
-    done = here.run("unwrap", key, "--aad", "two", "--aad", "one", stdin=wrapped)
-    assert done.returncode == 1
-    assert done.stdout == b""
+def test_help_names_every_command() -> None:
+    """What is tested above is all there is."""
+    listed = {(), *_commands(), *(("keys", *command) for command in _commands("keys"))}
+    assert listed == set(COMMANDS)
 
 
-def test_json_forms(here: State) -> None:
-    key = create(here, "cli json")
-    wrapped = json.loads(ok(here, "wrap", key, "--generate", "--json"))
-    opened = json.loads(ok(here, "unwrap", key, "--json", stdin=wrapped["ciphertext"].encode()))
-    assert len(base64.b64decode(opened["plaintext"])) == 32
-    assert opened["keyVersion"] == wrapped["keyVersion"]
-
-
-def test_doctor_is_content(here: State) -> None:
-    report = ok(here, "doctor").decode()
-    for subject in ("token", "mechanisms", "sentinel", "database", "clock", "keys"):
-        assert re.search(rf"^ok     {subject} ", report, re.MULTILINE)
+def _commands(*group: str) -> set[tuple[str]]:
+    table = usage(*group, "--help").output.split("Commands")[1]
+    return {(name,) for name in re.findall(r"^│ (\w+)", table, re.MULTILINE)}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (("keys", "show", "nobody"), 1),
-        (("wrap", "nobody"), 1),
-        (("unwrap", "nobody"), 1),
-        (("keys", "create", "x"), 1),
-        (("keys", "list", "--instance", "x"), 1),
-        (("call", "GET", "/keys"), 1),
-        (("dance",), 2),
-        (("keys", "create"), 2),
-    ],
+    "arguments",
+    [(), ("keys",), ("dance",), ("keys", "dance"), ("keys", "show"), ("wrap", "a", "b"), ("doctor", "--colour")],
+    ids=" ".join,
 )
-def test_errors_are_short(here: State, arguments: tuple[str, ...], code: int) -> None:
-    """Exit code 1 and one line; wrong usage is 2."""
-    done = here.run(*arguments)
-    assert done.returncode == code
-    text = done.stderr.decode()
-    assert "Traceback" not in text
-    if code == 1:
-        assert re.fullmatch(r"hsmkms: [^\n]+\n", text), text
+def test_wrong_usage(arguments: tuple[str, ...]) -> None:
+    shown = usage(*arguments)
+    assert shown.exit_code == 2
+    assert "Usage: hsmkms" in shown.output
+
+
+def test_wrong_usage_of_the_program(here: State) -> None:
+    done = here.run("keys", "dance")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"Traceback" not in done.stderr
+
+
+def test_completion_script(here: State) -> None:
+    assert b"hsmkms" in here.run("--show-completion", "bash").stdout
+
+
+def test_version(here: State) -> None:
+    assert re.fullmatch(rb"\d+\.\d+\.\d+\n", output(here, "version"))
+
+
+def test_create_list_show(here: State) -> None:
+    created = as_json(here, "keys", "create", "shown", "--alias", "cli-alias", "--alias", "cli-other")
+    assert str(uuid.UUID(created["id"])) == created["id"]
+    assert created["aliases"] == ["cli-alias", "cli-other"]
+    assert (created["kind"], created["state"], created["versions"]) == ("root", "active", 1)
+    assert as_json(here, "keys", "show", "cli-other") == created
+    assert created in as_json(here, "keys", "list")
+    row = next(line for line in output(here, "keys", "list").decode().splitlines() if created["id"] in line)
+    assert row.split() == [created["id"], "shown", "root", "active", "default", "1"]
+    shown = output(here, "keys", "show", created["id"]).decode()
+    assert dict(line.split(maxsplit=1) for line in shown.splitlines())["aliases"] == "cli-alias, cli-other"
+
+
+def test_standard_key_is_listed_without_payload(here: State) -> None:
+    created = as_json(here, "keys", "create", "extractable", "--standard")
+    assert (created["kind"], created["versions"]) == ("standard", 0)
+    assert "payload" not in as_json(here, "keys", "show", created["id"])
+    assert "root key" in refusal(here, "wrap", created["id"], stdin=DEK)
+    assert "root key" in refusal(here, "keys", "rotate", created["id"])
+
+
+def test_wrap_and_unwrap_are_byte_for_byte(here: State, wrapping_key: str) -> None:
+    ciphertext = output(here, "wrap", wrapping_key, stdin=DEK)
+    assert base64.b64decode(ciphertext.strip(), validate=True)
+    assert output(here, "unwrap", wrapping_key, stdin=ciphertext) == DEK
+
+
+def test_wrap_and_unwrap_as_json(here: State, wrapping_key: str) -> None:
+    wrapped = as_json(here, "wrap", wrapping_key, stdin=DEK)
+    opened = as_json(here, "unwrap", wrapping_key, stdin=wrapped["ciphertext"].encode())
+    assert base64.b64decode(opened["plaintext"], validate=True) == DEK
+    assert opened["keyVersion"] == wrapped["keyVersion"]
+    assert opened["ciphertext"] is None, "the current version made it, so there is no newer one"
+
+
+def test_rotate(here: State, key: str) -> None:
+    """Old ciphertexts open, and come back sealed by the new version."""
+    old = as_json(here, "wrap", key, stdin=DEK)
+    assert as_json(here, "keys", "rotate", key)["versions"] == 2
+    opened = as_json(here, "unwrap", key, stdin=old["ciphertext"].encode())
+    assert base64.b64decode(opened["plaintext"]) == DEK
+    assert opened["keyVersion"] == old["keyVersion"]
+    renewed = as_json(here, "unwrap", key, stdin=opened["ciphertext"].encode())
+    assert base64.b64decode(renewed["plaintext"]) == DEK
+    assert renewed["ciphertext"] is None, "it is the newest version's"
+    assert renewed["keyVersion"] != old["keyVersion"]
+    assert "Rotate it again after" in refusal(here, "keys", "rotate", key)
+
+
+def test_aad_binds_in_its_order(here: State, wrapping_key: str) -> None:
+    ciphertext = output(here, "wrap", wrapping_key, "--aad", "one", "--aad", "two", stdin=DEK)
+    assert output(here, "unwrap", wrapping_key, "--aad", "one", "--aad", "two", stdin=ciphertext) == DEK
+    for other in ([], ["--aad", "two", "--aad", "one"], ["--aad", "onetwo"]):
+        assert "does not belong" in refusal(here, "unwrap", wrapping_key, *other, stdin=ciphertext)
+
+
+def test_generated_dek(here: State, wrapping_key: str) -> None:
+    """`--generate` reads no input and never shows the DEK: whoever needs it unwraps it."""
+    wrapped = as_json(here, "wrap", wrapping_key, "--generate", stdin=DEK)
+    assert set(wrapped) == {"ciphertext", "keyVersion"}
+    generated = output(here, "unwrap", wrapping_key, stdin=wrapped["ciphertext"].encode())
+    assert len(generated) == 32
+    assert generated not in DEK
+
+
+def test_delete(here: State, key: str) -> None:
+    ciphertext = output(here, "wrap", key, stdin=DEK)
+    assert as_json(here, "keys", "delete", key, "--yes")["state"] == "destroyed"
+    assert key in output(here, "keys", "list").decode(), "deleted keys are listed too"
+    for refused in (("unwrap", key), ("keys", "delete", key, "--yes")):
+        assert "deleted" in refusal(here, *refused, stdin=ciphertext)
+
+
+def test_delete_asks(here: State, key: str) -> None:
+    """Anything but yes keeps the key, a script without an answer too."""
+    for answer in (b"n\n", b""):
+        done = here.run("keys", "delete", key, stdin=answer)
+        assert (done.returncode, done.stdout.strip()) == (1, b"")
+        assert f"Delete {key}?" in done.stderr.decode()
+        assert "Traceback" not in done.stderr.decode()
+    assert as_json(here, "keys", "show", key)["state"] == "active"
+    assert here.run("keys", "delete", key, stdin=b"y\n").returncode == 0
+    assert as_json(here, "keys", "show", key)["state"] == "destroyed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "says"),
+    [
+        (("keys", "show", "nobody"), b"", "does not exist"),
+        (("keys", "rotate", str(uuid.uuid4())), b"", "does not exist"),
+        (("keys", "delete", "nobody", "--yes"), b"", "does not exist"),
+        (("keys", "create", "x"), b"", "name"),
+        (("keys", "create", "fine", "--alias", "not an alias"), b"", "Aliases"),
+        (("wrap", "nobody"), DEK, "does not exist"),
+        (("unwrap", "nobody"), b"AAAA", "does not exist"),
+        (("keys", "list", "--instance", str(uuid.uuid4())), b"", "--instance"),
+        (("init", "--softhsm", "/nonexistent/template"), b"", "nonexistent"),
+        (("call", "GET", "/keys"), b"", "running"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
+def test_refusals_are_one_line(here: State, empty: State, arguments: tuple[str, ...], stdin: bytes, says: str) -> None:
+    state = empty if arguments[0] == "init" else here
+    assert says in refusal(state, *arguments, stdin=stdin)
+
+
+def test_alias_in_use(here: State) -> None:
+    output(here, "keys", "create", "first of two", "--alias", "cli-taken")
+    assert "alias" in refusal(here, "keys", "create", "second of two", "--alias", "cli-taken")
+
+
+@pytest.mark.parametrize("size", [0, 4_097])
+def test_wrap_of_too_little_or_too_much(here: State, wrapping_key: str, size: int) -> None:
+    assert "1 to 4096 bytes" in refusal(here, "wrap", wrapping_key, stdin=b"d" * size)
+
+
+@pytest.mark.parametrize("stdin", [b"", b"AAAA", DEK], ids=["empty", "AAAA", "bytes"])
+def test_unwrap_of_what_is_no_ciphertext(here: State, wrapping_key: str, stdin: bytes) -> None:
+    assert "ciphertext" in refusal(here, "unwrap", wrapping_key, stdin=stdin)
+
+
+def test_without_a_deployment(empty: State) -> None:
+    """Nobody is asked for a PIN, and nothing is made by a command that only reads."""
+    for arguments in (("keys", "list"), ("call", "GET", "/keys")):
+        refusal(empty, *arguments)
+    assert list(empty.path.iterdir()) == []
+
+
+def test_init_twice_changes_nothing(here: State) -> None:
+    before = (here.path / "client.env").read_bytes()
+    assert b"initialised already" in output(here, "init")
+    assert before == (here.path / "client.env").read_bytes()
+
+
+def test_doctor_of_a_healthy_deployment(here: State) -> None:
+    report = output(here, "doctor").decode().splitlines()
+    assert all(line.startswith("ok ") for line in report)
+    subjects = {line.split()[1] for line in report}
+    assert {"token", "mechanisms", "sentinel", "database", "clock", "keys"} <= subjects
+
+
+def test_doctor_says_by_its_exit_code(state: State) -> None:
+    """A row of the database that was changed behind the service's back: one WRONG line, exit code 1, no traceback."""
+    key = as_json(state, "keys", "create", "to be spoilt")["id"]
+    database = sqlite3.connect(state.path / "hsmkms.db")
+    with database:
+        database.execute("UPDATE key_version SET check_value = zeroblob(8) WHERE key_id = ?", (key,))
+    database.close()
+    done = state.run("doctor")
+    assert (done.returncode, done.stderr) == (1, b"")
+    wrong = [line for line in done.stdout.decode().splitlines() if line.startswith("WRONG")]
+    assert any("check value" in line and key in line for line in wrong)
+    assert "another key under this version's id" in refusal(state, "wrap", key, stdin=DEK)
+
+
+def test_a_file_is_missing(state: State) -> None:
+    """What a newcomer breaks first: the database, the token's configuration, the credentials."""
+    for name in ("hsmkms.db", "softhsm2.conf", "pin", "client.env"):
+        away = (state.path / name).rename(state.path / "away")
+        assert refusal(state, *(("call", "GET", "/keys") if name == "client.env" else ("doctor",)))
+        away.replace(state.path / name)
+    assert output(state, "doctor")

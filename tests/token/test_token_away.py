@@ -1,0 +1,185 @@
+"""A token that goes away and comes back: nobody is told that a key is lost, and nothing has to be restarted.
+
+SoftHSM answers as if every object had been deleted while its directory is away, and goes on answering so after it is
+back, until the module is opened anew.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import pytest
+
+from hsmkms.domain.ids import new_id
+from hsmkms.domain.keys import KeyVersion
+from hsmkms.errors import TokenBusy, TokenUnavailable, UnprocessableCiphertext
+from hsmkms.token import cryptoki as ck
+from hsmkms.token.room import Token
+from hsmkms.token.sessions import SessionPool
+from tests.token.conftest import Cable
+
+DEK = bytes(range(32))
+WITHIN_S = 10
+
+empty_or_none = pytest.mark.parametrize("empty", [True, False], ids=["empty directory", "no directory"])
+
+
+def eventually(act: Callable[[], object]) -> None:
+    """Return as soon as `act` no longer says that the token is away."""
+    deadline = time.monotonic() + WITHIN_S
+    while True:
+        try:
+            act()
+        except TokenUnavailable:
+            assert time.monotonic() < deadline, f"the token did not come back within {WITHIN_S} s"
+            time.sleep(0.05)
+        else:
+            return
+
+
+@empty_or_none
+@pytest.mark.parametrize("use", ["seal", "open", "check", "sign", "generate_key"])
+def test_away_and_back(token: Token, key: KeyVersion, cable: Cable, use: str, empty: bool) -> None:
+    """Each call says TokenUnavailable while the token is away, also the second time, and works when it is back."""
+    sealed = token.seal(key, DEK, ())
+    signing_id = new_id()
+    token.generate_signing_key(signing_id)
+    uses: dict[str, Callable[[], object]] = {
+        "seal": lambda: token.seal(key, DEK, ()),
+        "open": lambda: token.open(key, key.id, sealed, ()),
+        "check": token.check,
+        "sign": lambda: token.sign(signing_id, b"message"),
+        "generate_key": lambda: token.generate_key(new_id(), "hsmkms test", datetime.now(UTC)),
+    }
+    cable.pull(leave_empty_directory=empty)
+    for _ in range(2):
+        with pytest.raises(TokenUnavailable):
+            uses[use]()
+    cable.plug()
+    eventually(uses[use])
+    assert token.open(key, key.id, sealed, ()).reveal() == DEK
+
+
+@empty_or_none
+def test_corrupt_input_while_away_is_not_judged(token: Token, key: KeyVersion, cable: Cable, empty: bool) -> None:
+    """Nobody can say 422 without having asked the token."""
+    sealed = bytearray(token.seal(key, DEK, ()))
+    sealed[-1] ^= 1
+    cable.pull(leave_empty_directory=empty)
+    with pytest.raises(TokenUnavailable):
+        token.open(key, key.id, bytes(sealed), ())
+    cable.plug()
+    with pytest.raises(UnprocessableCiphertext):
+        eventually(lambda: token.open(key, key.id, bytes(sealed), ()))
+
+
+def test_missing_is_not_believed_without_a_fresh_start(
+    token: Token, pool: SessionPool, key: KeyVersion, cable: Cable
+) -> None:
+    """Somebody's search made the module notice the outage, so it finds nothing now that the token is back."""
+    sealed = token.seal(key, DEK, ())
+    cable.pull()
+    with pool.session() as session:
+        assert session.find({ck.CKA_CLASS: ck.CKO_SECRET_KEY}) == []
+    cable.plug()
+    with pool.session() as session:
+        assert session.find({ck.CKA_CLASS: ck.CKO_SECRET_KEY}) == []
+    eventually(lambda: token.open(key, key.id, sealed, ()))
+
+
+@empty_or_none
+def test_destroy_while_away_does_not_say_done(token: Token, key: KeyVersion, cable: Cable, empty: bool) -> None:
+    """ "There was none" makes the service forget a pending object that is still on the token."""
+    sealed = token.seal(key, DEK, ())
+    cable.pull(leave_empty_directory=empty)
+    with pytest.raises(TokenUnavailable):
+        token.destroy_key(key.id)
+    cable.plug()
+    eventually(lambda: token.open(key, key.id, sealed, ()))
+    assert token.destroy_key(key.id)
+
+
+def test_readiness_comes_back_by_itself(token: Token, pool: SessionPool, cable: Cable) -> None:
+    """A load balancer sends nothing but readiness probes to a node that is red: they alone have to bring it back."""
+    pool.reopen(pool.generation)
+    cable.pull()
+    with pytest.raises(TokenUnavailable):
+        token.check()
+    cable.plug()
+    eventually(token.check)
+
+
+def test_readiness_survives_lost_sessions(token: Token, pool: SessionPool) -> None:
+    token.check()
+    lose_all_sessions(pool)
+    eventually(token.check)
+
+
+@pytest.mark.parametrize("lost", [1, 4])
+def test_lost_sessions_are_not_noticed(token: Token, pool: SessionPool, key: KeyVersion, lost: int) -> None:
+    """A device that closed sessions, with the last of them the login, costs no caller an error."""
+    sealed = token.seal(key, DEK, ())
+    corrupt = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    for _ in range(4):
+        lose_all_sessions(pool, lost)
+        assert token.open(key, key.id, token.seal(key, DEK, ()), ()).reveal() == DEK
+        lose_all_sessions(pool, lost)
+        with pytest.raises(UnprocessableCiphertext):
+            token.open(key, key.id, corrupt, ())
+        lose_all_sessions(pool, lost)
+        assert token.open(key, key.id, sealed, ()).reveal() == DEK
+        lose_all_sessions(pool, lost)
+        assert len(token.random(8)) == 8
+
+
+def test_flapping_under_load(token: Token, key: KeyVersion, cable: Cable) -> None:
+    """Four threads and three outages: every answer is right, or says that the token is away."""
+    sealed = token.seal(key, DEK, ())
+    corrupt = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    done = threading.Event()
+    away, right = threading.Semaphore(0), threading.Semaphore(0)
+
+    def work(_: int) -> None:
+        while not done.is_set():
+            try:
+                assert token.open(key, key.id, token.seal(key, DEK, ()), ()).reveal() == DEK
+                with pytest.raises(UnprocessableCiphertext):
+                    token.open(key, key.id, corrupt, ())
+                right.release()
+            except (TokenUnavailable, TokenBusy):
+                away.release()
+                done.wait(0.001)
+
+    with ThreadPoolExecutor(4) as threads:
+        results = [threads.submit(work, number) for number in range(4)]
+        try:
+            for outage in range(3):
+                wait_for_new(right)
+                cable.pull(leave_empty_directory=outage % 2 == 0)
+                wait_for_new(away)
+                cable.plug()
+            wait_for_new(right)
+        finally:
+            done.set()
+        for result in results:
+            result.result()
+
+
+def wait_for_new(event: threading.Semaphore) -> None:
+    """Wait until it happens again."""
+    while event.acquire(blocking=False):
+        pass
+    assert event.acquire(timeout=WITHIN_S)
+
+
+def lose_all_sessions(pool: SessionPool, count: int = 4) -> None:
+    """Close sessions under the pool, as a device does that was restarted."""
+    sessions = [pool.take() for _ in range(count)]
+    for session in sessions:
+        session.close()
+    for session in sessions:
+        pool.give(session)
