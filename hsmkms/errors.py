@@ -2,7 +2,7 @@
 
     HsmkmsError
     ├── Refusal                    the caller's request cannot be done as it stands
-    │   ├── BadBody · NoBody · InvalidField · InvalidQueryParam · InvalidInstance
+    │   ├── BadBody · CollectionTotalMismatch · NoBody · InvalidField · InvalidQueryParam · InvalidInstance
     │   ├── BearerUnreadable · Unauthorized · FeatureRestricted
     │   ├── KeyNotFound · KeyRingNotFound · KeyDeleted · KeyStateConflict · KeyRootRequired
     │   ├── RotationTooEarly · AliasNotUnique
@@ -40,6 +40,13 @@ class Refusal(HsmkmsError):
 
 class BadBody(Refusal):
     code = "BAD_BODY_ERR"
+
+
+class CollectionTotalMismatch(Refusal):
+    code = "COLLECTION_TOTAL_MISMATCH_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The member metadata.collectionTotal must be the number of resources.")
 
 
 class NoBody(Refusal):

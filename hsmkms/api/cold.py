@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 
 from hsmkms.api.bodies import COLD_LIMIT, Model, decode_object, parse, read_body
 from hsmkms.api.problems import guard
-from hsmkms.api.requests import Envelope, correlation_id, envelope
+from hsmkms.api.requests import Envelope, correlation_id, envelope, header_map
 from hsmkms.clock import Clock
 from hsmkms.domain.tenants import Instance
 from hsmkms.errors import NoBody, Unauthorized
@@ -74,7 +74,7 @@ def services(request: Request) -> Services:
 
 def call_of(request: Request) -> Envelope:
     """Authenticate and read the headers. Raises Unauthenticated, BearerUnreadable, InvalidInstance."""
-    return envelope(request.headers, services(request).verifier)
+    return envelope(header_map(request.scope["headers"]), services(request).verifier)
 
 
 def instance_of(request: Request, call: Envelope) -> Instance:

@@ -98,6 +98,7 @@ VERSION_LISTING: Final = [
     _query("totalCount", "true: metadata.totalCount"),
     _query("allKeyStates", "true: also for keys that are not Active"),
 ]
+FORCE: Final = _query("force", "true: move deleted keys to the ring default")
 RING_LISTING: Final = [*_PAGE, _query("totalCount", "true: metadata.totalCount")]
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hsmkms.api import wire
 from hsmkms.api.bodies import HOT_LIMIT, decode_object, parse, read_body
 from hsmkms.api.problems import guard
-from hsmkms.api.requests import Envelope, correlation_id, envelope
+from hsmkms.api.requests import Envelope, correlation_id, envelope, header_map
 from hsmkms.errors import InvalidField, NoBody
 from hsmkms.iam.bearer import BearerVerifier
 from hsmkms.service.crypto import CryptoService
@@ -63,12 +64,12 @@ class HotPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3."""
-        found = _match(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
+        found = _match(scope) if scope["type"] == "http" else None
         if found is None:
             await self._app(scope, receive, send)
             return
         reference, action = found
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = header_map(scope["headers"])
         try:
             response = await guard(
                 self._answer(reference, action, headers, scope, receive), FAILED[action], correlation_id(headers)
@@ -80,6 +81,8 @@ class HotPath:
     async def _answer(
         self, reference: str, action: str, headers: dict[str, str], scope: Scope, receive: Receive
     ) -> Response:
+        if scope["method"] != "POST":
+            raise HTTPException(405, headers={"Allow": "POST"})
         call = envelope(headers, self._verifier)
         body = await read_body(receive, scope["headers"], HOT_LIMIT)
         answer = await self._actions[action](call, reference, body)
@@ -130,7 +133,7 @@ def _match(scope: Scope) -> tuple[str, str] | None:
     reference, _, rest = path[len(_PREFIX) :].partition("/")
     if not reference:
         return None
-    if not rest:
+    if not rest and scope["method"] == "POST":
         actions = parse_qs(scope["query_string"].decode("latin-1")).get("action", [])
         return (reference, actions[0]) if len(actions) == 1 and actions[0] in FAILED else None
     segment, _, action = rest.partition("/")

@@ -59,7 +59,7 @@ async def create_key_ring(request: Request) -> Response:
     "/key_rings/{key_ring_id}",
     status_code=204,
     openapi_extra=described(
-        d.operation("Delete a key ring without keys", ok=204, parameters=(d.RING_ID,), ring=False),
+        d.operation("Delete a key ring without keys", ok=204, parameters=(d.RING_ID, d.FORCE), ring=False),
         "Key ring could not be deleted",
     ),
 )
@@ -67,5 +67,6 @@ async def delete_key_ring(request: Request) -> Response:
     """Delete a key ring."""
     call = call_of(request)
     ring_id = path_id(request, "key_ring_id")
-    await run_in_threadpool(services(request).key_rings.delete, call.caller, call.instance_id, ring_id)
+    force = request.query_params.get("force", "").lower() == "true"
+    await run_in_threadpool(services(request).key_rings.delete, call.caller, call.instance_id, ring_id, force=force)
     return Response(status_code=204)

@@ -22,7 +22,7 @@ from hsmkms.api.cold import (
 )
 from hsmkms.domain.new_key import NewKey
 from hsmkms.domain.query import KeyQuery, parse_key_query, parse_version_query
-from hsmkms.errors import BadBody, FeatureRestricted, InvalidField, InvalidQueryParam
+from hsmkms.errors import BadBody, CollectionTotalMismatch, FeatureRestricted, InvalidField, InvalidQueryParam
 
 router = APIRouter(prefix="/api/v2", route_class=KmsRoute, default_response_class=Response)
 
@@ -270,8 +270,10 @@ async def legacy_action(request: Request) -> Response:
 def _new_key(body: wire.KeyCreateBody) -> NewKey:
     if body.metadata.collectionType != wire.KEY_TYPE:
         raise BadBody(f"The member metadata.collectionType must be {wire.KEY_TYPE}.")
-    if len(body.resources) != 1 or body.metadata.collectionTotal != 1:
+    if len(body.resources) != 1:
         raise BadBody("Only creation of one key per request is supported")
+    if body.metadata.collectionTotal != 1:
+        raise CollectionTotalMismatch
     resource = body.resources[0]
     if any(getattr(resource, field) is not None for field in _IMPORT_FIELDS):
         raise FeatureRestricted("Import of key material is not available. Leave `payload` out to generate a key.")

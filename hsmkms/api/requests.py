@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ from hsmkms.iam.bearer import BearerVerifier
 
 CORRELATION_HEADERS: Final = ("correlation-id", "x-correlation-id")
 """In the order of trust (additions section 0, row 7)."""
+DECISIVE_HEADERS: Final = frozenset({"authorization", "bluemix-instance"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,16 @@ class Envelope:
     key_ring_id: str | None
     minimal: bool
     representation: bool
+
+
+def header_map(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers by lower-case name. One that decides who asks for what is empty when it is given twice, and so refused:
+    neither value is more right, and a proxy in front may have read the other one."""
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        known = name.decode("latin-1")
+        headers[known] = "" if known in headers and known in DECISIVE_HEADERS else value.decode("latin-1")
+    return headers
 
 
 def correlation_id(headers: Mapping[str, str]) -> str:

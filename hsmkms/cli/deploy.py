@@ -99,7 +99,7 @@ def _serve(settings: Settings) -> None:
     """Open the rooms once before any worker does, so that a wrong PIN costs one try and the schema is there."""
     _require_safe_bind(settings)
     configure_logs()
-    pin = settings.read_pin() or SecretText(typer.prompt("PIN of the token", hide_input=True, err=True))
+    pin = _ask_pin() if settings.read_pin() is None and sys.stdin.isatty() else pin_of(settings)
     # Workers inherit the environment; a command line would show the PIN to everybody on the host.
     os.environ["HSMKMS_STATE_DIR"] = str(settings.state_dir)
     os.environ["HSMKMS_PIN"] = pin.reveal()
@@ -123,6 +123,10 @@ def _serve(settings: Settings) -> None:
             server_header=False,
             date_header=False,
         )
+
+
+def _ask_pin() -> SecretText:
+    return SecretText(typer.prompt("PIN of the token", hide_input=True, err=True))
 
 
 def _require_safe_bind(settings: Settings) -> None:

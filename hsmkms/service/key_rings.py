@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action, Caller, Target
 from hsmkms.domain.ids import DEFAULT_KEY_RING, MAX_KEY_RINGS, is_key_ring_id
+from hsmkms.domain.keys import KeyState
 from hsmkms.domain.tenants import KeyRing
 from hsmkms.errors import (
     InvalidField,
@@ -45,15 +46,19 @@ class KeyRingService:
         if not self._tenants.add_key_ring(instance_id, ring, MAX_KEY_RINGS):
             raise KeyRingQuota(MAX_KEY_RINGS)
 
-    def delete(self, caller: Caller, instance_id: str, ring_id: str) -> None:
-        """Delete a ring without keys. Raises KeyRingReserved, KeyRingNotFound, KeyRingNotEmpty."""
+    def delete(self, caller: Caller, instance_id: str, ring_id: str, *, force: bool) -> None:
+        """Delete a ring without keys; with `force` deleted keys in it move to `default` first.
+
+        Raises KeyRingReserved, KeyRingNotFound, KeyRingNotEmpty.
+        """
         self._authorize(caller, Action.KEY_RING_DELETE, instance_id)
         if ring_id == DEFAULT_KEY_RING:
             raise KeyRingReserved
         if all(ring.id != ring_id for ring in self._tenants.key_rings(instance_id)):
             raise KeyRingNotFound
-        if not self._tenants.delete_key_ring(instance_id, ring_id):
-            raise KeyRingNotEmpty("The key ring holds keys. Move each to another ring by PATCH first.")
+        moved = int(KeyState.DESTROYED) if force else None
+        if not self._tenants.delete_key_ring(instance_id, ring_id, move_in_state=moved):
+            raise KeyRingNotEmpty("The key ring holds keys. Move each by PATCH, or add force=true if all are deleted.")
 
     def _authorize(self, caller: Caller, action: Action, instance_id: str) -> None:
         instance = self._snapshot.instance(instance_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from hsmkms.errors import StoreRefused, StoreUnavailable
 
-_SQLITE_BUSY_MS: Final = 5_000
+_SQLITE_BUSY_MS: Final = 10_000
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
@@ -29,8 +30,11 @@ class Database:
         """`url` as SQLAlchemy writes it. Raises StoreRefused for another database than these two."""
         self.url = sqlalchemy.engine.make_url(url)
         backend = self.url.get_backend_name()
+        self._one_writer: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if backend == "sqlite":
             self._engine = _sqlite_engine(self.url)
+            # SQLite has one writer, and its waiting is a lottery: threads queue here so that only processes draw lots.
+            self._one_writer = threading.Lock()
         elif backend == "postgresql":
             self._engine = sqlalchemy.create_engine(
                 self.url.set(drivername="postgresql+psycopg"),
@@ -54,7 +58,7 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is durable when the block ends. Raises StoreUnavailable; IntegrityError passes through."""
-        with _translated(), self._engine.connect() as plain:
+        with _translated(), self._one_writer, self._engine.connect() as plain:
             connection = plain.execution_options(hsmkms_write=True)
             with connection.begin():
                 yield connection

@@ -112,7 +112,7 @@ class KeyStore:
         where = [*key_conditions(instance_id, query, now), *_in_rings(ring_ids)]
         with self._database.read() as connection:
             total = connection.execute(select(func.count()).select_from(t.key).where(*where)).scalar_one()
-            page = _select().where(*where).order_by(*key_order(query)).limit(query.limit).offset(query.offset)
+            page = _select().where(*where).order_by(*key_order(query, now)).limit(query.limit).offset(query.offset)
             return _load(connection, page), total
 
     def count(self, instance_id: str, query: KeyQuery, now: datetime, ring_ids: Iterable[str] | None) -> int:

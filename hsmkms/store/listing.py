@@ -7,21 +7,22 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, and_, case, exists, func, literal, not_, or_, select
+from sqlalchemy import ColumnElement, and_, case, exists, func, literal, not_, or_, select
 
 from hsmkms.domain.ids import canonical_uuid
 from hsmkms.domain.keys import KeyState
 from hsmkms.domain.query import FilterTerm, KeyQuery, Search
 from hsmkms.store import tables as t
 
-_DATES: Final[dict[str, Column[Any]]] = {
+_DATES: Final[dict[str, ColumnElement[Any]]] = {
     "creationDate": t.key.c.created_at,
     "deletionDate": t.key.c.deleted_at,
     "expirationDate": t.key.c.expires_at,
     "lastRotateDate": t.key.c.rotated_at,
-    "lastUpdateDate": t.key.c.updated_at,
+    # A key that was never changed shows its creation as its last update.
+    "lastUpdateDate": func.coalesce(t.key.c.updated_at, t.key.c.created_at, type_=t.UtcTime()),
 }
-_PLAIN: Final[dict[str, Column[Any]]] = {
+_PLAIN: Final[dict[str, ColumnElement[Any]]] = {
     "id": t.key.c.id,
     "extractable": t.key.c.extractable,
     "imported": t.key.c.imported,
@@ -46,20 +47,28 @@ def key_conditions(instance_id: str, query: KeyQuery, now: datetime) -> list[Col
     return conditions
 
 
-def key_order(query: KeyQuery) -> list[ColumnElement[Any]]:
+def key_order(query: KeyQuery, now: datetime) -> list[ColumnElement[Any]]:
     """Direct hits of a search first, then the sort terms, then the id so that pages never overlap."""
     order: list[ColumnElement[Any]] = []
     if query.search is not None and not query.search.negated:
         order.append(case((_direct_hit(query.search), 0), else_=1))
     for term in query.sort:
-        column = _DATES.get(term.prop, _PLAIN.get(term.prop, t.key.c.state))
+        column = _DATES.get(term.prop, _PLAIN.get(term.prop, _effective_state(now)))
         order.append((column.desc() if term.descending else column.asc()).nulls_last())
     return [*order, t.key.c.id.asc()]
 
 
+def _expired(now: datetime) -> ColumnElement[bool]:
+    """An Active key whose expiration date has passed counts as Deactivated at once."""
+    return and_(t.key.c.state == int(KeyState.ACTIVE), t.key.c.expires_at.is_not(None), t.key.c.expires_at <= now)
+
+
+def _effective_state(now: datetime) -> ColumnElement[int]:
+    return case((_expired(now), int(KeyState.DEACTIVATED)), else_=t.key.c.state)
+
+
 def _in_states(states: frozenset[int], now: datetime) -> ColumnElement[bool]:
-    """By effective state: an Active key whose expiration date has passed counts as Deactivated at once."""
-    expired = and_(t.key.c.state == int(KeyState.ACTIVE), t.key.c.expires_at.is_not(None), t.key.c.expires_at <= now)
+    expired = _expired(now)
     conditions = [and_(t.key.c.state.in_(sorted(states)), not_(expired))]
     if KeyState.DEACTIVATED in states:
         conditions.append(expired)

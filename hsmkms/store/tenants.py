@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, Row, delete, func, insert, select
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from hsmkms.domain.ids import DEFAULT_KEY_RING
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.tenants import ApiKey, Instance, KeyRing, SigningKey
 from hsmkms.errors import KeyRingExists
@@ -99,13 +100,15 @@ class TenantStore:
             raise KeyRingExists from error
         return True
 
-    def delete_key_ring(self, instance_id: str, ring_id: str) -> bool:
-        """Delete a ring that no key is in; False if a key is."""
+    def delete_key_ring(self, instance_id: str, ring_id: str, *, move_in_state: int | None) -> bool:
+        """Delete a ring that no key is in; False if a key is. Keys in `move_in_state` are moved to `default` first."""
         with self._database.write() as connection:
             record_change(connection, None)
-            inside = select(func.count()).where(t.key.c.instance_id == instance_id, t.key.c.key_ring_id == ring_id)
-            if connection.execute(inside).scalar_one():
+            inside = (t.key.c.instance_id == instance_id, t.key.c.key_ring_id == ring_id)
+            others = select(func.count()).where(*inside, t.key.c.state.is_distinct_from(move_in_state))
+            if connection.execute(others).scalar_one():
                 return False
+            connection.execute(update(t.key).where(*inside).values(key_ring_id=DEFAULT_KEY_RING))
             connection.execute(
                 delete(t.key_ring).where(t.key_ring.c.instance_id == instance_id, t.key_ring.c.id == ring_id)
             )

@@ -46,23 +46,25 @@ class KeyIndex:
     def __init__(self) -> None:
         self._generation = 0
         self._found: dict[bytes, list[int]] = {}
-        self._trusted: dict[str, int] = {}
+        # Replaced whole with the generation it belongs to, so that it may be read without a lock.
+        self._trusted: tuple[int, dict[str, int]] = (0, {})
 
     def resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
         """Handle of `version`. Raises ObjectMissing, ObjectAmbiguous, TokenRefused (unsafe attributes) or
         KeyMaterialMissing (another key under this id)."""
-        if generation == self._generation:
-            handle = self._trusted.get(version.id)
-            if handle is not None:
-                return handle
-        else:
+        if generation != self._generation:
             self._build(session, generation)
         handle = self._look_up(session, version.id)
         templates.require_safe(session.read(handle, templates.READ_BACK))
         if check_value(session, handle) != version.check_value:
             raise KeyMaterialMissing("The token holds another key under this version's id. Run `hsmkms doctor`.")
-        self._trusted[version.id] = handle
+        self._trusted[1][version.id] = handle
         return handle
+
+    def trusted(self, generation: int, version_id: str) -> int | None:
+        """The handle that `resolve` proved in this generation, if it did."""
+        known, handles = self._trusted
+        return handles.get(version_id) if known == generation else None
 
     def look_up(self, session: ck.Session, generation: int, version_id: str) -> int:
         """Handle by id alone. Raises ObjectMissing or ObjectAmbiguous."""
@@ -72,12 +74,12 @@ class KeyIndex:
 
     def forget(self, version_id: str) -> None:
         """Drop what is known of an id, so that the next look-up searches the token."""
-        self._trusted.pop(version_id, None)
+        self._trusted[1].pop(version_id, None)
         self._found.pop(templates.object_id(version_id), None)
 
     def distrust(self, version_id: str) -> None:
         """Keep the handle, and have attributes and check value read again at the next `resolve`."""
-        self._trusted.pop(version_id, None)
+        self._trusted[1].pop(version_id, None)
 
     def _build(self, session: ck.Session, generation: int) -> None:
         found: dict[bytes, list[int]] = {}
@@ -85,7 +87,7 @@ class KeyIndex:
             object_id = session.read(handle, (ck.CKA_ID,)).get(ck.CKA_ID, b"")
             found.setdefault(object_id, []).append(handle)
         self._found = found
-        self._trusted = {}
+        self._trusted = (generation, {})
         self._generation = generation
 
     def _look_up(self, session: ck.Session, version_id: str) -> int:

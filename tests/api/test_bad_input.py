@@ -242,7 +242,6 @@ def _changed(**changes: object) -> dict[str, Any]:
         {"metadata": {}, "resources": []},
         {**create_body(), "resources": []},
         {**create_body(), "resources": create_body()["resources"] * 2},  # type: ignore[operator]
-        _changed(metadata__collectionTotal=2),
         _changed(metadata__collectionType="application/json"),
         _changed(resource__type="application/json"),
         _changed(resource__type=None),
@@ -253,6 +252,22 @@ def _changed(**changes: object) -> dict[str, Any]:
 )
 def test_bad_envelope(client: httpx.Client, body: object) -> None:
     expect(client.post("/keys", json=body), 400, "BAD_BODY_ERR")
+
+
+@pytest.mark.parametrize("total", [0, 2, -1])
+def test_wrong_collection_total(client: httpx.Client, total: int) -> None:
+    expect(client.post("/keys", json=_changed(metadata__collectionTotal=total)), 400, "COLLECTION_TOTAL_MISMATCH_ERR")
+
+
+def test_decisive_headers_given_twice(service: Service, client: httpx.Client, key: str) -> None:
+    """Neither value is believed, on the hot path and off it."""
+    token, instance = client.headers["Authorization"], client.headers["Bluemix-Instance"]
+    for method, path in (("GET", "/keys"), ("POST", f"/keys/{key}/actions/wrap")):
+        both = [("Authorization", token), ("Bluemix-Instance", instance)]
+        url = f"{service.url}/api/v2{path}"
+        assert httpx.request(method, url, headers=both).status_code == 200
+        assert httpx.request(method, url, headers=[*both, both[0]]).status_code == 401
+        assert httpx.request(method, url, headers=[*both, both[1]]).status_code == 400
 
 
 @pytest.mark.parametrize("extractable", [True, False])

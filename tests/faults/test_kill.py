@@ -86,16 +86,19 @@ def test_no_key_is_lost(state: State, kills: int, operations: int) -> None:
         with service:
             token = service.token()
             wanted = operations // kills
+            check(service, told)
             with ThreadPoolExecutor(CLIENTS) as threads:
-                for _ in range(CLIENTS):
-                    threads.submit(work, service, token, told, turn, wanted)
+                clients = [threads.submit(work, service, token, told, turn, wanted) for _ in range(CLIENTS)]
                 reached = threading.Event()
                 # The moment is random in operations and, within the next one, in time.
                 limit = wanted * (turn - 1) + random.randrange(wanted // 2, wanted)
                 while told.operations < limit and not reached.wait(0.002):
                     assert service.process.poll() is None
+                    assert not all(client.done() for client in clients), [client.exception() for client in clients]
                 reached.wait(random.random() * 0.03)
                 service.kill()
+            for client in clients:
+                client.result()
     with Service(state) as service:
         check(service, told)
     assert len(told.wrapped) > operations // 4
