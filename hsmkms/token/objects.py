@@ -13,7 +13,7 @@ from hsmkms.errors import KeyMaterialMissing
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import templates
 
-_AES_OBJECTS: Final[dict[int, ck.Value]] = {
+AES_OBJECTS: Final[dict[int, ck.Value]] = {
     ck.CKA_CLASS: ck.CKO_SECRET_KEY,
     ck.CKA_KEY_TYPE: ck.CKK_AES,
     ck.CKA_TOKEN: True,
@@ -72,6 +72,12 @@ class KeyIndex:
             self._build(session, generation)
         return self._look_up(session, version_id)
 
+    def learn(self, generation: int, version_id: str, handle: int) -> None:
+        """Note an object that was just generated and read back, so that its first use does not search the token."""
+        if generation == self._generation:
+            self._found[templates.object_id(version_id)] = [handle]
+            self._trusted[1][version_id] = handle
+
     def forget(self, version_id: str) -> None:
         """Drop what is known of an id, so that the next look-up searches the token."""
         self._trusted[1].pop(version_id, None)
@@ -83,7 +89,7 @@ class KeyIndex:
 
     def _build(self, session: ck.Session, generation: int) -> None:
         found: dict[bytes, list[int]] = {}
-        for handle in session.find(_AES_OBJECTS):
+        for handle in session.find(AES_OBJECTS):
             object_id = session.read(handle, (ck.CKA_ID,)).get(ck.CKA_ID, b"")
             found.setdefault(object_id, []).append(handle)
         self._found = found
@@ -94,7 +100,7 @@ class KeyIndex:
         object_id = templates.object_id(version_id)
         handles = self._found.get(object_id)
         if handles is None:
-            handles = session.find({**_AES_OBJECTS, ck.CKA_ID: object_id})
+            handles = session.find({**AES_OBJECTS, ck.CKA_ID: object_id})
             if not handles:
                 raise ObjectMissing
             self._found[object_id] = handles

@@ -17,7 +17,7 @@ from hsmkms.domain.secrets import SecretBytes
 from hsmkms.errors import HsmkmsError, KeyMaterialMissing, TokenRefused, TokenUnavailable, UnprocessableCiphertext
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import selftest, signing, templates
-from hsmkms.token.objects import KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
+from hsmkms.token.objects import AES_OBJECTS, KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
 from hsmkms.token.returned import CryptokiError, Meaning
 from hsmkms.token.sessions import SessionPool, TokenInfo, renew_after_fork
 
@@ -96,7 +96,10 @@ class Token:
             with self._objects_lock:
                 handle = session.generate_key(ck.CKM_AES_KEY_GEN, template)
             templates.require_safe(session.read(handle, templates.READ_BACK))
-            return KeyVersion(version_id, created_at, check_value(session, handle))
+            version = KeyVersion(version_id, created_at, check_value(session, handle))
+            with self._objects_lock:
+                self._index.learn(self._pool.generation, version_id, handle)
+            return version
 
         # Never twice: an object may be there although the call failed, and two under one id are refused for ever.
         return self._call(generate, attempts=1)
@@ -194,12 +197,13 @@ class Token:
 
     def list_keys(self) -> list[TokenObject]:
         """All wrapping keys on the token whose CKA_ID is a UUID and whose label is ours, except the sentinel."""
-        with self._objects_lock:
-            return self._call(self._list_keys)
+        return self._call(self._list_keys)
 
     def _list_keys(self, session: ck.Session) -> list[TokenObject]:
         objects = []
-        for handle in session.find({ck.CKA_CLASS: ck.CKO_SECRET_KEY, ck.CKA_KEY_TYPE: ck.CKK_AES, ck.CKA_TOKEN: True}):
+        with self._objects_lock:
+            handles = session.find(AES_OBJECTS)
+        for handle in handles:
             read = session.read(handle, (ck.CKA_ID, ck.CKA_LABEL, *templates.READ_BACK))
             raw, label = read.get(ck.CKA_ID, b""), read.get(ck.CKA_LABEL, b"").decode("utf-8", "replace")
             version_id = str(uuid.UUID(bytes=raw)) if len(raw) == 16 else ""
