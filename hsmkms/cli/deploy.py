@@ -120,6 +120,8 @@ def _serve(settings: Settings) -> None:
             http="httptools",
             access_log=False,
             log_level="warning",
+            # Nobody in front is believed about who is calling.
+            proxy_headers=False,
             server_header=False,
             date_header=False,
         )
