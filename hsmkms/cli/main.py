@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -35,6 +36,8 @@ def version() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    # Database, write-ahead log and token files are nobody else's, whatever directory they are put in.
+    os.umask(0o077)
     try:
         app()
     except HsmkmsError as error:

@@ -69,7 +69,7 @@ def test_three_pasted_lines(fresh: State) -> None:
 def test_modes_of_what_it_leaves(fresh: State) -> None:
     Up(fresh).stop()
     assert stat.S_IMODE(fresh.path.stat().st_mode) == 0o700
-    for name in ("client.env", "pin", "so-pin", "hsmkms.toml", "softhsm2.conf"):
+    for name in ("client.env", "pin", "so-pin", "hsmkms.toml", "softhsm2.conf", "hsmkms.db"):
         assert stat.S_IMODE((fresh.path / name).stat().st_mode) == 0o600, name
 
 
