@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import PinRefused, TokenBusy, TokenRefused, TokenUnavailable
+from hsmkms.errors import PinRefused, TokenBusy, TokenRefused, TokenUnavailable, Unavailable
 from hsmkms.token import cryptoki as ck
 from hsmkms.token.returned import (
     CKR_OK,
@@ -139,8 +139,9 @@ class SessionPool:
             generation = self.generation
             self._condition.notify_all()
         if due:
-            # When the other sessions do not come home in time the memory is reclaimed at a later return.
-            with contextlib.suppress(TokenBusy):
+            # The borrower's call is done and must not fail for this. When the other sessions do not come home in time
+            # the memory is reclaimed at a later return; when the token is away the next borrower is told.
+            with contextlib.suppress(Unavailable):
                 self.reopen(generation)
 
     def reopen(self, seen_generation: int) -> None:
