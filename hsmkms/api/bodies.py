@@ -17,7 +17,7 @@ from starlette.types import Receive
 
 from hsmkms.api import wire
 from hsmkms.api.problems import BodyTooLarge
-from hsmkms.errors import BadBody, InvalidField
+from hsmkms.errors import BadBody
 
 COLD_LIMIT: Final = 64 * 1024
 HOT_LIMIT: Final = 1024 * 1024
@@ -91,7 +91,7 @@ def _fold(value: dict[str, Any]) -> dict[str, Any]:
     return folded
 
 
-def _refusal(error: pydantic.ValidationError) -> BadBody | InvalidField:
+def _refusal(error: pydantic.ValidationError) -> BadBody:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     name = str(first["loc"][-1]) if first["loc"] else "body"
     if first["type"] == "extra_forbidden":

@@ -20,7 +20,7 @@ from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid
 from hsmkms.settings import FILE_NAME, Settings, load, state_dir
 from hsmkms.token.provision import has_token, init_token
-from hsmkms.wiring import address_of, configure_logs, open_rooms, pin_of
+from hsmkms.wiring import configure_logs, open_rooms, pin_of
 
 LABEL: Final = "hsmkms"
 CLIENT_ENV: Final = "client.env"
@@ -173,7 +173,6 @@ def _make_softhsm(template: Path) -> None:
         f'pkcs11_module = "{module}"\ntoken_label = "{LABEL}"\n'
         f'softhsm2_conf = "{place / "softhsm2.conf"}"\npin_file = "{place / "pin"}"\n',
     )
-    address_of(load())
 
 
 def _random_pin() -> str:

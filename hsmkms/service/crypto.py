@@ -106,9 +106,7 @@ class CryptoService:
         key = await self._find(caller, Action.KEY_UNWRAP, instance_id, reference, key_ring_id)
         require_usable(key, KeyAction.UNWRAP, self._clock())
         handle_id, sealed = _parse(text, aad)
-        if key.version(handle_id) is None:
-            key = await self._renewed(key)
-            require_usable(key, KeyAction.UNWRAP, self._clock())
+        key = await self._knowing(key, handle_id, KeyAction.UNWRAP)
 
         def unwrap() -> Unwrapped:
             plaintext, version = self._open(key, handle_id, sealed, aad)
@@ -131,9 +129,7 @@ class CryptoService:
         key = await self._find(caller, Action.KEY_REWRAP, instance_id, reference, key_ring_id)
         require_usable(key, KeyAction.REWRAP, self._clock())
         handle_id, sealed = _parse(text, aad)
-        if key.version(handle_id) is None:
-            key = await self._renewed(key)
-            require_usable(key, KeyAction.REWRAP, self._clock())
+        key = await self._knowing(key, handle_id, KeyAction.REWRAP)
 
         def rewrap() -> Rewrapped:
             plaintext, version = self._open(key, handle_id, sealed, aad)
@@ -162,13 +158,16 @@ class CryptoService:
             raise KeyNotFound
         return key
 
-    async def _renewed(self, key: Key) -> Key:
-        """The key as the database has it: a version that is not known here may have been made by another node just
-        now, before the change feed told."""
+    async def _knowing(self, key: Key, handle_id: str, action: KeyAction) -> Key:
+        """The key, from the database if it does not know the version that a ciphertext names: another node may have
+        made that version just now, before the change feed told."""
+        if key.version(handle_id) is not None:
+            return key
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._threads, self._snapshot.load, key.instance_id, key.id)
         if found is None:
             raise KeyNotFound
+        require_usable(found, action, self._clock())
         return found
 
     async def _on_token(self, call: Callable[[], T]) -> T:

@@ -10,26 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.refusals import require_refused
 from tests.support.deployment import Service, create_body, create_key
 
 DEK = base64.b64encode(bytes(range(32))).decode()
-ERROR = "application/vnd.ibm.kms.error+json"
-
-
-def expect(answer: httpx.Response, status: int, code: str | None, target: str | None = None) -> None:
-    """The one shape of all errors (contract section 5)."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["Content-Type"] == ERROR
-    body = answer.json()
-    assert body["metadata"] == {"collectionType": ERROR, "collectionTotal": 1}
-    (resource,) = body["resources"]
-    assert resource["errorMsg"].startswith(answer.reason_phrase)
-    if code is None:
-        assert "reasons" not in resource
-        return
-    (reason,) = resource["reasons"]
-    assert (reason["code"], reason["status"]) == (code, status)
-    assert reason.get("target", {}).get("name") == target
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +39,20 @@ def nothing_half_made(client: httpx.Client) -> Iterator[Callable[[int], None]]:
 @pytest.mark.parametrize("body", [b"{", b"[1]", b'"x"', b"\xff\xfe", b"nul", b"[" * 60_000, b'{"a":' * 20_000])
 @pytest.mark.parametrize("path", ["/keys", "/keys/{key}/actions/wrap", "/keys/{key}/actions/unwrap"])
 def test_not_json(client: httpx.Client, key: str, path: str, body: bytes) -> None:
-    expect(client.post(path.format(key=key), content=body), 400, "BAD_BODY_ERR")
+    require_refused(client.post(path.format(key=key), content=body), 400, "BAD_BODY_ERR")
 
 
 @pytest.mark.parametrize("text", ["%", "AAA", "AA==AA", "é", "AAEC\n", "-_-_", "AAEC AAEC"])
 def test_wrong_base64(client: httpx.Client, key: str, text: str) -> None:
     wrap, unwrap = f"/keys/{key}/actions/wrap", f"/keys/{key}/actions/unwrap"
-    expect(client.post(wrap, json={"plaintext": text}), 400, "INVALID_FIELD_ERR", "plaintext")
-    expect(client.post(unwrap, json={"ciphertext": text}), 400, "INVALID_FIELD_ERR", "ciphertext")
+    require_refused(client.post(wrap, json={"plaintext": text}), 400, "INVALID_FIELD_ERR", "plaintext")
+    require_refused(client.post(unwrap, json={"ciphertext": text}), 400, "INVALID_FIELD_ERR", "ciphertext")
 
 
 @pytest.mark.parametrize("length", [0, 4_097, 7_501])
 def test_plaintext_length(client: httpx.Client, key: str, length: int) -> None:
     body = {"plaintext": base64.b64encode(bytes(length)).decode()}
-    expect(client.post(f"/keys/{key}/actions/wrap", json=body), 400, "INVALID_FIELD_ERR", "plaintext")
+    require_refused(client.post(f"/keys/{key}/actions/wrap", json=body), 400, "INVALID_FIELD_ERR", "plaintext")
 
 
 def test_longest_plaintext(client: httpx.Client, key: str) -> None:
@@ -93,7 +77,7 @@ def test_hundred_megabytes(service: Service, client: httpx.Client, key: str, pat
             answer = own.post(path.format(key=key), content=content)
         except httpx.WriteError:
             return
-        expect(answer, 400, "BAD_BODY_ERR")
+        require_refused(answer, 400, "BAD_BODY_ERR")
 
 
 def test_service_is_small_after_large_bodies(service: Service) -> None:
@@ -116,7 +100,7 @@ def test_service_is_small_after_large_bodies(service: Service) -> None:
     ],
 )
 def test_unknown_member_or_wrong_type(client: httpx.Client, key: str, body: object) -> None:
-    expect(client.post(f"/keys/{key}/actions/wrap", json=body), 400, "BAD_BODY_ERR")
+    require_refused(client.post(f"/keys/{key}/actions/wrap", json=body), 400, "BAD_BODY_ERR")
 
 
 def test_unknown_member_is_named_as_go_names_it(client: httpx.Client, key: str) -> None:
@@ -127,27 +111,27 @@ def test_unknown_member_is_named_as_go_names_it(client: httpx.Client, key: str) 
 @pytest.mark.parametrize("instance", ["", "x", "4d4ff6f0", "{}" * 16, "4d4ff6f0-0000-4000-8000-00000000000g"])
 def test_bad_instance(client: httpx.Client, key: str, instance: str) -> None:
     for path in (f"/keys/{key}/actions/wrap", "/keys"):
-        expect(client.post(path, headers={"Bluemix-Instance": instance}), 400, None)
+        require_refused(client.post(path, headers={"Bluemix-Instance": instance}), 400, None)
 
 
 def test_missing_instance(client: httpx.Client) -> None:
     headers = {"Authorization": client.headers["Authorization"]}
-    expect(httpx.get(f"{client.base_url}keys", headers=headers), 400, None)
+    require_refused(httpx.get(f"{client.base_url}keys", headers=headers), 400, None)
 
 
 def test_unknown_instance_reads_like_a_forbidden_one(client: httpx.Client, key: str) -> None:
     headers = {"Bluemix-Instance": "4d4ff6f0-0000-4000-8000-000000000000"}
     for method, path in (("POST", f"/keys/{key}/actions/wrap"), ("GET", "/keys"), ("GET", f"/keys/{key}")):
         answer = client.request(method, path, headers=headers)
-        expect(answer, 401, None)
+        require_refused(answer, 401, None)
         assert "does not have access" in answer.json()["resources"][0]["errorMsg"]
 
 
 def test_unknown_key(client: httpx.Client) -> None:
     for name in ("4d4ff6f0-0000-4000-8000-000000000000", "no-such-alias", "%00", "x", "é" * 50):
-        expect(client.post(f"/keys/{name}/actions/wrap"), 404, "KEY_NOT_FOUND_ERR")
+        require_refused(client.post(f"/keys/{name}/actions/wrap"), 404, "KEY_NOT_FOUND_ERR")
     for method in ("GET", "DELETE"):
-        expect(client.request(method, "/keys/no-such-alias"), 404, "KEY_NOT_FOUND_ERR")
+        require_refused(client.request(method, "/keys/no-such-alias"), 404, "KEY_NOT_FOUND_ERR")
 
 
 def test_deleted_key(client: httpx.Client, nothing_half_made: Callable[[int], None]) -> None:
@@ -158,17 +142,17 @@ def test_deleted_key(client: httpx.Client, nothing_half_made: Callable[[int], No
     body = {"ciphertext": wrapped["ciphertext"]}
     for action in ("wrap", "unwrap", "rewrap", "rotate"):
         sent = body if action in ("unwrap", "rewrap") else None
-        expect(client.post(f"/keys/{key}/actions/{action}", json=sent), 410, "KEY_DELETED_ERR")
-    expect(client.delete(f"/keys/{key}"), 410, "KEY_DELETED_ERR")
+        require_refused(client.post(f"/keys/{key}/actions/{action}", json=sent), 410, "KEY_DELETED_ERR")
+    require_refused(client.delete(f"/keys/{key}"), 410, "KEY_DELETED_ERR")
     assert client.get(f"/keys/{key}").json()["resources"][0]["state"] == 5
 
 
 def test_standard_key_cannot_wrap(client: httpx.Client, nothing_half_made: Callable[[int], None]) -> None:
     key = create_key(client, extractable=True)
     nothing_half_made(1)
-    expect(client.post(f"/keys/{key}/actions/wrap"), 400, "KEY_ROOT_REQ_ERR")
-    expect(client.post(f"/keys/{key}/actions/unwrap", json={"ciphertext": DEK}), 400, "KEY_ROOT_REQ_ERR")
-    expect(client.post(f"/keys/{key}/actions/rotate"), 400, "KEY_ROOT_REQ_ERR")
+    require_refused(client.post(f"/keys/{key}/actions/wrap"), 400, "KEY_ROOT_REQ_ERR")
+    require_refused(client.post(f"/keys/{key}/actions/unwrap", json={"ciphertext": DEK}), 400, "KEY_ROOT_REQ_ERR")
+    require_refused(client.post(f"/keys/{key}/actions/rotate"), 400, "KEY_ROOT_REQ_ERR")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +165,7 @@ def test_aad_limits(client: httpx.Client, key: str, aad: list[str], right: bool)
         body = {"ciphertext": answer.json()["ciphertext"], "aad": aad}
         assert client.post(f"/keys/{key}/actions/unwrap", json=body).json()["plaintext"] == DEK
     else:
-        expect(answer, 400, "INVALID_FIELD_ERR", "aad")
+        require_refused(answer, 400, "INVALID_FIELD_ERR", "aad")
 
 
 def test_lone_surrogate(client: httpx.Client, key: str) -> None:
@@ -214,7 +198,7 @@ def test_lone_surrogate(client: httpx.Client, key: str) -> None:
 def test_bad_member_of_a_new_key(client: httpx.Client, members: dict[str, Any], target: str) -> None:
     for extractable in (False, True):
         answer = client.post("/keys", json=create_body(extractable=extractable, **members))
-        expect(answer, 400, "INVALID_FIELD_ERR", target)
+        require_refused(answer, 400, "INVALID_FIELD_ERR", target)
 
 
 @pytest.mark.parametrize("length", [2, 90])
@@ -251,12 +235,14 @@ def _changed(**changes: object) -> dict[str, Any]:
     ],
 )
 def test_bad_envelope(client: httpx.Client, body: object) -> None:
-    expect(client.post("/keys", json=body), 400, "BAD_BODY_ERR")
+    require_refused(client.post("/keys", json=body), 400, "BAD_BODY_ERR")
 
 
 @pytest.mark.parametrize("total", [0, 2, -1])
 def test_wrong_collection_total(client: httpx.Client, total: int) -> None:
-    expect(client.post("/keys", json=_changed(metadata__collectionTotal=total)), 400, "COLLECTION_TOTAL_MISMATCH_ERR")
+    require_refused(
+        client.post("/keys", json=_changed(metadata__collectionTotal=total)), 400, "COLLECTION_TOTAL_MISMATCH_ERR"
+    )
 
 
 def test_decisive_headers_given_twice(service: Service, client: httpx.Client, key: str) -> None:
@@ -273,16 +259,16 @@ def test_decisive_headers_given_twice(service: Service, client: httpx.Client, ke
 @pytest.mark.parametrize("extractable", [True, False])
 def test_import_is_refused(client: httpx.Client, extractable: bool) -> None:
     answer = client.post("/keys", json=create_body(extractable=extractable, payload=DEK))
-    expect(answer, 403, "FEATURE_RESTRICTED_ERR")
+    require_refused(answer, 403, "FEATURE_RESTRICTED_ERR")
 
 
 def test_rotate_twice_and_with_payload(client: httpx.Client, nothing_half_made: Callable[[int], None]) -> None:
     key = create_key(client)
     nothing_half_made(1)
     rotate = f"/keys/{key}/actions/rotate"
-    expect(client.post(rotate, json={"payload": DEK}), 400, "INVALID_QUERY_PARAM_ERR", "payload")
+    require_refused(client.post(rotate, json={"payload": DEK}), 400, "INVALID_QUERY_PARAM_ERR", "payload")
     assert client.post(rotate).status_code == 204
-    expect(client.post(rotate), 409, "KEY_ROTATION_NOT_PERMITTED")
+    require_refused(client.post(rotate), 409, "KEY_ROTATION_NOT_PERMITTED")
     assert client.get(f"/keys/{key}/versions?totalCount=true").json()["metadata"]["totalCount"] == 2
 
 
@@ -291,10 +277,10 @@ def test_alias_in_use(client: httpx.Client, nothing_half_made: Callable[[int], N
     nothing_half_made(1)
     for extractable in (False, True):
         body = create_body(extractable=extractable, aliases=["taken-alias"])
-        expect(client.post("/keys", json=body), 409, "KEY_ALIAS_NOT_UNIQUE_ERR")
+        require_refused(client.post("/keys", json=body), 409, "KEY_ALIAS_NOT_UNIQUE_ERR")
 
 
 def test_no_such_call(client: httpx.Client) -> None:
-    expect(client.get("/nothing"), 404, None)
-    expect(client.post("/keys/a%2Fb/actions/wrap"), 404, None)
-    expect(client.put("/keys"), 405, None)
+    require_refused(client.get("/nothing"), 404, None)
+    require_refused(client.post("/keys/a%2Fb/actions/wrap"), 404, None)
+    require_refused(client.put("/keys"), 405, None)
