@@ -8,10 +8,11 @@
     │   ├── RotationTooEarly · AliasNotUnique
     │   ├── KeyRingNotEmpty · KeyRingExists · KeyRingQuota · KeyRingReserved
     │   ├── UnprocessableCiphertext
-    │   └── CredentialsRefused     the token endpoint's answer to a wrong API key
+    │   ├── CredentialsRefused · TokenRequestInvalid · TooManyAttempts     the token endpoint
+    │   └── NotFound · Conflict · Invalid · VersionRequired · VersionStale · LastAdministrator     IAM, instances
     ├── Unavailable                a part this service stands on does not answer: try again
     │   ├── TokenUnavailable · TokenBusy · KeyMaterialMissing
-    │   └── StoreUnavailable
+    │   └── StoreUnavailable · IssuerUnavailable
     └── OperatorError              for the person at the command line: settings, set-up, token
 
 `code` is the contract's reason code (contract section 5, additions section 7). `message` is safe to show: it says what
@@ -20,6 +21,7 @@ to do next and never holds a secret or a caller's input of more than a few chara
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import ClassVar
 
@@ -118,6 +120,74 @@ class CredentialsRefused(Refusal):
 
 class TokenRequestInvalid(Refusal):
     code = "BXNIM0109E"
+
+
+class TooManyAttempts(Refusal):
+    """Too many failed log-ins; `retry_after_s` is when the next one is looked at, in seconds."""
+
+    code = "BXNIM0481E"
+
+    def __init__(self, retry_after_s: float) -> None:
+        self.retry_after_s = math.ceil(retry_after_s)
+        super().__init__(f"Too many failed log-ins. Try again in {self.retry_after_s} s with the right API key.")
+
+
+class NotFound(Refusal):
+    """An identity, API key, group, policy or instance that does not exist or is another account's: the same answer."""
+
+    code = "not_found"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"The {what} does not exist. Check its id.")
+
+
+class Conflict(Refusal):
+    """What is asked for is there already, or what is there forbids it."""
+
+    code = "conflict"
+
+
+class PolicyConflict(Conflict):
+    code = "policy_conflict_error"
+
+    def __init__(self, policy_id: str) -> None:
+        super().__init__(f"The policy {policy_id} grants the same already. Change that one instead.")
+
+
+class Locked(Conflict):
+    """A locked API key or service id cannot be changed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"The {what} is locked. Unlock it before you change or delete it.")
+
+
+class LastAdministrator(Conflict):
+    """Nobody could administer the account any more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Nobody who can log in would be left to administer this account. Make another administrator first."
+        )
+
+
+class Invalid(Refusal):
+    """A member or parameter of an IAM or instance request has a value that is not possible."""
+
+    code = "invalid_body"
+
+
+class VersionRequired(Refusal):
+    code = "if_match_required"
+
+    def __init__(self) -> None:
+        super().__init__("The header If-Match is missing. Send the ETag of the version that you read.")
+
+
+class VersionStale(Refusal):
+    code = "if_match_stale"
+
+    def __init__(self) -> None:
+        super().__init__("It was changed since you read it. Read it again and repeat the change with the new ETag.")
 
 
 class FeatureRestricted(Refusal):
@@ -243,6 +313,10 @@ class KeyMaterialMissing(Unavailable):
 
 class StoreUnavailable(Unavailable):
     """The database does not answer or could not commit."""
+
+
+class IssuerUnavailable(Unavailable):
+    """An outside token issuer does not give its keys."""
 
 
 class OperatorError(HsmkmsError):

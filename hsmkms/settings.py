@@ -30,6 +30,17 @@ def state_dir() -> Path:
     return Path(os.environ.get("HSMKMS_STATE_DIR", _DEFAULT_STATE_DIR)).expanduser().absolute()
 
 
+class OidcIssuer(pydantic.BaseModel):
+    """An outside OpenID Connect issuer whose access tokens for `audience` are accepted."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    issuer: str
+    audience: str = pydantic.Field(min_length=1)
+    ca_file: Path | None = None
+    keys_max_age_s: float = pydantic.Field(default=300, gt=0, le=3_600)
+
+
 class Settings(BaseSettings):
     """Every setting of the service; `docs/operations.md` explains each."""
 
@@ -48,8 +59,12 @@ class Settings(BaseSettings):
     workers: int = pydantic.Field(default=1, ge=1, le=256)
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    tls_client_ca: Path | None = None
     allow_plain_http_from_other_hosts: bool = False
+    public_url: str | None = pydantic.Field(default=None, pattern=r"^https?://[^\s/]+(/[^\s]*)?$")
     issuer: str = "https://hsmkms/identity"
+    oidc_issuers: tuple[OidcIssuer, ...] = ()
+    allow_authorizations_across_regions: bool = False
     sessions: int = pydantic.Field(default=8, ge=1, le=1024)
     session_wait_s: float = pydantic.Field(default=5.0, gt=0, le=60)
     recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)
@@ -71,6 +86,14 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The database's URL; SQLite in the state directory unless set."""
         return self.database_url or f"sqlite:///{self.state_dir / 'hsmkms.db'}"
+
+    @property
+    def base_url(self) -> str:
+        """Where clients reach the service: `public_url`, or the address that is bound."""
+        if self.public_url is not None:
+            return self.public_url.rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'http' if self.tls_cert is None else 'https'}://{host}:{self.port}"
 
     def read_pin(self) -> SecretText | None:
         """The token's user PIN from the environment or a file that only its owner can read; None if neither is set.

@@ -15,23 +15,35 @@ from starlette.types import ASGIApp
 
 from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
+from hsmkms.api.requests import Gate
 from hsmkms.clock import system_clock
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid, StoreRefused
-from hsmkms.iam.bearer import BearerVerifier
+from hsmkms.iam.bearer import TokenVerifier
+from hsmkms.iam.callers import Callers
+from hsmkms.iam.grants import Grants
+from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
+from hsmkms.iam.throttle import Throttle
+from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.deployment import Deployment
 from hsmkms.service.doctor import Doctor
+from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
+from hsmkms.service.identities import IdentityService
+from hsmkms.service.instances import InstanceService
 from hsmkms.service.key_rings import KeyRingService
 from hsmkms.service.keys import KeyService
 from hsmkms.service.material import Material
+from hsmkms.service.policies import PolicyService
+from hsmkms.service.rights import RightsWriter
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
 from hsmkms.settings import Settings, load
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
 from hsmkms.store.keys import KeyStore
+from hsmkms.store.records import RecordStore
 from hsmkms.store.tenants import TenantStore
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
@@ -45,8 +57,6 @@ class Rooms:
     deployment: Deployment
     doctor: Doctor
     token: Token
-    tenants: TenantStore
-    keys: KeyStore
     close: ExitStack
 
 
@@ -73,8 +83,9 @@ def address_of(settings: Settings) -> TokenAddress:
     return TokenAddress(settings.pkcs11_module, settings.token_label, settings.token_serial)
 
 
-def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False) -> Rooms:
-    """Token, store, services; with `migrate` the schema is brought to this version's revision first.
+def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, found: bool = False) -> Rooms:
+    """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
+    key that seals rights is made when the token has none.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
@@ -88,38 +99,85 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False) ->
         )
         stack.callback(pool.close)
         token = Token(pool)
+        if found and not token.has_mac_key():
+            token.make_mac_key()
         database = Database(settings.database)
         stack.callback(database.close)
         if migrate:
             database.migrate()
         elif database.revision() != database.newest_revision():
             raise StoreRefused("The database is not of this version. Run `hsmkms init` (new) or `hsmkms serve` (old).")
-        keys, tenants = KeyStore(database), TenantStore(database)
-        snapshot = Snapshot(keys.get, tenants.instances, partial(changes_since, database))
+        stores = _Stores(KeyStore(database), TenantStore(database), RecordStore(database))
+        any_region = settings.allow_authorizations_across_regions
+        grants = Grants(stores.records.load, token.mac, any_region=any_region)
+        snapshot = Snapshot(stores.keys.get, stores.tenants.instances, grants, partial(changes_since, database))
         snapshot.start()
         stack.callback(snapshot.stop)
         threads = ThreadPoolExecutor(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
-        material = Material(token, keys, system_clock)
-        services = Services(
-            keys=KeyService(token, keys, tenants, snapshot, material, system_clock),
-            key_rings=KeyRingService(tenants, snapshot, system_clock),
-            crypto=CryptoService(token, snapshot, system_clock, threads),
-            tokens=TokenService(token, tenants, settings.issuer, system_clock),
-            health=HealthService(token, database),
-            snapshot=snapshot,
-            verifier=BearerVerifier(tenants.signing_keys, settings.issuer, system_clock),
-            clock=system_clock,
-        )
+        material = Material(token, stores.keys, system_clock)
+        services = _services(settings, token, database, stores, grants, snapshot, threads, material)
         return Rooms(
             services=services,
-            deployment=Deployment(token, tenants, material, system_clock),
-            doctor=Doctor(token, database, keys, material, system_clock),
+            deployment=Deployment(
+                token,
+                stores.tenants,
+                grants,
+                snapshot,
+                services.identities,
+                services.api_keys,
+                services.policies,
+                services.instances,
+                services.tokens,
+                system_clock,
+            ),
+            doctor=Doctor(token, database, stores.keys, stores.tenants, grants, material, system_clock),
             token=token,
-            tenants=tenants,
-            keys=keys,
             close=stack.pop_all(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stores:
+    keys: KeyStore
+    tenants: TenantStore
+    records: RecordStore
+
+
+def _services(
+    settings: Settings,
+    token: Token,
+    database: Database,
+    stores: _Stores,
+    grants: Grants,
+    snapshot: Snapshot,
+    threads: ThreadPoolExecutor,
+    material: Material,
+) -> Services:
+    clock, any_region = system_clock, settings.allow_authorizations_across_regions
+    rights = RightsWriter(stores.records, grants, token.mac, snapshot, clock)
+    verifier = TokenVerifier(grants, settings.issuer, clock)
+    outside = [
+        OutsideIssuer(IssuerSettings(one.issuer, one.audience, one.ca_file, one.keys_max_age_s), clock)
+        for one in settings.oidc_issuers
+    ]
+    callers = Callers(grants, verifier, outside, clock)
+    return Services(
+        keys=KeyService(token, stores.keys, stores.tenants, snapshot, material, clock),
+        key_rings=KeyRingService(stores.tenants, snapshot, clock),
+        crypto=CryptoService(token, snapshot, clock, threads),
+        tokens=TokenService(token, grants, rights, stores.records, snapshot, callers, verifier, Throttle(), clock),
+        identities=IdentityService(grants, rights, snapshot, clock),
+        api_keys=ApiKeyService(token, grants, rights, stores.records, snapshot, clock),
+        groups=GroupService(grants, rights, snapshot, clock),
+        policies=PolicyService(grants, rights, snapshot, clock, any_region=any_region),
+        instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
+        health=HealthService(token, database),
+        snapshot=snapshot,
+        gate=Gate(snapshot, callers, threads),
+        clock=clock,
+        base_url=settings.base_url,
+    )
 
 
 def pin_of(settings: Settings) -> SecretText:

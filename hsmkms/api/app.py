@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from hsmkms import __version__
-from hsmkms.api import identity, key_rings, keys, operations
+from hsmkms.api import api_keys, groups, identity, instances, key_rings, keys, operations, policies, service_ids
 from hsmkms.api.cold import Services
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
@@ -35,16 +35,16 @@ def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.services = services
-    for router in (keys.router, key_rings.router, identity.router, operations.router):
-        app.include_router(router)
+    for part in (keys, key_rings, identity, service_ids, api_keys, groups, policies, instances, operations):
+        app.include_router(part.router)
     app.add_exception_handler(HTTPException, _no_such_call)
     _describe(app)
-    return HotPath(app, services.crypto, services.verifier)
+    return HotPath(app, services.crypto, services.gate)
 
 
 async def _no_such_call(request: Request, error: Exception) -> Response:
     """404 and 405 of the router, in the shape of every other error."""
-    return kms_problem(error, "Call could not be performed", correlation_id(request.headers))
+    return kms_problem(error, correlation_id(request.headers), "Call could not be performed")
 
 
 def _describe(app: FastAPI) -> None:

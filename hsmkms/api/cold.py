@@ -6,27 +6,34 @@ tests want the raw response (additions section 1.3).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from hsmkms.api.bodies import COLD_LIMIT, Model, decode_object, parse, read_body
-from hsmkms.api.problems import guard
-from hsmkms.api.requests import Envelope, correlation_id, envelope, header_map
+from hsmkms.api.problems import guard, kms_problem, platform_problem, token_problem
+from hsmkms.api.requests import Envelope, Gate, authenticate, correlation_id, envelope, header_map
 from hsmkms.clock import Clock
+from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.tenants import Instance
 from hsmkms.errors import NoBody, Unauthorized
-from hsmkms.iam.bearer import BearerVerifier
+from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.crypto import CryptoService
+from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
+from hsmkms.service.identities import IdentityService
+from hsmkms.service.instances import InstanceService
 from hsmkms.service.key_rings import KeyRingService
 from hsmkms.service.keys import KeyService
+from hsmkms.service.policies import PolicyService
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
+
+_NOT_DONE: Final = "Action could not be performed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,33 +44,69 @@ class Services:
     key_rings: KeyRingService
     crypto: CryptoService
     tokens: TokenService
+    identities: IdentityService
+    api_keys: ApiKeyService
+    groups: GroupService
+    policies: PolicyService
+    instances: InstanceService
     health: HealthService
     snapshot: Snapshot
-    verifier: BearerVerifier
+    gate: Gate
     clock: Clock
+    base_url: str
 
 
-class KmsRoute(APIRoute):
-    """A route whose refusals and failures become Key Protect's error body."""
+class OpenRoute(APIRoute):
+    """A route for anybody, whose refusals and failures become an error body."""
 
-    iam = False
+    authenticated: ClassVar[bool] = False
+
+    def problem(self, error: Exception, correlation_id: str) -> Response:
+        """An error in this family's shape."""
+        return kms_problem(error, correlation_id)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler inside `problems.guard`."""
+        """The handler behind authentication and inside `problems.guard`."""
         handler = super().get_route_handler()
-        failed = (self.openapi_extra or {}).get("x-failed", "Action could not be performed")
+
+        async def answer(request: Request) -> Response:
+            if self.authenticated:
+                headers = header_map(request.scope["headers"])
+                request.state.caller = await authenticate(services(request).gate, headers, request.scope)
+            return await handler(request)
 
         async def guarded(request: Request) -> Response:
-            answer: Awaitable[Response] = handler(request)
-            return await guard(answer, failed, correlation_id(request.headers), iam=self.iam)
+            return await guard(answer(request), self.problem, correlation_id(request.headers))
 
         return guarded
 
 
-class IamRoute(KmsRoute):
-    """The same with IAM's error body."""
+class TokenRoute(OpenRoute):
+    """The token endpoint's family."""
 
-    iam = True
+    def problem(self, error: Exception, correlation_id: str) -> Response:
+        """An error as the Go client reads it."""
+        return token_problem(error, correlation_id)
+
+
+class KmsRoute(OpenRoute):
+    """A call of the key API."""
+
+    authenticated = True
+
+    def problem(self, error: Exception, correlation_id: str) -> Response:
+        """Key Protect's error body, which begins with what could not be done."""
+        return kms_problem(error, correlation_id, (self.openapi_extra or {}).get("x-failed", _NOT_DONE))
+
+
+class PlatformRoute(OpenRoute):
+    """A call of IAM or of the Resource Controller."""
+
+    authenticated = True
+
+    def problem(self, error: Exception, correlation_id: str) -> Response:
+        """The platform's error body."""
+        return platform_problem(error, correlation_id)
 
 
 def services(request: Request) -> Services:
@@ -72,9 +115,15 @@ def services(request: Request) -> Services:
     return found
 
 
+def caller_of(request: Request) -> Caller:
+    """Who the route's authentication found."""
+    found: Caller = request.state.caller
+    return found
+
+
 def call_of(request: Request) -> Envelope:
-    """Authenticate and read the headers. Raises Unauthenticated, BearerUnreadable, InvalidInstance."""
-    return envelope(header_map(request.scope["headers"]), services(request).verifier)
+    """Caller and headers of a call of the key API. Raises InvalidInstance."""
+    return envelope(header_map(request.scope["headers"]), caller_of(request))
 
 
 def instance_of(request: Request, call: Envelope) -> Instance:
@@ -104,9 +153,9 @@ def answer(content: dict[str, Any], kind: str, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type=kind)
 
 
-def described(operation: dict[str, Any], failed: str) -> dict[str, Any]:
-    """An OpenAPI operation with the sentence that its errors begin with."""
-    return {**operation, "x-failed": failed}
+def described(operation: dict[str, Any], action: Action, failed: str = _NOT_DONE) -> dict[str, Any]:
+    """An OpenAPI operation with the action that it needs and the sentence that its errors begin with."""
+    return {**operation, "x-action": action.value, "x-failed": failed}
 
 
 def path_id(request: Request, name: str = "id") -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pydantic
 from pydantic.json_schema import models_json_schema
 
-from hsmkms.api import wire
+from hsmkms.api import iam_wire, policy_wire, wire
 from hsmkms.api.problems import ERROR_TYPE
 from hsmkms.domain.query import MAX_LIMIT
 
@@ -31,6 +31,11 @@ _MODELS: Final[list[type[pydantic.BaseModel]]] = [
     wire.ErrorCollection,
     wire.AccessTokenAnswer,
     wire.IamError,
+    wire.PlatformError,
+    iam_wire.ApiKeyInsideServiceId,
+    iam_wire.MemberBody,
+    policy_wire.PolicyBodyV1,
+    policy_wire.PolicyBodyV2,
     wire.JsonWebKeySet,
     wire.Health,
     wire.Readiness,
@@ -45,6 +50,18 @@ _ERRORS: Final = {
     409: "The key's state or another resource forbids it",
     410: "The key was deleted",
     422: "The ciphertext does not belong to this key and AAD",
+    503: "HSM or database do not answer; see Retry-After",
+}
+
+
+_PLATFORM_ERRORS: Final = {
+    400: "A member or parameter is not possible",
+    401: "No valid token",
+    403: "The caller may not do this",
+    404: "It does not exist in the caller's account",
+    409: "It exists already, is locked, or something forbids it",
+    412: "It was changed since it was read",
+    428: "If-Match is missing",
     503: "HSM or database do not answer; see Retry-After",
 }
 
@@ -143,11 +160,47 @@ def plain(
     }
 
 
+def platform(
+    summary: str,
+    tag: str,
+    *,
+    ok: int,
+    body: type[pydantic.BaseModel] | None = None,
+    path: tuple[str, ...] = (),
+    query: tuple[str, ...] = (),
+    if_match: bool = False,
+) -> dict[str, Any]:
+    """A call of IAM or of the Resource Controller."""
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for name in path
+    ]
+    parameters += [_query(name, "See docs/iam.md") for name in query]
+    if if_match:
+        parameters.append(_header("If-Match", "ETag of the version that was read", required=True))
+    answer = {"description": "Done", "content": {_JSON: {"schema": {"type": "object"}}}}
+    described: dict[str, Any] = {
+        "summary": summary,
+        "tags": [tag],
+        "security": [{"bearer": []}],
+        "parameters": parameters,
+        "responses": {
+            str(ok): {"description": "Done"} if ok == 204 else answer,
+            **{str(status): _content(text, _JSON, wire.PlatformError) for status, text in _PLATFORM_ERRORS.items()},
+        },
+    }
+    if body is not None:
+        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema.pop("$defs", None)
+        described["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
+    return described
+
+
 def token_endpoint() -> dict[str, Any]:
     """POST /identity/token and /oidc/token."""
-    grant = {"type": "string", "enum": ["urn:ibm:params:oauth:grant-type:apikey"]}
-    fields = {"grant_type": grant, "apikey": {"type": "string"}, "response_type": {"type": "string"}}
-    schema = {"type": "object", "required": ["grant_type", "apikey"], "properties": fields}
+    grant = {"type": "string", "enum": ["urn:ibm:params:oauth:grant-type:apikey", "refresh_token"]}
+    names = ("apikey", "refresh_token", "response_type")
+    fields = {"grant_type": grant, **{name: {"type": "string"} for name in names}}
+    schema = {"type": "object", "required": ["grant_type"], "properties": fields}
     return {
         "summary": "Exchange an API key for an access token",
         "tags": ["Identity"],
@@ -155,6 +208,22 @@ def token_endpoint() -> dict[str, Any]:
         "responses": {
             "200": _content("An access token, valid for an hour", _JSON, wire.AccessTokenAnswer),
             "400": _content("Unknown API key or grant", _JSON, wire.IamError),
+            "429": _content("Too many failed log-ins; see Retry-After", _JSON, wire.IamError),
+            "503": _content("HSM or database do not answer; see Retry-After", _JSON, wire.IamError),
+        },
+    }
+
+
+def revocation() -> dict[str, Any]:
+    """POST /identity/revoke."""
+    schema = {"type": "object", "required": ["token"], "properties": {"token": {"type": "string"}}}
+    return {
+        "summary": "End the log-in that a token belongs to (RFC 7009)",
+        "tags": ["Identity"],
+        "requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": schema}}},
+        "responses": {
+            "200": {"description": "The token counts nowhere any more"},
+            "400": _content("No token was given", _JSON, wire.IamError),
             "503": _content("HSM or database do not answer; see Retry-After", _JSON, wire.IamError),
         },
     }
@@ -178,6 +247,7 @@ def hot_paths() -> dict[str, Any]:
                 body_required=required,
                 parameters=(REFERENCE,),
             )
+            | {"x-action": f"kms.secrets.{action}"}
         }
         for action, (body, answer, required) in bodies.items()
     }

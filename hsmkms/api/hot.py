@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -20,17 +21,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hsmkms.api import wire
 from hsmkms.api.bodies import HOT_LIMIT, decode_object, parse, read_body
-from hsmkms.api.problems import guard
-from hsmkms.api.requests import Envelope, correlation_id, envelope, header_map
+from hsmkms.api.problems import guard, kms_problem
+from hsmkms.api.requests import Envelope, Gate, authenticate, correlation_id, envelope, header_map
+from hsmkms.domain.access import Action
 from hsmkms.errors import InvalidField, NoBody
-from hsmkms.iam.bearer import BearerVerifier
 from hsmkms.service.crypto import CryptoService
 
 _PREFIX: Final = "/api/v2/keys/"
-FAILED: Final = {
-    "wrap": "Wrap with key could not be performed",
-    "unwrap": "Unwrap with key could not be performed",
-    "rewrap": "Rewrap with key could not be performed",
+ACTIONS: Final = {"wrap": Action.KEY_WRAP, "unwrap": Action.KEY_UNWRAP, "rewrap": Action.KEY_REWRAP}
+_PROBLEMS: Final = {
+    action: partial(kms_problem, failed=f"{action.capitalize()} with key could not be performed") for action in ACTIONS
 }
 
 
@@ -52,10 +52,10 @@ _encode: Final = msgspec.json.Encoder().encode
 class HotPath:
     """Serves the three crypto actions and hands everything else to `app`."""
 
-    def __init__(self, app: ASGIApp, crypto: CryptoService, verifier: BearerVerifier) -> None:
+    def __init__(self, app: ASGIApp, crypto: CryptoService, gate: Gate) -> None:
         self._app = app
         self._crypto = crypto
-        self._verifier = verifier
+        self._gate = gate
         self._actions: dict[str, Callable[[Envelope, str, bytes], Awaitable[dict[str, Any]]]] = {
             "wrap": self._wrap,
             "unwrap": self._unwrap,
@@ -72,7 +72,7 @@ class HotPath:
         headers = header_map(scope["headers"])
         try:
             response = await guard(
-                self._answer(reference, action, headers, scope, receive), FAILED[action], correlation_id(headers)
+                self._answer(reference, action, headers, scope, receive), _PROBLEMS[action], correlation_id(headers)
             )
         except ClientDisconnect:
             return
@@ -83,7 +83,7 @@ class HotPath:
     ) -> Response:
         if scope["method"] != "POST":
             raise HTTPException(405, headers={"Allow": "POST"})
-        call = envelope(headers, self._verifier)
+        call = envelope(headers, await authenticate(self._gate, headers, scope))
         body = await read_body(receive, scope["headers"], HOT_LIMIT)
         answer = await self._actions[action](call, reference, body)
         return Response(_encode(answer), 200, media_type=wire.KEY_ACTION_TYPE)
@@ -135,9 +135,9 @@ def _match(scope: Scope) -> tuple[str, str] | None:
         return None
     if not rest and scope["method"] == "POST":
         actions = parse_qs(scope["query_string"].decode("latin-1")).get("action", [])
-        return (reference, actions[0]) if len(actions) == 1 and actions[0] in FAILED else None
+        return (reference, actions[0]) if len(actions) == 1 and actions[0] in ACTIONS else None
     segment, _, action = rest.partition("/")
-    return (reference, action) if segment == "actions" and action in FAILED else None
+    return (reference, action) if segment == "actions" and action in ACTIONS else None
 
 
 def _parse_wrap(body: bytes) -> _Wrap:

@@ -1,8 +1,9 @@
-"""The token endpoint, where every official client finds it, and the public keys."""
+"""The token endpoint, where every official client finds it, revocation, and the public keys."""
 
 from __future__ import annotations
 
 import base64
+import math
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,13 +15,13 @@ from fastapi.concurrency import run_in_threadpool
 from hsmkms.api import described as d
 from hsmkms.api import wire
 from hsmkms.api.bodies import COLD_LIMIT, read_body
-from hsmkms.api.cold import IamRoute, answer, services
+from hsmkms.api.cold import TokenRoute, answer, services
+from hsmkms.domain.identities import SigningKey
 from hsmkms.domain.secrets import SecretText
-from hsmkms.domain.tenants import SigningKey
 from hsmkms.errors import TokenRequestInvalid
-from hsmkms.iam.issuing import GRANT_API_KEY, LIFETIME, SCOPE
+from hsmkms.iam.issuing import GRANT_API_KEY, GRANT_REFRESH, SCOPE
 
-router = APIRouter(route_class=IamRoute, default_response_class=Response)
+router = APIRouter(route_class=TokenRoute, default_response_class=Response)
 
 _JSON = "application/json"
 
@@ -28,28 +29,45 @@ _JSON = "application/json"
 @router.post("/identity/token", openapi_extra=d.token_endpoint())
 @router.post("/oidc/token", openapi_extra=d.token_endpoint())
 async def issue_token(request: Request) -> Response:
-    """Exchange an API key for an access token.
+    """Exchange an API key or a refresh token for an access token.
 
     Python, Node, Java and Terraform use the first path, Go and keyprotect 2.x the second (additions section 6.2). A
     client id and secret by HTTP Basic are ignored, as only the API key proves anything.
     """
     form = _form(await read_body(request.receive, request.scope["headers"], COLD_LIMIT))
-    if form.get("grant_type") != GRANT_API_KEY:
-        raise TokenRequestInvalid(f"The form field grant_type must be {GRANT_API_KEY}.")
-    if not form.get("apikey"):
-        raise TokenRequestInvalid("The form field apikey is missing.")
-    issued = await run_in_threadpool(services(request).tokens.exchange_api_key, SecretText(form["apikey"]))
+    tokens = services(request).tokens
+    if form.get("grant_type") == GRANT_API_KEY:
+        secret = SecretText(_field(form, "apikey"))
+        issued = await run_in_threadpool(tokens.exchange_api_key, secret, address_of(request))
+    elif form.get("grant_type") == GRANT_REFRESH:
+        issued = await run_in_threadpool(tokens.refresh, SecretText(_field(form, "refresh_token")))
+    else:
+        raise TokenRequestInvalid(f"The form field grant_type must be {GRANT_API_KEY} or {GRANT_REFRESH}.")
+    remaining = issued.expires_at - services(request).clock()
     content = {
         "access_token": issued.access_token.reveal(),
-        "refresh_token": "not_supported",
+        "refresh_token": issued.refresh_token.reveal(),
         "token_type": "Bearer",
-        "expires_in": int(LIFETIME.total_seconds()),
+        "expires_in": math.ceil(remaining.total_seconds()),
         "expiration": int(issued.expires_at.timestamp()),
         "scope": SCOPE,
     }
     response = answer(content, _JSON)
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+@router.post("/identity/revoke", openapi_extra=d.revocation())
+async def revoke_token(request: Request) -> Response:
+    """End a log-in; who holds one of its tokens may do so (RFC 7009)."""
+    form = _form(await read_body(request.receive, request.scope["headers"], COLD_LIMIT))
+    await run_in_threadpool(services(request).tokens.revoke, SecretText(_field(form, "token")))
+    return Response(status_code=200)
+
+
+def address_of(request: Request) -> str:
+    """Where a request came from, as far as the socket tells."""
+    return request.client.host if request.client is not None else ""
 
 
 @router.get("/identity/keys", openapi_extra=d.plain("Public keys of access tokens", "Identity", wire.JsonWebKeySet))
@@ -66,6 +84,12 @@ def _form(body: bytes) -> dict[str, str]:
     except ValueError as error:
         raise TokenRequestInvalid("The body must be a form (application/x-www-form-urlencoded).") from error
     return {name: values[0] for name, values in fields.items() if len(values) == 1}
+
+
+def _field(form: dict[str, str], name: str) -> str:
+    if not form.get(name):
+        raise TokenRequestInvalid(f"The form field {name} is missing.")
+    return form[name]
 
 
 def _json_web_key(key: SigningKey) -> dict[str, Any]:

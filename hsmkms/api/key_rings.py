@@ -8,6 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from hsmkms.api import described as d
 from hsmkms.api import wire
 from hsmkms.api.cold import KmsRoute, answer, call_of, described, path_id, services
+from hsmkms.domain.access import Action
 from hsmkms.domain.query import parse_version_query
 
 router = APIRouter(prefix="/api/v2", route_class=KmsRoute, default_response_class=Response)
@@ -24,6 +25,7 @@ router = APIRouter(prefix="/api/v2", route_class=KmsRoute, default_response_clas
             parameters=tuple(d.RING_LISTING),
             ring=False,
         ),
+        Action.KEY_RING_LIST,
         "Key rings could not be retrieved",
     ),
 )
@@ -44,6 +46,7 @@ async def list_key_rings(request: Request) -> Response:
     status_code=201,
     openapi_extra=described(
         d.operation("Create a key ring", ok=201, parameters=(d.RING_ID,), ring=False),
+        Action.KEY_RING_CREATE,
         "Key ring could not be created",
     ),
 )
@@ -60,6 +63,7 @@ async def create_key_ring(request: Request) -> Response:
     status_code=204,
     openapi_extra=described(
         d.operation("Delete a key ring without keys", ok=204, parameters=(d.RING_ID, d.FORCE), ring=False),
+        Action.KEY_RING_DELETE,
         "Key ring could not be deleted",
     ),
 )

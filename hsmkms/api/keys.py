@@ -20,6 +20,7 @@ from hsmkms.api.cold import (
     path_id,
     services,
 )
+from hsmkms.domain.access import Action
 from hsmkms.domain.new_key import NewKey
 from hsmkms.domain.query import KeyQuery, parse_key_query, parse_version_query
 from hsmkms.errors import BadBody, CollectionTotalMismatch, FeatureRestricted, InvalidField, InvalidQueryParam
@@ -45,6 +46,7 @@ _IMPORT_FIELDS = ("payload", "encryptedNonce", "iv", "encryptionAlgorithm")
             body=wire.KeyCreateBody,
             prefer=True,
         ),
+        Action.KEY_CREATE,
         _NOT_CREATED,
     ),
 )
@@ -69,6 +71,7 @@ async def create_key(request: Request) -> Response:
             answer=wire.KeyCollection,
             parameters=tuple(d.KEY_LISTING),
         ),
+        Action.KEY_LIST,
         _NOT_LISTED,
     ),
 )
@@ -91,7 +94,9 @@ async def list_keys(request: Request) -> Response:
 @router.head(
     "/keys",
     openapi_extra=described(
-        d.operation("Count keys in the header Key-Total", ok=200, parameters=tuple(d.KEY_FILTERS)), _NOT_LISTED
+        d.operation("Count keys in the header Key-Total", ok=200, parameters=tuple(d.KEY_FILTERS)),
+        Action.KEY_HEAD,
+        _NOT_LISTED,
     ),
 )
 async def count_keys(request: Request) -> Response:
@@ -113,6 +118,7 @@ async def count_keys(request: Request) -> Response:
             answer=wire.KeyCollection,
             parameters=(d.REFERENCE,),
         ),
+        Action.KEY_READ,
         _NOT_READ,
     ),
 )
@@ -135,6 +141,7 @@ async def get_key(request: Request) -> Response:
             answer=wire.KeyCollection,
             parameters=(d.REFERENCE,),
         ),
+        Action.KEY_READ_METADATA,
         _NOT_READ,
     ),
 )
@@ -159,6 +166,7 @@ async def get_key_metadata(request: Request) -> Response:
             answer=wire.VersionCollection,
             parameters=(d.REFERENCE, *d.VERSION_LISTING),
         ),
+        Action.KEY_LIST_VERSIONS,
         "Key versions could not be retrieved",
     ),
 )
@@ -190,6 +198,7 @@ async def list_versions(request: Request) -> Response:
             body=wire.KeyPatchBody,
             parameters=(d.REFERENCE,),
         ),
+        Action.KEY_PATCH,
         "Key could not be updated",
     ),
 )
@@ -217,6 +226,7 @@ async def patch_key(request: Request) -> Response:
             prefer=True,
             also={204: "Done, without Prefer: return=representation"},
         ),
+        Action.KEY_DELETE,
         "Key could not be deleted",
     ),
 )
@@ -243,6 +253,7 @@ async def delete_key(request: Request) -> Response:
             parameters=(d.REFERENCE,),
             prefer=True,
         ),
+        Action.KEY_ROTATE,
         _NOT_DONE,
     ),
 )
@@ -258,7 +269,7 @@ async def rotate_key(request: Request) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/keys/{id}", include_in_schema=False, openapi_extra=described({}, _NOT_DONE))
+@router.post("/keys/{id}", include_in_schema=False, openapi_extra=described({}, Action.KEY_ROTATE, _NOT_DONE))
 async def legacy_action(request: Request) -> Response:
     """The older spelling of an action; the crypto actions among them never get here (see `hot`)."""
     call_of(request)

@@ -8,9 +8,9 @@ from fastapi.concurrency import run_in_threadpool
 from hsmkms import __version__
 from hsmkms.api import described as d
 from hsmkms.api import wire
-from hsmkms.api.cold import KmsRoute, answer, services
+from hsmkms.api.cold import OpenRoute, answer, services
 
-router = APIRouter(route_class=KmsRoute, default_response_class=Response)
+router = APIRouter(route_class=OpenRoute, default_response_class=Response)
 
 _JSON = "application/json"
 

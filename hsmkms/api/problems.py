@@ -6,7 +6,7 @@ request's content.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -35,6 +35,11 @@ _STATUS: Final[dict[type[errors.HsmkmsError], HTTPStatus]] = {
     errors.KeyRingQuota: HTTPStatus.CONFLICT,
     errors.KeyDeleted: HTTPStatus.GONE,
     errors.UnprocessableCiphertext: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.Conflict: HTTPStatus.CONFLICT,
+    errors.VersionRequired: HTTPStatus.PRECONDITION_REQUIRED,
+    errors.VersionStale: HTTPStatus.PRECONDITION_FAILED,
+    errors.TooManyAttempts: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Refusal: HTTPStatus.BAD_REQUEST,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     # An operator has to put the token right, such as after a key with unsafe attributes was found on it.
@@ -44,17 +49,20 @@ _STATUS: Final[dict[type[errors.HsmkmsError], HTTPStatus]] = {
 
 _INTERNAL: Final = "The service failed. The log has the cause under the Correlation-Id of this answer."
 
+Problem = Callable[[Exception, str], Response]
+"""(error, correlation id) → the answer in one of the three shapes below."""
+
 _log = structlog.get_logger(__name__)
 
 
-async def guard(answer: Awaitable[Response], failed: str, correlation_id: str, *, iam: bool = False) -> Response:
+async def guard(answer: Awaitable[Response], problem: Problem, correlation_id: str) -> Response:
     """The answer, or the problem it ended in. Nothing but a lost client gets past this."""
     try:
         response = await answer
     except ClientDisconnect:
         raise
     except Exception as error:
-        return iam_problem(error, correlation_id) if iam else kms_problem(error, failed, correlation_id)
+        return problem(error, correlation_id)
     response.headers["Correlation-Id"] = correlation_id
     return response
 
@@ -69,7 +77,7 @@ def status_of(error: Exception) -> HTTPStatus:
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def kms_problem(error: Exception, failed: str, correlation_id: str) -> Response:
+def kms_problem(error: Exception, correlation_id: str, failed: str = "Action could not be performed") -> Response:
     """Key Protect's error body. `failed` says what could not be done."""
     status, message, code = _describe(error, correlation_id)
     resource: dict[str, object] = {"errorMsg": f"{status.phrase}: {message}"}
@@ -92,13 +100,29 @@ def kms_problem(error: Exception, failed: str, correlation_id: str) -> Response:
     return Response(msgspec.json.encode(body), status, headers, ERROR_TYPE)
 
 
-def iam_problem(error: Exception, correlation_id: str) -> Response:
-    """IAM's error body, as the Go client reads it (additions section 6.2)."""
+def token_problem(error: Exception, correlation_id: str) -> Response:
+    """The token endpoint's error body, as the Go client reads it (additions section 6.2)."""
     status, message, code = _describe(error, correlation_id)
     body = {
         "errorCode": code or "BXNIM0000E",
         "errorMessage": message,
         "context": {"requestId": correlation_id},
+    }
+    headers = _headers(error, status, correlation_id)
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def platform_problem(error: Exception, correlation_id: str) -> Response:
+    """The error body of IAM and of the Resource Controller (contract section 4). Unlike Key Protect they tell apart who
+    is unknown (401) and who may not (403)."""
+    status, message, code = _describe(error, correlation_id)
+    if isinstance(error, errors.Unauthorized):
+        # IBM's own spelling, on which clients may match.
+        status, code = HTTPStatus.FORBIDDEN, "insufficent_permissions"
+    body = {
+        "trace": correlation_id,
+        "status_code": int(status),
+        "errors": [{"code": code or status.phrase.lower().replace(" ", "_"), "message": message}],
     }
     headers = _headers(error, status, correlation_id)
     return Response(msgspec.json.encode(body), status, headers, "application/json")
@@ -128,7 +152,7 @@ def _place(error: Exception) -> str:
 
 def _headers(error: Exception, status: HTTPStatus, correlation_id: str) -> dict[str, str]:
     headers = {"Correlation-Id": correlation_id}
-    if isinstance(error, errors.Unavailable):
+    if isinstance(error, errors.Unavailable | errors.TooManyAttempts):
         headers["Retry-After"] = str(error.retry_after_s)
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="hsmkms"'

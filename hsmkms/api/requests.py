@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
+
+from starlette.types import Scope
 
 from hsmkms.domain.access import Caller
 from hsmkms.domain.ids import canonical_uuid, new_id
 from hsmkms.errors import InvalidInstance
-from hsmkms.iam.bearer import BearerVerifier
+from hsmkms.iam.callers import Callers
+from hsmkms.service.snapshot import Snapshot
 
 CORRELATION_HEADERS: Final = ("correlation-id", "x-correlation-id")
 """In the order of trust (additions section 0, row 7)."""
 DECISIVE_HEADERS: Final = frozenset({"authorization", "bluemix-instance"})
+
+
+CERTIFICATE: Final = "client_certificate"
+"""In the ASGI scope's `state`: DER of the certificate that the TLS handshake verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What it takes to know who is calling."""
+
+    snapshot: Snapshot
+    callers: Callers
+    threads: ThreadPoolExecutor
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +64,23 @@ def correlation_id(headers: Mapping[str, str]) -> str:
     return new_id()
 
 
-def envelope(headers: Mapping[str, str], verifier: BearerVerifier) -> Envelope:
-    """Authenticate first, then read the rest. Raises Unauthenticated, BearerUnreadable, InvalidInstance."""
-    caller = verifier.verify(headers.get("authorization"))
+async def authenticate(gate: Gate, headers: Mapping[str, str], scope: Scope) -> Caller:
+    """The caller, from memory or, off the event loop, by whatever has to be checked.
+
+    Raises Unauthenticated, BearerUnreadable, Unavailable.
+    """
+    loop = asyncio.get_running_loop()
+    if not gate.snapshot.fresh:
+        await loop.run_in_executor(gate.threads, gate.snapshot.refresh)
+    shown = headers.get("authorization"), scope.get("state", {}).get(CERTIFICATE)
+    caller = gate.callers.known(*shown)
+    if caller is None:
+        caller = await loop.run_in_executor(gate.threads, gate.callers.resolve, *shown)
+    return caller
+
+
+def envelope(headers: Mapping[str, str], caller: Caller) -> Envelope:
+    """The rest of what an authenticated call brings. Raises InvalidInstance."""
     instance_id = canonical_uuid(headers.get("bluemix-instance", ""))
     if instance_id is None:
         raise InvalidInstance

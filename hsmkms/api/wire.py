@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import pydantic
 
-from hsmkms.domain.ids import key_crn
+from hsmkms.domain.crn import key_crn
 from hsmkms.domain.keys import (
     PURGE_ALLOWED_AFTER,
     PURGE_SCHEDULED_AFTER,
@@ -235,6 +235,17 @@ class IamError(_Response):
     errorCode: str
     errorMessage: str
     context: IamErrorContext
+
+
+class PlatformErrorItem(_Response):
+    code: str
+    message: str
+
+
+class PlatformError(_Response):
+    trace: str
+    status_code: int
+    errors: list[PlatformErrorItem]
 
 
 class JsonWebKey(_Response):

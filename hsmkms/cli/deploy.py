@@ -8,6 +8,7 @@ import ipaddress
 import os
 import secrets
 import shlex
+import ssl
 import sys
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,6 +16,7 @@ from typing import Annotated, Final
 import typer
 import uvicorn
 
+from hsmkms.api.tls import CertificateProtocol
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid
@@ -46,14 +48,14 @@ def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local"
     if softhsm is not None and not (state_dir() / FILE_NAME).exists():
         _make_softhsm(softhsm)
     settings = load()
-    rooms = open_rooms(settings, pin_of(settings), migrate=True)
+    rooms = open_rooms(settings, pin_of(settings), migrate=True, found=True)
     with rooms.close:
         if rooms.deployment.is_founded():
             if (settings.state_dir / CLIENT_ENV).exists():
                 typer.echo(f"{settings.state_dir} is initialised already; nothing was changed.")
                 return
             # The first key was lost before it was shown, or put away; who has the token's PIN may have another.
-            instance = rooms.tenants.instances()[0]
+            instance = rooms.services.snapshot.all_instances()[0]
             api_key = rooms.deployment.add_administrator(instance.account)
         else:
             founded = rooms.deployment.found(name, region, new_id().replace("-", ""))
@@ -69,6 +71,7 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate, PEM.")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="CA of client certificates, PEM.")] = None,
     allow_plain_http_from_other_hosts: Annotated[
         bool | None, typer.Option("--allow-plain-http-from-other-hosts", help="Bind any address without TLS.")
     ] = None,
@@ -80,6 +83,7 @@ def serve(
         workers=workers,
         tls_cert=tls_cert,
         tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
         allow_plain_http_from_other_hosts=allow_plain_http_from_other_hosts,
     )
     _serve(settings)
@@ -103,6 +107,8 @@ def _serve(settings: Settings) -> None:
     # Workers inherit the environment; a command line would show the PIN to everybody on the host.
     os.environ["HSMKMS_STATE_DIR"] = str(settings.state_dir)
     os.environ["HSMKMS_PIN"] = pin.reveal()
+    # They read the file and not the command line; this is what they tell clients of where the service is.
+    os.environ["HSMKMS_PUBLIC_URL"] = settings.base_url
     rooms = open_rooms(settings, pin, migrate=True)
     with rooms.close:
         rooms.deployment.require_founded()
@@ -116,8 +122,11 @@ def _serve(settings: Settings) -> None:
             workers=settings.workers,
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
+            ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
+            # Asked for, not required: most clients bring a token.
+            ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_OPTIONAL,
             loop="uvloop",
-            http="httptools",
+            http="httptools" if settings.tls_client_ca is None else CertificateProtocol,
             access_log=False,
             log_level="warning",
             # Nobody in front is believed about who is calling.
@@ -134,6 +143,8 @@ def _ask_pin() -> SecretText:
 def _require_safe_bind(settings: Settings) -> None:
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise SettingsInvalid("TLS needs both tls_cert and tls_key.")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise SettingsInvalid("Client certificates need TLS: set tls_cert and tls_key beside tls_client_ca.")
     try:
         loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
@@ -195,8 +206,8 @@ def _write_client_env(settings: Settings, instance_id: str, api_key: SecretText)
     """Credentials as every official SDK reads them through IBM_CREDENTIALS_FILE."""
     _write_private(
         settings.state_dir / CLIENT_ENV,
-        f"IBM_KEY_PROTECT_API_URL={_base_url(settings)}\n"
-        f"IBM_KEY_PROTECT_API_AUTH_URL={_base_url(settings)}\n"
+        f"IBM_KEY_PROTECT_API_URL={settings.base_url}\n"
+        f"IBM_KEY_PROTECT_API_AUTH_URL={settings.base_url}\n"
         "IBM_KEY_PROTECT_API_AUTH_TYPE=iam\n"
         f"IBM_KEY_PROTECT_API_APIKEY={api_key.reveal()}\n"
         f"IBM_KEY_PROTECT_API_BLUEMIX_INSTANCE={instance_id}\n",
@@ -208,23 +219,17 @@ def _follow_address(settings: Settings) -> None:
     path = settings.state_dir / CLIENT_ENV
     lines = path.read_text().splitlines()
     moved = [
-        f"{name}={_base_url(settings)}" if (name := line.partition("=")[0]).endswith("_URL") else line for line in lines
+        f"{name}={settings.base_url}" if (name := line.partition("=")[0]).endswith("_URL") else line for line in lines
     ]
     if moved != lines:
         _write_private(path, "\n".join(moved) + "\n")
-
-
-def _base_url(settings: Settings) -> str:
-    scheme = "http" if settings.tls_cert is None else "https"
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{scheme}://{host}:{settings.port}"
 
 
 def _tour(settings: Settings) -> str:
     program = shlex.quote(str(Path(sys.executable).with_name("hsmkms")))
     prefix = f"HSMKMS_STATE_DIR={shlex.quote(str(settings.state_dir))} {program} call POST"
     return (
-        f"\nServing {_base_url(settings)} until Ctrl-C; credentials for any SDK: {settings.state_dir / CLIENT_ENV}\n"
+        f"\nServing {settings.base_url} until Ctrl-C; credentials for any SDK: {settings.state_dir / CLIENT_ENV}\n"
         "Paste these three lines into another terminal: create a root key, wrap, unwrap.\n\n"
         f"KEY=$({prefix} /keys '{_CREATE}' --show resources.0.id)\n"
         f'CIPHERTEXT=$({prefix} /keys/$KEY/actions/wrap \'{{"plaintext":"aGVsbG8gSFNN"}}\' --show ciphertext)\n'

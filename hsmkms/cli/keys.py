@@ -6,10 +6,8 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from hsmkms.cli.local import InstanceOption, JsonOption, Local, local
+from hsmkms.cli.local import InstanceOption, JsonOption, Local, local, show
 from hsmkms.domain.keys import Key, effective_state
 from hsmkms.domain.new_key import NewKey
 from hsmkms.domain.query import parse_key_query
@@ -17,6 +15,7 @@ from hsmkms.domain.query import parse_key_query
 app = typer.Typer(help="Manage keys on this host's token and database.", no_args_is_help=True)
 
 KeyArgument = Annotated[str, typer.Argument(help="Key id or alias.")]
+_LISTED = ("id", "name", "kind", "state", "ring", "versions")
 _ALL = {"state": "1,2,3,5", "sort": "creationDate", "limit": "5000"}
 
 
@@ -26,16 +25,7 @@ def list_keys(instance: InstanceOption = None, json: JsonOption = False) -> None
     with local(instance) as here:
         page = here.rooms.services.keys.list(here.caller, here.instance.id, None, parse_key_query(_ALL))
         shown = [_describe(key, here) for key in page.keys]
-    if json:
-        typer.echo(msgspec.json.encode(shown).decode())
-        return
-    table = Table(box=None)
-    for column in ("id", "name", "kind", "state", "ring", "versions"):
-        table.add_column(column, no_wrap=True, overflow="ignore")
-    for key in shown:
-        table.add_row(*(str(key[column]) for column in ("id", "name", "kind", "state", "ring", "versions")))
-    # A pipe has no width, and an id that was cut to 80 columns is of no use.
-    Console(width=max(Console().width, 200)).print(table)
+    show([{name: value for name, value in key.items() if json or name in _LISTED} for key in shown], json)
 
 
 @app.command("create")
@@ -54,7 +44,7 @@ def create(
 
 
 @app.command("show")
-def show(key: KeyArgument, instance: InstanceOption = None, json: JsonOption = False) -> None:
+def show_key(key: KeyArgument, instance: InstanceOption = None, json: JsonOption = False) -> None:
     """Show a key's metadata."""
     with local(instance) as here:
         found = here.rooms.services.keys.read_metadata(here.caller, here.instance.id, key, None)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from hsmkms.domain.access import Caller
 from hsmkms.domain.ids import canonical_uuid
@@ -18,6 +20,7 @@ from hsmkms.settings import load
 from hsmkms.wiring import Rooms, configure_logs, open_rooms, pin_of
 
 InstanceOption = Annotated[str | None, typer.Option("--instance", help="GUID of the instance, if there are several.")]
+AccountOption = Annotated[str | None, typer.Option("--account", help="Account, if there are several.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -45,9 +48,33 @@ def local(instance_id: str | None) -> Iterator[Local]:
     """The rooms and an instance. Raises SettingsInvalid when it is not clear which."""
     with rooms() as opened:
         opened.deployment.require_founded()
-        instance = _choose(opened.tenants.instances(), instance_id)
-        expires_at = opened.services.clock() + timedelta(hours=1)
-        yield Local(opened, instance, Caller("operator", "operator", instance.account, True, expires_at))
+        instance = _choose(opened.services.snapshot.all_instances(), instance_id)
+        yield Local(opened, instance, opened.deployment.operator(instance.account))
+
+
+@contextmanager
+def in_account(account: str | None) -> Iterator[tuple[Rooms, Caller]]:
+    """The rooms and the operator in an account. Raises SettingsInvalid when it is not clear which."""
+    with rooms() as opened:
+        opened.deployment.require_founded()
+        known = list(dict.fromkeys(one.account for one in opened.services.snapshot.all_instances()))
+        if account is None and len(known) != 1:
+            raise SettingsInvalid(f"Choose an account with --account: {', '.join(known)}.")
+        yield opened, opened.deployment.operator(account or known[0])
+
+
+def show(rows: Sequence[dict[str, Any]], json: bool) -> None:
+    """Rows of one shape as a table or, for programs, as JSON."""
+    if json:
+        typer.echo(msgspec.json.encode(rows).decode())
+        return
+    table = Table(box=None)
+    for column in rows[0] if rows else ():
+        table.add_column(column, no_wrap=True, overflow="ignore")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    # A pipe has no width, and an id that was cut to 80 columns is of no use.
+    Console(width=max(Console().width, 200)).print(table)
 
 
 def _choose(instances: list[Instance], instance_id: str | None) -> Instance:

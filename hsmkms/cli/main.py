@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from hsmkms import __version__
-from hsmkms.cli import call, crypto, deploy, doctor, keys
+from hsmkms.cli import authorizations, call, crypto, deploy, doctor, iam, instances, keys
 from hsmkms.errors import HsmkmsError
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ app.command("init")(deploy.init)
 app.command("serve")(deploy.serve)
 app.command("up")(deploy.up)
 app.add_typer(keys.app, name="keys")
+app.add_typer(instances.app, name="instances")
+app.add_typer(iam.app, name="iam")
+app.add_typer(authorizations.app, name="authorizations")
 app.command("wrap")(crypto.wrap)
 app.command("unwrap")(crypto.unwrap)
 app.command("doctor")(doctor.doctor)

@@ -1,4 +1,4 @@
-"""Identifiers: UUIDs in their canonical text, aliases and key ring names, CRNs."""
+"""Identifiers: UUIDs in their canonical text, aliases and key ring names."""
 
 from __future__ import annotations
 
@@ -58,8 +58,3 @@ def is_alias(text: str) -> bool:
 def is_key_ring_id(text: str) -> bool:
     """2 to 100 letters, digits and `-`."""
     return _RING.fullmatch(text) is not None
-
-
-def key_crn(region: str, account: str, instance_id: str, key_id: str) -> str:
-    """CRN of a key (contract section 1.1)."""
-    return f"crn:v1:bluemix:public:kms:{region}:a/{account}:{instance_id}:key:{key_id}"

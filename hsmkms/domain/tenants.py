@@ -1,4 +1,4 @@
-"""Instances (tenants), identities and the public halves of signing keys, as the store keeps them."""
+"""Instances (tenants), their key rings, and token objects that are about to be made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hsmkms.domain.keys import KeyVersion
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One tenant. `sealing_key` is the token key under which its standard keys are sealed."""
+    """One tenant. `sealing_key` is the token key under which its standard keys are sealed; from `deleted_at` on
+    nobody reaches it, and the operator can bring it back."""
 
     id: str
     name: str
@@ -18,28 +19,20 @@ class Instance:
     account: str
     created_at: datetime
     sealing_key: KeyVersion
+    resource_group: str | None = None
+    plan_id: str | None = None
+    created_by: str | None = None
+    updated_at: datetime | None = None
+    deleted_at: datetime | None = None
+    deleted_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ApiKey:
-    """An API key without its secret: only the SHA-256 of the secret is kept."""
+class SealedInstance:
+    """An instance with the MAC over all its members; None in a database of the first schema."""
 
-    id: str
-    name: str
-    iam_id: str
-    account: str
-    administrator: bool
-    secret_sha256: bytes
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    """Public half of a P-256 key pair in the token; `id` is the JWS `kid` and the CKA_ID."""
-
-    id: str
-    public_pem: bytes
-    created_at: datetime
+    instance: Instance
+    mac: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

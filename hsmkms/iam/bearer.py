@@ -1,10 +1,9 @@
-"""From an Authorization header to a Caller: checked once, then remembered until the token expires."""
+"""Our own access and refresh tokens, verified. The only algorithm is ES256, whatever a token's header says, and the
+only keys are those of this deployment, whatever `jwk` or `x5u` it carries."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -12,93 +11,105 @@ import jwt
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from hsmkms.clock import Clock
-from hsmkms.domain.access import Caller
-from hsmkms.domain.tenants import SigningKey
+from hsmkms.domain.identities import LoginMethod, SigningKey
 from hsmkms.errors import BearerUnreadable, Unauthenticated
+from hsmkms.iam.grants import Grants
 
 CLOCK_SKEW: Final = timedelta(seconds=60)
-MAX_TOKEN_CHARS: Final = 8_192
-_REMEMBERED: Final = 10_000
-_RELOAD_S: Final = 1.0
+MAX_TOKEN_CHARS: Final = 16_384
+ACCESS: Final = "access"
+REFRESH: Final = "refresh"
+_MALFORMED: Final = (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError, AttributeError)
 
 
-class BearerVerifier:
-    """Verifies our own access tokens. The only algorithm is ES256, whatever a token's header says."""
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """What a request proved of itself, before anything was looked up.
 
-    def __init__(self, load_signing_keys: Callable[[], list[SigningKey]], issuer: str, clock: Clock) -> None:
-        self._load = load_signing_keys
-        self._issuer = issuer
+    Our own tokens name an `iam_id`; those of outside issuers and certificates have `claims` that a login maps to one.
+    `expires_at` has the tolerated clock skew in it.
+    """
+
+    issued_at: datetime
+    expires_at: datetime
+    iam_id: str | None = None
+    account: str | None = None
+    api_key_id: str | None = None
+    session_id: str | None = None
+    signing_key_id: str | None = None
+    method: LoginMethod | None = None
+    issuer: str = ""
+    claims: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    session_ends_at: datetime | None = None
+
+
+class TokenVerifier:
+    """Verifies tokens that this deployment issued."""
+
+    def __init__(self, grants: Grants, issuer: str, clock: Clock) -> None:
+        self._grants = grants
+        self.issuer = issuer
         self._clock = clock
-        self._keys: dict[str, Any] = {}
-        self._reload_at = 0.0
-        self._callers: dict[bytes, Caller] = {}
 
-    def verify(self, authorization: str | None) -> Caller:
-        """The caller behind an Authorization header.
-
-        Raises Unauthenticated (none, expired, forged) or BearerUnreadable (not a bearer token at all).
-        """
-        if not authorization:
-            raise Unauthenticated
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or len(token) > MAX_TOKEN_CHARS or token.count(".") != 2:
-            raise BearerUnreadable
-        # Remembered by digest, so that this process does not keep usable tokens.
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        caller = self._callers.get(digest)
-        if caller is None:
-            caller = self._check(token)
-            if len(self._callers) >= _REMEMBERED:
-                del self._callers[next(iter(self._callers))]
-            self._callers[digest] = caller
-        if self._clock() >= caller.expires_at + CLOCK_SKEW:
-            self._callers.pop(digest, None)
-            raise Unauthenticated
-        return caller
-
-    def _check(self, token: str) -> Caller:
+    def verify(self, token: str, use: str) -> Presented:
+        """What `token` proves, if it is of this use. Raises Unauthenticated or BearerUnreadable."""
         try:
             key_id = jwt.get_unverified_header(token).get("kid")
         except jwt.PyJWTError as error:
             raise BearerUnreadable from error
-        key = self._key(key_id)
-        if key is None:
+        signing_key = self._grants.get(SigningKey, key_id) if isinstance(key_id, str) else None
+        if signing_key is None or not self.believes(signing_key):
             raise Unauthenticated
         try:
             # The times are compared below with the injected clock.
             claims = jwt.decode(
                 token,
-                key,
+                load_pem_public_key(signing_key.public_pem),  # type: ignore[arg-type]  # a P-256 key, as it was made
                 algorithms=["ES256"],
-                issuer=self._issuer,
+                issuer=self.issuer,
                 options={
-                    "require": ["exp", "iat", "iss", "sub"],
+                    "require": ["exp", "iat", "iss", "sub", "sid"],
                     "verify_exp": False,
                     "verify_iat": False,
+                    "verify_nbf": False,
                     "verify_aud": False,
                 },
             )
-            return self._caller(claims)
-        except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            presented = _presented(claims, use, signing_key.id)
+        except _MALFORMED as error:
             raise Unauthenticated from error
+        require_in_time(claims, self._clock())
+        return presented
 
-    def _caller(self, claims: dict[str, Any]) -> Caller:
-        issued_at = datetime.fromtimestamp(claims["iat"], UTC)
-        if self._clock() < issued_at - CLOCK_SKEW:
-            raise Unauthenticated
-        return Caller(
-            iam_id=claims["iam_id"],
-            name=claims["name"],
-            account=claims["account"]["bss"],
-            administrator=claims["adm"] is True,
-            expires_at=datetime.fromtimestamp(claims["exp"], UTC),
-        )
+    def believes(self, signing_key: SigningKey) -> bool:
+        """Whether a signing key still verifies."""
+        return signing_key.retires_at is None or self._clock() < signing_key.retires_at
 
-    def _key(self, key_id: object) -> Any:
-        """The public key of `key_id`; unknown ids are looked up anew at most once a second."""
-        if not isinstance(key_id, str):
-            return None
-        if key_id not in self._keys and time.monotonic() >= self._reload_at:
-            self._reload_at = time.monotonic() + _RELOAD_S
-            self._keys = {key.id: load_pem_public_key(key.public_pem) for key in self._load()}
-        return self._keys.get(key_id)
+
+def require_in_time(claims: dict[str, Any], now: datetime) -> None:
+    """Check `exp`, `iat` and `nbf` with the tolerated skew. Raises Unauthenticated."""
+    try:
+        ends, *begins = (datetime.fromtimestamp(claims[name], UTC) for name in ("exp", "iat", "nbf") if name in claims)
+    except _MALFORMED as error:
+        raise Unauthenticated from error
+    if now >= ends + CLOCK_SKEW or any(now < begin - CLOCK_SKEW for begin in begins):
+        raise Unauthenticated
+
+
+def _presented(claims: dict[str, Any], use: str, signing_key_id: str) -> Presented:
+    if claims["token_use"] != use:
+        raise ValueError("a token of another use")
+    texts = [*(claims[name] for name in ("iam_id", "sid", "identifier")), claims["account"]["bss"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("identifiers are texts")
+    return Presented(
+        # In microseconds, because a key may get a new secret and a token in the same second.
+        issued_at=datetime.fromtimestamp(claims["iat_us"] / 1e6, UTC),
+        expires_at=datetime.fromtimestamp(claims["exp"], UTC) + CLOCK_SKEW,
+        iam_id=texts[0],
+        session_id=texts[1],
+        api_key_id=texts[2],
+        account=texts[3],
+        signing_key_id=signing_key_id,
+        session_ends_at=datetime.fromtimestamp(claims["session_exp"], UTC),
+    )

@@ -1,7 +1,7 @@
-"""Access tokens: JWTs (RFC 7519) signed with ES256 (RFC 7518 section 3.4) by a key in the token.
+"""Access and refresh tokens: JWTs (RFC 7519) signed with ES256 (RFC 7518 section 3.4) by a key in the token.
 
 The claims are those that real clients read (additions section 6.2): Python `iat` and `exp`, Terraform `id`,
-`account.bss` and `iss`.
+`account.bss` and `iss`. `sid` names the log-in, so that all its tokens can be revoked at once.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from hsmkms.domain.identities import Identity, IdentityKind, SigningKey
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
-from hsmkms.domain.tenants import ApiKey, SigningKey
+from hsmkms.iam.bearer import ACCESS, REFRESH
 
 LIFETIME: Final = timedelta(hours=1)
+SESSION_LIFETIME: Final = timedelta(hours=72)
+"""How long a log-in may be refreshed before the API key has to be shown again."""
 GRANT_API_KEY: Final = "urn:ibm:params:oauth:grant-type:apikey"
+GRANT_REFRESH: Final = "refresh_token"
 SCOPE: Final = "ibm openid"
 
 Sign = Callable[[str, bytes], bytes]
@@ -27,40 +31,59 @@ Sign = Callable[[str, bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class IssuedToken:
-    """An access token and when it ends."""
+class IssuedTokens:
+    """An access token, when it ends, and what it can be renewed with."""
 
     access_token: SecretText
-    issued_at: datetime
+    refresh_token: SecretText
     expires_at: datetime
 
 
-def issue(api_key: ApiKey, signing_key: SigningKey, issuer: str, sign: Sign, now: datetime) -> IssuedToken:
-    """A token for the identity of `api_key`, valid for an hour from `now`."""
+@dataclass(frozen=True, slots=True)
+class LogIn:
+    """Who logged in, by which API key; the session ends at `ends_at` however often it is refreshed."""
+
+    identity: Identity
+    api_key_id: str
+    session_id: str
+    ends_at: datetime
+
+
+def issue(log_in: LogIn, signing_key: SigningKey, issuer: str, sign: Sign, now: datetime) -> IssuedTokens:
+    """Tokens from `now`: access for an hour or to the session's end, refresh to the session's end."""
     issued_at = now.replace(microsecond=0)
-    expires_at = issued_at + LIFETIME
-    header = {"alg": "ES256", "kid": signing_key.id, "typ": "JWT"}
+    expires_at = min(issued_at + LIFETIME, log_in.ends_at)
+    identity = log_in.identity
     claims = {
-        "iam_id": api_key.iam_id,
-        "id": api_key.iam_id,
-        "realmid": "IBMid",
-        "jti": new_id(),
-        "identifier": api_key.id,
-        "name": api_key.name,
-        "sub": api_key.iam_id,
-        "sub_type": "ServiceId",
-        "account": {"valid": True, "bss": api_key.account},
-        "adm": api_key.administrator,
+        "iam_id": identity.iam_id,
+        "id": identity.iam_id,
+        "realmid": identity.iam_id.rpartition("-")[0] if identity.kind is IdentityKind.USER else "iam",
+        "identifier": log_in.api_key_id,
+        "sid": log_in.session_id,
+        "session_exp": int(log_in.ends_at.timestamp()),
+        "name": identity.name,
+        "sub": identity.iam_id,
+        "sub_type": "ServiceId" if identity.kind is IdentityKind.SERVICE_ID else "User",
+        "account": {"valid": True, "bss": identity.account},
         "iat": int(issued_at.timestamp()),
-        "exp": int(expires_at.timestamp()),
+        "iat_us": int(now.timestamp() * 1_000_000),
         "iss": issuer,
         "grant_type": GRANT_API_KEY,
         "scope": SCOPE,
         "client_id": "default",
     }
+
+    def token(use: str, ends_at: datetime) -> SecretText:
+        own = {**claims, "jti": new_id(), "token_use": use, "exp": int(ends_at.timestamp())}
+        return _sign(own, signing_key, sign)
+
+    return IssuedTokens(token(ACCESS, expires_at), token(REFRESH, log_in.ends_at), expires_at)
+
+
+def _sign(claims: dict[str, Any], signing_key: SigningKey, sign: Sign) -> SecretText:
+    header = {"alg": "ES256", "kid": signing_key.id, "typ": "JWT"}
     signed = _base64url(msgspec.json.encode(header)) + b"." + _base64url(msgspec.json.encode(claims))
-    signature = _base64url(sign(signing_key.id, signed))
-    return IssuedToken(SecretText((signed + b"." + signature).decode()), issued_at, expires_at)
+    return SecretText((signed + b"." + _base64url(sign(signing_key.id, signed))).decode())
 
 
 def _base64url(data: bytes) -> bytes:

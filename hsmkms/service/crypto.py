@@ -10,11 +10,11 @@ from typing import Final, TypeVar
 
 from hsmkms.clock import Clock
 from hsmkms.domain import ciphertext
-from hsmkms.domain.access import Action, Caller, Target
+from hsmkms.domain.access import Action, Caller, Target, allows
 from hsmkms.domain.keys import Key, KeyAction, KeyVersion, require_usable
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.errors import InvalidField, KeyNotFound, Unauthorized, UnprocessableCiphertext
-from hsmkms.service.authorize import authorize
+from hsmkms.service.authorize import authorize, authorize_within
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.token.room import Token
 
@@ -140,31 +140,35 @@ class CryptoService:
     async def _find(
         self, caller: Caller, action: Action, instance_id: str, reference: str, key_ring_id: str | None
     ) -> Key:
-        """Decide about the instance first: only a caller with a right there is told what is missing in it."""
-        loop = asyncio.get_running_loop()
-        if not self._snapshot.fresh:
-            await loop.run_in_executor(self._threads, self._snapshot.refresh)
+        """The key, from memory when the caller may use it; only who has the right on the instance or ring hears that
+        a key is not there."""
         instance = self._snapshot.instance(instance_id)
         if instance is None:
             raise Unauthorized
         key = self._snapshot.remembered(instance_id, reference)
-        if key is None:
-            authorize(caller, action, Target(instance.account, instance_id, key_ring_id))
-            key = await loop.run_in_executor(self._threads, self._snapshot.load, instance_id, reference)
-        if key is None:
-            raise KeyNotFound
+        if key is not None and allows(caller, action, Target(instance.account, instance_id, key.key_ring_id, key.id)):
+            if key_ring_id not in (None, key.key_ring_id):
+                raise KeyNotFound
+            return key
+        # Also what will be refused takes this way: else the time would tell whether a key of this alias exists.
+        may_hear = authorize_within(caller, action, Target(instance.account, instance_id, key_ring_id))
+        key = await self._load(instance_id, reference)
+        if key is None or key_ring_id not in (None, key.key_ring_id):
+            raise KeyNotFound if may_hear else Unauthorized
         authorize(caller, action, Target(instance.account, instance_id, key.key_ring_id, key.id))
-        if key_ring_id is not None and key_ring_id != key.key_ring_id:
-            raise KeyNotFound
         return key
+
+    async def _load(self, instance_id: str, reference: str) -> Key | None:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._snapshot.load, instance_id, reference
+        )
 
     async def _knowing(self, key: Key, handle_id: str, action: KeyAction) -> Key:
         """The key, from the database if it does not know the version that a ciphertext names: another node may have
         made that version just now, before the change feed told."""
         if key.version(handle_id) is not None:
             return key
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, self._snapshot.load, key.instance_id, key.id)
+        found = await self._load(key.instance_id, key.id)
         if found is None:
             raise KeyNotFound
         require_usable(found, action, self._clock())

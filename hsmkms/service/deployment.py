@@ -1,19 +1,30 @@
-"""Bring a deployment to life: sentinel, signing key, first instance, administrator."""
+"""Bringing a deployment to life: sentinel, sealing of rights, signing key, first instance, administrators."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from hsmkms.clock import Clock
-from hsmkms.domain.ids import new_id
-from hsmkms.domain.keys import KeyVersion
+from hsmkms.domain.access import EVERYTHING, Caller, Role, Scope
+from hsmkms.domain.identities import IdentityKind, SigningKey
+from hsmkms.domain.policies import PolicyKind, PolicyWish, Subject
 from hsmkms.domain.secrets import SecretText
-from hsmkms.domain.tenants import ApiKey, Instance, SigningKey
+from hsmkms.domain.tenants import Instance
 from hsmkms.errors import StoreRefused, TokenRefused
-from hsmkms.iam import api_keys
-from hsmkms.service.material import Material
+from hsmkms.iam import integrity
+from hsmkms.iam.grants import Grants
+from hsmkms.service.api_keys import ApiKeyService
+from hsmkms.service.identities import IdentityService
+from hsmkms.service.instances import InstanceService
+from hsmkms.service.policies import PolicyService
+from hsmkms.service.snapshot import Snapshot
+from hsmkms.service.tokens import TokenService
 from hsmkms.store.tenants import TenantStore
 from hsmkms.token.room import Token
+
+OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,58 +36,94 @@ class Founded:
 
 
 class Deployment:
-    """For the operator on the host, who holds the token's PIN: there is no other caller yet."""
+    """For the operator on the host, who holds the token's PIN and so may do everything in every account."""
 
-    def __init__(self, token: Token, tenants: TenantStore, material: Material, clock: Clock) -> None:
+    def __init__(
+        self,
+        token: Token,
+        tenants: TenantStore,
+        grants: Grants,
+        snapshot: Snapshot,
+        identities: IdentityService,
+        api_keys: ApiKeyService,
+        policies: PolicyService,
+        instances: InstanceService,
+        tokens: TokenService,
+        clock: Clock,
+    ) -> None:
         self._token = token
         self._tenants = tenants
-        self._material = material
+        self._grants = grants
+        self._snapshot = snapshot
+        self._identities = identities
+        self._api_keys = api_keys
+        self._policies = policies
+        self._instances = instances
+        self._tokens = tokens
         self._clock = clock
+
+    def operator(self, account: str) -> Caller:
+        """The operator as a caller in an account, for an hour."""
+        return Caller(OPERATOR, OPERATOR, account, EVERYTHING, frozenset(), self._clock() + timedelta(hours=1))
 
     def require_founded(self) -> None:
         """Raise StoreRefused or TokenRefused when database and token are not those of one deployment."""
-        if not self._tenants.instances() or not self._tenants.signing_keys():
+        if not self._tenants.instances():
             raise StoreRefused("The database holds no instance. Run `hsmkms init` first.")
         if not self._token.has_sentinel():
             raise TokenRefused("The token does not hold this deployment's sentinel key. Is it the right token?")
+        if not self._token.has_mac_key() or not self._grants.about(SigningKey):
+            raise StoreRefused("No rights in this database are sealed by this token. Run `hsmkms iam recover`.")
 
     def is_founded(self) -> bool:
         """True once `found` has finished."""
-        return bool(self._tenants.instances() and self._tenants.signing_keys())
+        return bool(self._tenants.instances() and self._grants.about(SigningKey))
 
     def found(self, name: str, region: str, account: str) -> Founded:
-        """Make what is missing of sentinel and signing key, then an instance and an administrator's API key."""
-        if not self._token.has_sentinel():
-            self._token.make_sentinel()
-        if not self._tenants.signing_keys():
-            key_id = new_id()
-            self._tenants.add_signing_key(SigningKey(key_id, self._token.generate_signing_key(key_id), self._clock()))
+        """Make what is missing of sentinel and signing key, then an administrator and an instance."""
+        self._prepare()
         secret = self.add_administrator(account)
-        return Founded(self._add_instance(name, region, account), secret)
+        return Founded(self._instances.create(self.operator(account), name, region), secret)
 
-    def _add_instance(self, name: str, region: str, account: str) -> Instance:
-        instance_id = new_id()
+    def unsealed_instances(self) -> Sequence[Instance]:
+        """Instances without a right MAC: of a database of the first schema, or changed by somebody else."""
+        mac = self._token.mac
+        return [one.instance for one in self._tenants.instances() if not integrity.is_sealed_instance(mac, one)]
 
-        def commit(sealing_key: KeyVersion) -> Instance:
-            instance = Instance(instance_id, name, region, account, self._clock(), sealing_key)
-            self._tenants.add_instance(instance)
-            return instance
+    def recover(self, account: str) -> SecretText:
+        """Make what is missing of sentinel and signing key, and a new administrator of an account."""
+        self._prepare()
+        return self.add_administrator(account)
 
-        return self._material.make(f"{instance_id} sealing", commit)
+    def seal_instances(self, instances: Sequence[Instance]) -> None:
+        """Believe these instances as they are: the operator has looked at them. Raises StoreRefused."""
+        for seen in self._tenants.instances():
+            if seen.instance in instances and not self._tenants.replace_instance(
+                seen, integrity.seal_instance(self._token.mac, seen.instance)
+            ):
+                raise StoreRefused("An instance changed meanwhile. Run the command again.")
+        self._snapshot.refresh()
 
     def add_administrator(self, account: str) -> SecretText:
-        """A new administrator's API key, also for an operator who lost the first one."""
-        secret = api_keys.format_secret(self._token.random(api_keys.SECRET_BYTES))
-        identity = new_id()
-        self._tenants.add_api_key(
-            ApiKey(
-                id=identity,
-                name="administrator",
-                iam_id=f"iam-ServiceId-{identity}",
+        """A new administrator of an account, also for an operator who lost the first one: an API key."""
+        operator = self.operator(account)
+        _, identity = self._identities.create(operator, IdentityKind.SERVICE_ID, "administrator")
+        self._policies.create(
+            operator,
+            PolicyWish(
                 account=account,
-                administrator=True,
-                secret_sha256=api_keys.hash_secret(secret),
-                created_at=self._clock(),
-            )
+                kind=PolicyKind.ACCESS,
+                subject=Subject(iam_id=identity.iam_id),
+                roles=(Role.ADMINISTRATOR, Role.MANAGER),
+                scope=Scope(),
+                service_type="service",
+                description="Made by the operator on the host",
+            ),
         )
-        return secret
+        return self._api_keys.create(operator, identity.iam_id, "administrator").secret
+
+    def _prepare(self) -> None:
+        if not self._token.has_sentinel():
+            self._token.make_sentinel()
+        if not self._grants.about(SigningKey):
+            self._tokens.rotate_signing_key()

@@ -8,9 +8,12 @@ from typing import Final
 
 from hsmkms.clock import Clock
 from hsmkms.errors import KeyMaterialMissing, OperatorError
+from hsmkms.iam import integrity
+from hsmkms.iam.grants import Grants
 from hsmkms.service.material import Material
 from hsmkms.store.engine import Database
 from hsmkms.store.keys import KeyStore
+from hsmkms.store.tenants import TenantStore
 from hsmkms.token.room import Token
 
 _EARLIEST_PLAUSIBLE: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -28,10 +31,21 @@ class Finding:
 class Doctor:
     """For the operator on the host."""
 
-    def __init__(self, token: Token, database: Database, keys: KeyStore, material: Material, clock: Clock) -> None:
+    def __init__(
+        self,
+        token: Token,
+        database: Database,
+        keys: KeyStore,
+        tenants: TenantStore,
+        grants: Grants,
+        material: Material,
+        clock: Clock,
+    ) -> None:
         self._token = token
         self._database = database
         self._keys = keys
+        self._tenants = tenants
+        self._grants = grants
         self._material = material
         self._clock = clock
 
@@ -50,7 +64,7 @@ class Doctor:
             self._clock_plausible(),
         ]
         # Without the sentinel every key would seem lost, and the one true finding would drown.
-        return [*findings, *(self._key_objects() if sentinel.ok else []), *self._pending()]
+        return [*findings, *(self._key_objects() + self._rights() if sentinel.ok else []), *self._pending()]
 
     def repair(self, pending_older_than: timedelta) -> list[Finding]:
         """Settle pending objects older than that: those that no row names are destroyed."""
@@ -103,6 +117,23 @@ class Doctor:
         findings += self._impostors(set(objects))
         both = len(rows.keys() & objects.keys())
         return [Finding("keys", not findings, f"{both} of {len(rows)} rows have their object"), *findings]
+
+    def _rights(self) -> list[Finding]:
+        """Records and instances that somebody wrote who cannot use the token; none of them grants anything."""
+        if not self._token.has_mac_key():
+            return [Finding("rights", False, "the key that seals them is missing: `hsmkms iam recover`")]
+        mac = self._token.mac
+        forged = [*self._grants.forged()]
+        forged += [
+            ("instance", sealed.instance.id)
+            for sealed in self._tenants.instances()
+            if not integrity.is_sealed_instance(mac, sealed)
+        ]
+        findings = [
+            Finding("forged", False, f"{kind} {record_id}: not written by this deployment, ignored")
+            for kind, record_id in sorted(forged)
+        ]
+        return [Finding("rights", not findings, "every seal is right" if not findings else "see below"), *findings]
 
     def _impostors(self, present: set[str]) -> list[Finding]:
         findings = []

@@ -26,7 +26,7 @@ from hsmkms.domain.query import KeyQuery, VersionQuery
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.domain.tenants import Instance
 from hsmkms.errors import KeyDeleted, KeyNotFound, KeyRingNotFound, KeySearchTooBroad, KeyStateConflict, Unauthorized
-from hsmkms.service.authorize import authorize
+from hsmkms.service.authorize import authorize, authorize_within
 from hsmkms.service.material import Material
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.store.keys import KeyStore, StaleKey
@@ -110,26 +110,23 @@ class KeyService:
 
     def read(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> KeyWithPayload:
         """A key with the payload of a standard key. Raises KeyNotFound."""
-        instance = self._instance(caller, Action.KEY_READ, instance_id, key_ring_id)
         key = self._key(caller, Action.KEY_READ, instance_id, reference, key_ring_id)
         if key.is_root or key.state is KeyState.DESTROYED:
             return KeyWithPayload(key, None)
         sealed = self._keys.sealed_payload(key.id)
         if sealed is None:
             raise KeyNotFound
-        version = instance.sealing_key
+        version = self._known_instance(instance_id).sealing_key
         return KeyWithPayload(key, self._token.open(version, version.id, sealed, _payload_context(key.id)))
 
     def read_metadata(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
         """A key without payload. Raises KeyNotFound."""
-        self._instance(caller, Action.KEY_READ_METADATA, instance_id, key_ring_id)
         return self._key(caller, Action.KEY_READ_METADATA, instance_id, reference, key_ring_id)
 
     def list_versions(
         self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None, query: VersionQuery
     ) -> tuple[Sequence[KeyVersion], int]:
         """A page of a key's versions, newest first, and how many there are. Raises KeyNotFound, KeyStateConflict."""
-        self._instance(caller, Action.KEY_LIST_VERSIONS, instance_id, key_ring_id)
         key = self._key(caller, Action.KEY_LIST_VERSIONS, instance_id, reference, key_ring_id)
         if not query.all_key_states and effective_state(key, self._clock()) is not KeyState.ACTIVE:
             raise KeyStateConflict("active")
@@ -138,7 +135,6 @@ class KeyService:
     def rotate(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
         """Give a root key a new version. Raises KeyNotFound, KeyDeleted, KeyRootRequired, KeyStateConflict,
         RotationTooEarly."""
-        self._instance(caller, Action.KEY_ROTATE, instance_id, key_ring_id)
 
         def rotate(key: Key, now: datetime) -> None:
             require_usable(key, KeyAction.ROTATE, now)
@@ -151,7 +147,6 @@ class KeyService:
 
     def delete(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
         """Delete a key; its material stays until it is purged. Raises KeyNotFound, KeyDeleted."""
-        self._instance(caller, Action.KEY_DELETE, instance_id, key_ring_id)
 
         def delete(key: Key, now: datetime) -> None:
             if key.state is KeyState.DESTROYED:
@@ -162,8 +157,9 @@ class KeyService:
 
     def move(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None, new_ring_id: str) -> Key:
         """Move a key to another ring; the caller needs the right on both. Raises KeyNotFound, KeyRingNotFound."""
-        instance = self._instance(caller, Action.KEY_PATCH, instance_id, key_ring_id)
-        authorize(caller, Action.KEY_PATCH, Target(instance.account, instance_id, new_ring_id))
+        self._instance(caller, Action.KEY_PATCH, instance_id, new_ring_id)
+        # The key before the ring: who may not touch the key is not told whether the ring exists.
+        self._key(caller, Action.KEY_PATCH, instance_id, reference, key_ring_id)
         self._require_ring(instance_id, new_ring_id)
 
         def move(key: Key, now: datetime) -> None:
@@ -193,31 +189,45 @@ class KeyService:
         raise KeyStateConflict("a settled")
 
     def _instance(self, caller: Caller, action: Action, instance_id: str, key_ring_id: str | None) -> Instance:
-        instance = self._snapshot.instance(instance_id)
-        if instance is None:
-            raise Unauthorized
+        instance = self._known_instance(instance_id)
         authorize(caller, action, Target(instance.account, instance_id, key_ring_id))
         return instance
 
-    def _key(self, caller: Caller, action: Action, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
-        """The key from the database. A key in another ring than the one named is not found (contract section 1)."""
-        key = self._keys.get(instance_id, reference)
-        if key is None or key_ring_id not in (None, key.key_ring_id):
-            raise KeyNotFound
+    def _known_instance(self, instance_id: str) -> Instance:
         instance = self._snapshot.instance(instance_id)
         if instance is None:
             raise Unauthorized
-        authorize(caller, action, Target(instance.account, instance_id, key.key_ring_id, key.id))
+        return instance
+
+    def _key(self, caller: Caller, action: Action, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
+        """The key from the database. A key in another ring than the one named is not found (contract section 1).
+
+        Only who has the right on the instance or ring hears that a key is not there; to anybody else a key that does
+        not exist and one that he may not touch are the same.
+        """
+        account = self._known_instance(instance_id).account
+        may_hear = authorize_within(caller, action, Target(account, instance_id, key_ring_id))
+        key = self._keys.get(instance_id, reference)
+        if key is None or key_ring_id not in (None, key.key_ring_id):
+            raise KeyNotFound if may_hear else Unauthorized
+        authorize(caller, action, Target(account, instance_id, key.key_ring_id, key.id))
         return key
 
     def _rings(
         self, caller: Caller, action: Action, instance_id: str, key_ring_id: str | None
     ) -> tuple[str, ...] | None:
-        self._instance(caller, action, instance_id, key_ring_id)
-        if key_ring_id is None:
+        """The rings to list: the one named, all (None), or those that the caller's grants of whole rings reach."""
+        if key_ring_id is not None:
+            self._instance(caller, action, instance_id, key_ring_id)
+            self._require_ring(instance_id, key_ring_id)
+            return (key_ring_id,)
+        account = self._known_instance(instance_id).account
+        if authorize_within(caller, action, Target(account, instance_id)):
             return None
-        self._require_ring(instance_id, key_ring_id)
-        return (key_ring_id,)
+        rings = caller.rights.key_rings(action, instance_id)
+        if not rings:
+            raise Unauthorized
+        return tuple(sorted(rings))
 
     def _require_ring(self, instance_id: str, ring_id: str) -> None:
         if ring_id == DEFAULT_KEY_RING:

@@ -1,4 +1,4 @@
-"""Keys and instances in memory, so that a warm request needs no SQL.
+"""Keys, instances and rights in memory, so that a warm request needs no SQL.
 
 A thread asks the change feed every POLL_S seconds and drops what changed. An entry is believed only while the last
 answer of the feed is younger than MAX_AGE_S; after that every look-up goes to the database. So what another process
@@ -15,8 +15,9 @@ from typing import Final
 import structlog
 
 from hsmkms.domain.keys import Key
-from hsmkms.domain.tenants import Instance
-from hsmkms.errors import StoreUnavailable
+from hsmkms.domain.tenants import Instance, SealedInstance
+from hsmkms.errors import HsmkmsError
+from hsmkms.iam.grants import Grants
 from hsmkms.store.changes import Changes
 
 POLL_S: Final = 0.25
@@ -32,12 +33,15 @@ class Snapshot:
     def __init__(
         self,
         load_key: Callable[[str, str], Key | None],
-        load_instances: Callable[[], list[Instance]],
+        load_instances: Callable[[], list[SealedInstance]],
+        grants: Grants,
         changes_since: Callable[[int], Changes],
     ) -> None:
         self._load_key = load_key
         self._load_instances = load_instances
+        self._grants = grants
         self._changes_since = changes_since
+        self._refreshing = threading.Lock()
         self._lock = threading.Lock()
         self._keys: dict[tuple[str, str], Key] = {}
         self._references: dict[str, set[tuple[str, str]]] = {}
@@ -49,7 +53,7 @@ class Snapshot:
         self._poller = threading.Thread(target=self._poll, name="change-feed", daemon=True)
 
     def start(self) -> None:
-        """Load the instances and start to follow changes. Raises StoreUnavailable."""
+        """Load instances and rights and start to follow changes. Raises Unavailable."""
         self.refresh()
         self._poller.start()
 
@@ -65,10 +69,20 @@ class Snapshot:
         return time.monotonic() < self._fresh_until
 
     def instance(self, instance_id: str) -> Instance | None:
-        """An instance by id. Raises StoreUnavailable when the database has been silent for too long."""
+        """An instance by id. Raises Unavailable when the feed has been silent for too long."""
         if not self.fresh:
             self.refresh()
         return self._instances.get(instance_id)
+
+    def all_instances(self) -> list[Instance]:
+        """The instances of every account, oldest first. Raises Unavailable."""
+        if not self.fresh:
+            self.refresh()
+        return list(self._instances.values())
+
+    def instances(self, account: str) -> list[Instance]:
+        """The instances of an account, oldest first. Raises Unavailable."""
+        return [instance for instance in self.all_instances() if instance.account == account]
 
     def remembered(self, instance_id: str, reference: str) -> Key | None:
         """The key by id or alias if it is in memory and fresh; None says nothing about whether it exists."""
@@ -98,19 +112,24 @@ class Snapshot:
             self._forget(frozenset({key_id}))
 
     def refresh(self) -> None:
-        """Ask the change feed once. Raises StoreUnavailable."""
+        """Ask the change feed once, and read again what grants. Raises Unavailable."""
         asked_at = time.monotonic()
-        changes = self._changes_since(self._sequence)
-        instances = None
-        if changes.key_ids is None or self._sequence < 0:
-            instances = {instance.id: instance for instance in self._load_instances()}
-        with self._lock:
-            if changes.key_ids is None or changes.key_ids:
-                self._forget(changes.key_ids)
-            if instances is not None:
-                self._instances = instances
-            self._sequence = max(self._sequence, changes.sequence)
-            self._fresh_until = max(self._fresh_until, asked_at + MAX_AGE_S)
+        # One at a time, so that an older answer never overtakes a newer one.
+        with self._refreshing:
+            changes = self._changes_since(self._sequence)
+            if changes.everything or changes.records:
+                self._grants.refresh(None if changes.everything else changes.records)
+            instances = None
+            if changes.everything or changes.instances:
+                found = self._grants.genuine_instances(self._load_instances())
+                instances = {instance.id: instance for instance in found}
+            with self._lock:
+                if changes.everything or changes.key_ids:
+                    self._forget(None if changes.everything else changes.key_ids)
+                if instances is not None:
+                    self._instances = instances
+                self._sequence = changes.sequence
+                self._fresh_until = max(self._fresh_until, asked_at + MAX_AGE_S)
 
     def _forget(self, key_ids: frozenset[str] | None) -> None:
         self._epoch += 1
@@ -127,11 +146,11 @@ class Snapshot:
         while not self._stop.wait(POLL_S):
             try:
                 self.refresh()
-            except StoreUnavailable:
+            except HsmkmsError as error:
                 if not silent:
-                    _log.error("database does not answer; nothing remembered is believed until it does")
+                    _log.error("nothing remembered is believed until this ends", reason=error.message)
                 silent = True
             else:
                 if silent:
-                    _log.info("database answers again")
+                    _log.info("what is remembered is believed again")
                 silent = False

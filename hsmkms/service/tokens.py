@@ -1,39 +1,182 @@
-"""Access tokens for API keys, and the public keys that verify them."""
+"""Access tokens for API keys, their renewal and revocation, and the keys that sign them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
 
 from hsmkms.clock import Clock
+from hsmkms.domain.identities import ApiKey, Identity, RevokedSession, SigningKey
+from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
-from hsmkms.domain.tenants import SigningKey
-from hsmkms.errors import CredentialsRefused, TokenUnavailable
+from hsmkms.errors import (
+    BearerUnreadable,
+    CredentialsRefused,
+    TokenRequestInvalid,
+    TokenUnavailable,
+    Unauthenticated,
+    VersionStale,
+)
 from hsmkms.iam import api_keys, issuing
-from hsmkms.store.tenants import TenantStore
+from hsmkms.iam.bearer import ACCESS, CLOCK_SKEW, MAX_TOKEN_CHARS, REFRESH, Presented, TokenVerifier
+from hsmkms.iam.callers import Callers
+from hsmkms.iam.grants import Grants
+from hsmkms.iam.throttle import Throttle
+from hsmkms.service.rights import Change, Delete, Insert, Replace, RightsWriter
+from hsmkms.service.snapshot import Snapshot
+from hsmkms.store.records import RecordStore
 from hsmkms.token.room import Token
+
+OVERLAP: Final = issuing.SESSION_LIFETIME + CLOCK_SKEW
+"""How long a replaced signing key goes on verifying: until its last refresh token has ended."""
+_USE_NOTED_EVERY: Final = timedelta(minutes=1)
 
 
 class TokenService:
     """The token endpoint's use cases. There is no caller yet: becoming one is the point."""
 
-    def __init__(self, token: Token, tenants: TenantStore, issuer: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        token: Token,
+        grants: Grants,
+        rights: RightsWriter,
+        records: RecordStore,
+        snapshot: Snapshot,
+        callers: Callers,
+        verifier: TokenVerifier,
+        throttle: Throttle,
+        clock: Clock,
+    ) -> None:
         self._token = token
-        self._tenants = tenants
-        self._issuer = issuer
+        self._grants = grants
+        self._rights = rights
+        self._records = records
+        self._snapshot = snapshot
+        self._callers = callers
+        self._verifier = verifier
+        self._throttle = throttle
         self._clock = clock
 
-    def exchange_api_key(self, secret: SecretText) -> issuing.IssuedToken:
-        """An access token for the owner of an API key. Raises CredentialsRefused."""
-        if len(secret.reveal()) > api_keys.MAX_CHARS:
+    def exchange_api_key(self, secret: SecretText, address: str) -> issuing.IssuedTokens:
+        """Tokens for the owner of an API key. `address` is where the request came from.
+
+        Raises CredentialsRefused, whatever is wrong with the key, or TooManyAttempts.
+        """
+        api_key, identity = self._authenticate(secret, address)
+        now = self._clock()
+        used_at = self._records.last_use(api_key.id)
+        if used_at is None or now - used_at >= _USE_NOTED_EVERY:
+            self._records.note_use(api_key.id, now)
+        ends_at = (now + issuing.SESSION_LIFETIME).replace(microsecond=0)
+        return self._issue(issuing.LogIn(identity, api_key.id, new_id(), ends_at))
+
+    def api_key_of(self, secret: SecretText, address: str) -> ApiKey:
+        """The API key with this secret. Raises CredentialsRefused, TooManyAttempts."""
+        return self._authenticate(secret, address)[0]
+
+    def refresh(self, refresh_token: SecretText) -> issuing.IssuedTokens:
+        """New tokens of the same log-in, which ends when it would have. Raises CredentialsRefused."""
+        self._snapshot.refresh()
+        presented = self._presented(refresh_token, REFRESH)
+        try:
+            self._callers.caller_of(presented)
+        except Unauthenticated as error:
+            raise CredentialsRefused from error
+        identity = self._grants.identity(presented.iam_id or "")
+        if identity is None or presented.session_ends_at is None:
             raise CredentialsRefused
-        api_key = self._tenants.api_key(api_keys.hash_secret(secret))
-        if api_key is None:
-            raise CredentialsRefused
-        signing_keys = self._tenants.signing_keys()
-        if not signing_keys:
-            raise TokenUnavailable("There is no key to sign access tokens with. Run `hsmkms init`.")
-        return issuing.issue(api_key, signing_keys[0], self._issuer, self._token.sign, self._clock())
+        session = (presented.api_key_id or "", presented.session_id or "", presented.session_ends_at)
+        return self._issue(issuing.LogIn(identity, *session))
+
+    def revoke(self, token: SecretText) -> None:
+        """Refuse every token of the log-in that an access or refresh token belongs to (RFC 7009): who holds a token
+        may end it. What is no token of ours, or none any more, is as good as revoked."""
+        self._snapshot.refresh()
+        for use in (ACCESS, REFRESH):
+            try:
+                presented = self._presented(token, use)
+            except CredentialsRefused:
+                continue
+            session = RevokedSession(id=presented.session_id or "", ends_at=presented.session_ends_at or self._clock())
+            changes: list[Change] = [Insert(session), *self._ended_sessions()]
+            try:
+                self._rights.commit("", changes)
+            except VersionStale:
+                # Revoked already, or another process cleared the same ended sessions first.
+                self._revoke_alone(session)
+            return
 
     def public_keys(self) -> Sequence[SigningKey]:
-        """The signing keys, newest first."""
-        return self._tenants.signing_keys()
+        """The keys that verify tokens, newest first."""
+        believed = [key for key in self._grants.about(SigningKey) if self._verifier.believes(key)]
+        return sorted(believed, key=lambda key: key.created_at, reverse=True)
+
+    def rotate_signing_key(self, *, overlap: timedelta = OVERLAP) -> SigningKey:
+        """Sign with a new key from now on; the others verify for `overlap` more. Keys whose time is over are destroyed.
+
+        With an `overlap` of nothing every token that was issued until now is refused.
+        """
+        self._snapshot.refresh()
+        now, key_id = self._clock(), new_id()
+        retires_at = now + overlap
+        changes: list[Change] = []
+        gone = []
+        for known in self._grants.about(SigningKey):
+            found = self._grants.record(SigningKey, known.id)
+            if found is None:
+                continue
+            ends = retires_at if known.retires_at is None else min(known.retires_at, retires_at)
+            if ends <= now:
+                changes.append(Delete(found[0]))
+                gone.append(known.id)
+            elif ends != known.retires_at:
+                changes.append(Replace(found[0], dataclasses.replace(known, retires_at=ends)))
+        public_pem = self._token.generate_signing_key(key_id)
+        signing_key = SigningKey(id=key_id, public_pem=public_pem, created_at=now)
+        self._rights.commit("", [Insert(signing_key), *changes])
+        for old_id in gone:
+            self._token.destroy_signing_key(old_id)
+        return signing_key
+
+    def _authenticate(self, secret: SecretText, address: str) -> tuple[ApiKey, Identity]:
+        key_id = api_keys.id_of(secret) or ""
+        self._throttle.require(key_id, address)
+        self._snapshot.refresh()
+        api_key = self._grants.get(ApiKey, key_id)
+        identity = None if api_key is None else self._grants.identity(api_key.iam_id)
+        right = api_keys.matches(secret, api_key)
+        if not right or api_key is None or identity is None or identity.locked or not api_key.usable(self._clock()):
+            self._throttle.failed(key_id, address)
+            raise CredentialsRefused
+        self._throttle.succeeded(key_id, address)
+        return api_key, identity
+
+    def _issue(self, log_in: issuing.LogIn) -> issuing.IssuedTokens:
+        signing = [key for key in self.public_keys() if key.retires_at is None]
+        if not signing:
+            raise TokenUnavailable("There is no key to sign access tokens with. Run `hsmkms init`.")
+        return issuing.issue(log_in, signing[0], self._verifier.issuer, self._token.sign, self._clock())
+
+    def _presented(self, token: SecretText, use: str) -> Presented:
+        text = token.reveal()
+        if len(text) > MAX_TOKEN_CHARS or text.count(".") != 2:
+            raise CredentialsRefused
+        try:
+            return self._verifier.verify(text, use)
+        except (Unauthenticated, BearerUnreadable, TokenRequestInvalid) as error:
+            raise CredentialsRefused from error
+
+    def _ended_sessions(self) -> list[Change]:
+        """Revocations that nothing needs any more."""
+        ended: list[Change] = []
+        for session in self._grants.about(RevokedSession):
+            found = self._grants.record(RevokedSession, session.id)
+            if found is not None and self._clock() > session.ends_at + CLOCK_SKEW:
+                ended.append(Delete(found[0]))
+        return ended
+
+    def _revoke_alone(self, session: RevokedSession) -> None:
+        if self._grants.get(RevokedSession, session.id) is None:
+            self._rights.commit("", [Insert(session)])

@@ -1,4 +1,4 @@
-"""The change feed: which keys changed since a sequence number, so that every process can drop what it remembers.
+"""The change feed: what changed since a sequence number, so that every process can drop what it remembers.
 
 Every writing transaction takes the next number from a single row. Its lock is held until commit, so numbers become
 visible in their order and a reader that saw n has seen all before n.
@@ -14,37 +14,49 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from hsmkms.store.engine import Database
 from hsmkms.store.tables import change, change_clock
 
+KEY: Final = "key"
+INSTANCE: Final = "instance"
+KEY_RING: Final = "key_ring"
+_OTHER_KINDS: Final = frozenset({KEY, INSTANCE, KEY_RING})
 _KEPT: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """`key_ids` that changed up to `sequence`; None when too many did to say which, or when an instance changed."""
+    """What changed up to `sequence`: keys by id, sealed records by (kind, id), whether any instance did. `everything`
+    says that too much did to tell, and that all else is empty."""
 
     sequence: int
-    key_ids: frozenset[str] | None
+    everything: bool = False
+    key_ids: frozenset[str] = frozenset()
+    records: frozenset[tuple[str, str]] = frozenset()
+    instances: bool = False
 
 
-def record_change(connection: Connection, key_id: str | None) -> None:
-    """Note in the writer's transaction that a key (or, with None, anything else) changed."""
+def record_change(connection: Connection, kind: str, subject_id: str) -> None:
+    """Note in the writer's transaction what it changes: KEY, INSTANCE, KEY_RING or the kind of a sealed record."""
     tick = update(change_clock).values(sequence=change_clock.c.sequence + 1).returning(change_clock.c.sequence)
     sequence = connection.execute(tick).scalar_one()
-    connection.execute(insert(change).values(sequence=sequence, key_id=key_id))
+    connection.execute(insert(change).values(sequence=sequence, kind=kind, subject_id=subject_id))
     if sequence % 1_000 == 0:
         connection.execute(delete(change).where(change.c.sequence <= sequence - _KEPT))
 
 
 def changes_since(database: Database, seen: int) -> Changes:
-    """What changed after `seen`. Raises StoreUnavailable."""
+    """What changed after `seen`; a negative `seen` asks for everything. Raises StoreUnavailable."""
     with database.read() as connection:
         newest = connection.execute(select(change_clock.c.sequence)).scalar_one()
         if newest == seen:
-            return Changes(newest, frozenset())
+            return Changes(newest)
         oldest = connection.execute(select(func.min(change.c.sequence))).scalar_one() or 0
         rows = connection.execute(
-            select(change.c.key_id).where(change.c.sequence > seen, change.c.sequence <= newest)
-        ).scalars()
-        key_ids = set(rows)
-    if oldest > seen + 1 or newest < seen or None in key_ids:
-        return Changes(newest, None)
-    return Changes(newest, frozenset(key_id for key_id in key_ids if key_id is not None))
+            select(change.c.kind, change.c.subject_id).where(change.c.sequence > seen, change.c.sequence <= newest)
+        ).all()
+    if seen < 0 or oldest > seen + 1 or newest < seen:
+        return Changes(newest, everything=True)
+    return Changes(
+        newest,
+        key_ids=frozenset(row.subject_id for row in rows if row.kind == KEY),
+        records=frozenset((row.kind, row.subject_id) for row in rows if row.kind not in _OTHER_KINDS),
+        instances=any(row.kind == INSTANCE for row in rows),
+    )

@@ -14,7 +14,7 @@ from hsmkms.domain.query import KeyQuery
 from hsmkms.domain.tenants import PendingObject
 from hsmkms.errors import AliasNotUnique
 from hsmkms.store import tables as t
-from hsmkms.store.changes import record_change
+from hsmkms.store.changes import KEY, record_change
 from hsmkms.store.engine import Database
 from hsmkms.store.listing import key_conditions, key_order
 
@@ -53,7 +53,7 @@ class KeyStore:
         """Commit a new key. Raises AliasNotUnique."""
         try:
             with self._database.write() as connection:
-                record_change(connection, key.id)
+                record_change(connection, KEY, key.id)
                 connection.execute(insert(t.key).values(**_columns(key), sealed_payload=sealed_payload))
                 for version in key.versions:
                     _insert_version(connection, key.id, 1, version)
@@ -67,20 +67,20 @@ class KeyStore:
     def rotate(self, seen: Key, version: KeyVersion, now: datetime) -> None:
         """Commit `version` as the newest of `seen`. Raises StaleKey."""
         with self._database.write() as connection:
-            record_change(connection, seen.id)
+            record_change(connection, KEY, seen.id)
             _update_seen(connection, seen, rotated_at=now, updated_at=now)
             _insert_version(connection, seen.id, len(seen.versions) + 1, version)
 
     def mark_deleted(self, seen: Key, now: datetime, by: str) -> None:
         """Commit the deletion of a key; its material and rows stay until it is purged. Raises StaleKey."""
         with self._database.write() as connection:
-            record_change(connection, seen.id)
+            record_change(connection, KEY, seen.id)
             _update_seen(connection, seen, state=int(KeyState.DESTROYED), deleted_at=now, deleted_by=by, updated_at=now)
 
     def move(self, seen: Key, key_ring_id: str, now: datetime) -> None:
         """Commit another ring for a key. Raises StaleKey."""
         with self._database.write() as connection:
-            record_change(connection, seen.id)
+            record_change(connection, KEY, seen.id)
             _update_seen(connection, seen, key_ring_id=key_ring_id, updated_at=now)
 
     def get(self, instance_id: str, reference: str) -> Key | None:
@@ -120,6 +120,12 @@ class KeyStore:
         where = [*key_conditions(instance_id, query, now), *_in_rings(ring_ids)]
         with self._database.read() as connection:
             return connection.execute(select(func.count()).select_from(t.key).where(*where)).scalar_one()
+
+    def count_live(self, instance_id: str) -> int:
+        """How many keys of an instance are not deleted."""
+        live = (t.key.c.instance_id == instance_id, t.key.c.state != int(KeyState.DESTROYED))
+        with self._database.read() as connection:
+            return connection.execute(select(func.count()).select_from(t.key).where(*live)).scalar_one()
 
     def has_version(self, version_id: str) -> bool:
         """True if a committed row names this version id."""

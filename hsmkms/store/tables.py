@@ -63,26 +63,36 @@ instance = Table(
     Column("sealing_id", _UUID, nullable=False),
     Column("sealing_created_at", UtcTime, nullable=False),
     Column("sealing_check_value", LargeBinary, nullable=False),
+    Column("resource_group", Text),
+    Column("plan_id", Text),
+    Column("created_by", Text),
+    Column("updated_at", UtcTime),
+    Column("deleted_at", UtcTime),
+    Column("deleted_by", Text),
+    # By a token key over all of the above; a row without a right one is not an instance.
+    Column("mac", LargeBinary),
 )
 
-api_key = Table(
-    "api_key",
+# Everything that grants: identities, API keys, groups, policies, logins, signing keys. One table, because what they
+# have in common is what matters: a document whose bytes carry a MAC by a token key.
+record = Table(
+    "record",
     metadata,
-    Column("id", _UUID, primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("iam_id", Text, nullable=False),
-    Column("account", Text, nullable=False),
-    Column("administrator", Boolean, nullable=False),
-    Column("secret_sha256", LargeBinary, nullable=False, unique=True),
-    Column("created_at", UtcTime, nullable=False),
+    Column("kind", String(32), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("account", String(64), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    Index("ix_record_kind_account", "kind", "account"),
 )
 
-signing_key = Table(
-    "signing_key",
+# Written at every log-in, so it is no part of the API key's sealed record; it grants nothing.
+api_key_use = Table(
+    "api_key_use",
     metadata,
-    Column("id", _UUID, primary_key=True),
-    Column("public_pem", LargeBinary, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
+    Column("api_key_id", String(64), primary_key=True),
+    Column("last_used_at", UtcTime, nullable=False),
 )
 
 key_ring = Table(
@@ -158,5 +168,6 @@ change = Table(
     "change",
     metadata,
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-    Column("key_id", _UUID),
+    Column("kind", String(32), nullable=False),
+    Column("subject_id", String(64), nullable=False),
 )

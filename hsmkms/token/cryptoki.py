@@ -28,6 +28,7 @@ CKA_VALUE_LEN, CKA_EXTRACTABLE, CKA_LOCAL, CKA_NEVER_EXTRACTABLE = 0x161, 0x162,
 CKA_ALWAYS_SENSITIVE, CKA_MODIFIABLE, CKA_COPYABLE = 0x165, 0x170, 0x171
 CKA_EC_PARAMS, CKA_EC_POINT = 0x180, 0x181
 CKM_EC_KEY_PAIR_GEN, CKM_ECDSA, CKM_AES_KEY_GEN, CKM_AES_KEY_WRAP = 0x1040, 0x1041, 0x1080, 0x2109
+CKM_SHA256_HMAC, CKM_GENERIC_SECRET_KEY_GEN = 0x251, 0x350
 
 Value = bool | int | bytes | str
 Template = Mapping[int, Value]
@@ -355,7 +356,7 @@ class Session:
             self._c.C_FindObjectsFinal(self._session)
 
     def sign(self, kind: int, key: int, digest: bytes) -> bytes:
-        """C_SignInit and C_Sign of a digest; at most 512 bytes."""
+        """C_SignInit and C_Sign of a digest or, for a MAC, of a message; at most 512 bytes."""
         out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)
         check("C_SignInit", self._c.C_SignInit(self._session, mechanism(kind), key))
         check("C_Sign", self._c.C_Sign(self._session, digest, len(digest), out, length))

@@ -1,4 +1,4 @@
-"""The token room's face: root keys by version id, seal and open, random bytes, signatures, health."""
+"""The token room's face: root keys by version id, seal and open, random bytes, signatures, MACs, health."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.errors import HsmkmsError, KeyMaterialMissing, TokenRefused, TokenUnavailable, UnprocessableCiphertext
 from hsmkms.token import cryptoki as ck
-from hsmkms.token import selftest, signing, templates
+from hsmkms.token import integrity, selftest, signing, templates
 from hsmkms.token.objects import AES_OBJECTS, KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
 from hsmkms.token.returned import CryptokiError, Meaning
 from hsmkms.token.sessions import SessionPool, TokenInfo, renew_after_fork
@@ -55,6 +55,7 @@ class Token:
         # that do so together (in 1 of 85 calls of eight threads), and may show the object twice afterwards.
         self._objects_lock = threading.RLock()
         self._signing_handles: dict[tuple[int, str], int] = {}
+        self._mac_handle: tuple[int, int] | None = None
         self._canary: tuple[int, bytes] | None = None
         self._canary_good_until = 0.0
         self._check_reopens_at = 0.0
@@ -174,6 +175,55 @@ class Token:
                 raise TokenUnavailable(
                     "The key that signs access tokens is not on the token. Run `hsmkms doctor`."
                 ) from error
+            raise
+
+    def destroy_signing_key(self, key_id: str) -> None:
+        """Destroy both halves of a signing key; none may be there."""
+
+        def destroy(session: ck.Session) -> None:
+            with self._objects_lock:
+                signing.destroy(session, key_id)
+                self._signing_handles = {}
+
+        self._call(destroy)
+
+    def has_mac_key(self) -> bool:
+        """True once `make_mac_key` was called on this token."""
+
+        def find(session: ck.Session) -> bool:
+            try:
+                with self._objects_lock:
+                    integrity.find(session)
+            except ObjectMissing:
+                return False
+            return True
+
+        return self._call(find)
+
+    def make_mac_key(self) -> None:
+        """Generate the key that seals rights. Once a token, at `hsmkms init`."""
+
+        def generate(session: ck.Session) -> None:
+            with self._objects_lock:
+                integrity.generate(session, fixed=self.capabilities.fixed_attributes)
+
+        self._call(generate, attempts=1)
+
+    def mac(self, message: bytes) -> bytes:
+        """HMAC-SHA-256 of `message` under the key that seals rights: 32 bytes."""
+
+        def compute(session: ck.Session) -> bytes:
+            known, generation = self._mac_handle, self._pool.generation
+            if known is None or known[0] != generation:
+                with self._objects_lock:
+                    known = self._mac_handle = (generation, integrity.find(session))
+            return integrity.mac(session, known[1], message)
+
+        try:
+            return self._call(compute)
+        except TokenUnavailable as error:
+            if isinstance(error.__cause__, ObjectMissing):
+                raise TokenUnavailable("The key that seals rights is not on the token. Run `hsmkms doctor`.") from error
             raise
 
     def check(self) -> None:

@@ -34,6 +34,13 @@ def find(session: ck.Session, key_id: str) -> int:
     return handles[0]
 
 
+def destroy(session: ck.Session, key_id: str) -> None:
+    """Destroy every object of the pair that is there."""
+    for kind in (ck.CKO_PRIVATE_KEY, ck.CKO_PUBLIC_KEY):
+        for handle in session.find({ck.CKA_CLASS: kind, ck.CKA_ID: templates.object_id(key_id)}):
+            session.destroy(handle)
+
+
 def sign(session: ck.Session, handle: int, message: bytes) -> bytes:
     """ECDSA over SHA-256 of `message`: r and s, 32 bytes each."""
     return session.sign(ck.CKM_ECDSA, handle, hashlib.sha256(message).digest())

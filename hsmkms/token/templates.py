@@ -74,6 +74,25 @@ def signing_key_pair(key_id: str, label: str, *, fixed: bool) -> tuple[dict[int,
     return public, private
 
 
+def mac_key(key_id: str, label: str, *, fixed: bool) -> dict[int, ck.Value]:
+    """A 256-bit HMAC key that is born in the token, signs and verifies, and never leaves."""
+    return {
+        ck.CKA_CLASS: ck.CKO_SECRET_KEY,
+        ck.CKA_KEY_TYPE: ck.CKK_GENERIC_SECRET,
+        ck.CKA_VALUE_LEN: 32,
+        ck.CKA_ID: object_id(key_id),
+        ck.CKA_LABEL: label,
+        ck.CKA_TOKEN: True,
+        ck.CKA_PRIVATE: True,
+        ck.CKA_SENSITIVE: True,
+        ck.CKA_EXTRACTABLE: False,
+        ck.CKA_SIGN: True,
+        ck.CKA_VERIFY: True,
+        **dict.fromkeys((ck.CKA_ENCRYPT, ck.CKA_DECRYPT, ck.CKA_WRAP, ck.CKA_UNWRAP, ck.CKA_DERIVE), False),
+        **(FIXED if fixed else {}),
+    }
+
+
 REQUIRED: Final[dict[int, bool]] = {
     ck.CKA_TOKEN: True,
     ck.CKA_PRIVATE: True,
@@ -90,11 +109,19 @@ READ_BACK: Final = (*REQUIRED, ck.CKA_ALWAYS_SENSITIVE, ck.CKA_NEVER_EXTRACTABLE
 NAMES: Final = {getattr(ck, name): name for name in dir(ck) if name.startswith("CKA_")}
 
 
-def require_safe(attributes: Mapping[int, bytes]) -> None:
-    """Raise TokenRefused when attributes read back differ from what a root key must have."""
-    found = ck.as_bools(attributes, REQUIRED)
-    wrong = [NAMES[kind] for kind, wanted in REQUIRED.items() if found[kind] is not wanted]
+REQUIRED_OF_MAC: Final[dict[int, bool]] = {
+    ck.CKA_TOKEN: True,
+    ck.CKA_PRIVATE: True,
+    ck.CKA_SENSITIVE: True,
+    ck.CKA_EXTRACTABLE: False,
+    ck.CKA_SIGN: True,
+}
+"""What the key that seals rights must answer; who could read it could grant himself anything."""
+
+
+def require_safe(attributes: Mapping[int, bytes], required: Mapping[int, bool] = REQUIRED) -> None:
+    """Raise TokenRefused when attributes read back differ from what a root key (or another kind) must have."""
+    found = ck.as_bools(attributes, required)
+    wrong = [NAMES[kind] for kind, wanted in required.items() if found[kind] is not wanted]
     if wrong:
-        raise TokenRefused(
-            f"The token made or holds a root key with the wrong {', '.join(wrong)}; it must not be used."
-        )
+        raise TokenRefused(f"The token made or holds a key with the wrong {', '.join(wrong)}; it must not be used.")

@@ -7,6 +7,8 @@ import time
 
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.settings import load
+from hsmkms.store.engine import Database
+from hsmkms.store.keys import KeyStore
 from hsmkms.wiring import open_rooms, pin_of
 from scripts.benchmark.target import AAD, DEK
 
@@ -18,7 +20,7 @@ def main() -> None:
     rooms = open_rooms(settings, pin_of(settings))
     with rooms.close:
         token = rooms.token
-        version = _version(rooms.keys.versions(), version_id)
+        version = _version(KeyStore(Database(settings.database)).versions(), version_id)
         sealed = token.seal(version, DEK, AAD)
         times = []
         started = before = time.perf_counter()

@@ -18,10 +18,7 @@ import sqlalchemy
 from hsmkms.settings import Settings, load
 from hsmkms.store.engine import Database
 from hsmkms.store.tables import metadata
-from hsmkms.store.tenants import TenantStore
-from hsmkms.token.room import Token
-from hsmkms.token.sessions import SessionPool
-from hsmkms.wiring import address_of, open_rooms, pin_of
+from hsmkms.wiring import open_rooms, pin_of
 from tests.support.deployment import ROOT, Service
 
 
@@ -82,15 +79,13 @@ def _found(settings: Settings, name: str, account: str) -> dict[str, Any]:
 
 
 def _sign(settings: Settings, tokens: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
-    database = Database(settings.database)
-    pool = SessionPool(address_of(settings), pin_of(settings), size=1, wait_s=5, recycle_after=1_000)
-    token, key_id = Token(pool), TenantStore(database).signing_keys()[0].id
+    rooms = open_rooms(settings, pin_of(settings))
     made = []
-    for parts in tokens:
-        signed = ".".join(_segment(json.dumps(part).encode()) for part in parts)
-        made.append(f"{signed}.{_segment(token.sign(key_id, signed.encode()))}")
-    pool.close()
-    database.close()
+    with rooms.close:
+        key_id = rooms.services.tokens.public_keys()[0].id
+        for parts in tokens:
+            signed = ".".join(_segment(json.dumps(part).encode()) for part in parts)
+            made.append(f"{signed}.{_segment(rooms.token.sign(key_id, signed.encode()))}")
     return {"tokens": made}
 
 

@@ -1,5 +1,5 @@
 """Tokens with a genuine signature of this deployment's own key that must not count all the same: expired, too early,
-of another issuer, without a claim, without a right (issue: "missing, expired, forged")."""
+of another issuer, without a claim, of another use (issue: "missing, expired, forged")."""
 
 from __future__ import annotations
 
@@ -43,10 +43,17 @@ BAD: dict[str, dict[str, Any]] = {
     "exp beyond all time": {"exp": 1e300},
     "exp is a list": {"exp": [1]},
     "iat is null": {"iat": None},
-    "no right": {"adm": False},
-    "right as text": {"adm": "true"},
-    "right as a number": {"adm": 1},
-    "no adm": {"adm": ABSENT},
+    "of nobody": {"iam_id": "iam-ServiceId-4d4ff6f0-0000-4000-8000-000000000000"},
+    "iam_id is a list": {"iam_id": ["x"]},
+    "of an API key that is not there": {"identifier": "ApiKey-4d4ff6f0-0000-4000-8000-000000000000"},
+    "no API key": {"identifier": ABSENT},
+    "API key is null": {"identifier": None},
+    "no session": {"sid": ABSENT},
+    "session is a number": {"sid": 7},
+    "a refresh token": {"token_use": "refresh"},
+    "use is a list": {"token_use": ["access"]},
+    "no use": {"token_use": ABSENT},
+    "no exact time": {"iat_us": ABSENT},
     "other account": {"account": {"valid": True, "bss": "e" * 32}},
 }
 HEADERS: dict[str, dict[str, Any]] = {

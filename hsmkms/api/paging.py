@@ -1,0 +1,41 @@
+"""Paging of the platform's lists: a page size, and a token that says where to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
+
+from fastapi import Request
+
+from hsmkms.errors import Invalid
+
+T = TypeVar("T")
+
+MAX_PAGE: Final = 1_000
+
+
+def page_of(
+    request: Request, found: Sequence[T], *, size: str, start: str, default: int
+) -> tuple[Sequence[T], dict[str, Any]]:
+    """One page of `found` and the members that lead on: `limit`, `offset`, `first` and, if there is more, `next`.
+
+    `size` and `start` are the names of the query parameters. Raises Invalid.
+    """
+    limit, offset = _number(request, size, default), _number(request, start, 0)
+    if not 1 <= limit <= MAX_PAGE:
+        raise Invalid(f"The parameter {size} is a number from 1 to {MAX_PAGE}.")
+    path = request.url.path
+    places: dict[str, Any] = {"limit": limit, "offset": offset, "first": {"href": f"{path}?{size}={limit}"}}
+    following = offset + limit
+    if following < len(found):
+        places["next"] = {"href": f"{path}?{size}={limit}&{start}={following}", "start": str(following)}
+    return found[offset:following], places
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    text = request.query_params.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise Invalid(f"The parameter {name} is a number.")
+    return int(text)

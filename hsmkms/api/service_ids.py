@@ -1,0 +1,158 @@
+"""Service ids, as `IamIdentityV1` calls them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from hsmkms.api import described as d
+from hsmkms.api import iam_wire as w
+from hsmkms.api.cold import PlatformRoute, answer, body_of, caller_of, described, path_id, services
+from hsmkms.api.paging import page_of
+from hsmkms.domain.access import Action
+from hsmkms.domain.identities import Identity, IdentityKind
+from hsmkms.domain.records import Record
+from hsmkms.errors import Invalid, NotFound
+from hsmkms.service.rights import entity_tag
+
+router = APIRouter(prefix="/v1/serviceids", route_class=PlatformRoute, default_response_class=Response)
+
+_TAG = "IAM Identity"
+_JSON = "application/json"
+_ID = ("id",)
+
+
+@router.get("", include_in_schema=False, openapi_extra=described({}, Action.IDENTITY_READ))
+@router.get(
+    "/",
+    openapi_extra=described(
+        d.platform("List service ids", _TAG, ok=200, query=("account_id", "name", "pagesize", "pagetoken")),
+        Action.IDENTITY_READ,
+    ),
+)
+async def list_service_ids(request: Request) -> Response:
+    """List service ids."""
+    caller = caller_of(request)
+    found = await run_in_threadpool(services(request).identities.list, caller, IdentityKind.SERVICE_ID)
+    query = request.query_params
+    if query.get("account_id", caller.account) != caller.account:
+        raise NotFound("account")
+    named = [one for one in found if query.get("name") in (None, "", one[1].name)]
+    page, places = page_of(request, named, size="pagesize", start="pagetoken", default=20)
+    return answer({**places, "serviceids": [w.service_id(*one) for one in page]}, _JSON)
+
+
+@router.post("", status_code=201, include_in_schema=False, openapi_extra=described({}, Action.IDENTITY_WRITE))
+@router.post(
+    "/",
+    status_code=201,
+    openapi_extra=described(
+        d.platform("Create a service id", _TAG, ok=201, body=w.ServiceIdBody), Action.IDENTITY_WRITE
+    ),
+)
+async def create_service_id(request: Request) -> Response:
+    """Create a service id and, if asked, its first API key."""
+    caller, here = caller_of(request), services(request)
+    body = await body_of(request, w.ServiceIdBody)
+    if body.account_id != caller.account:
+        raise Invalid("The member account_id must be your own account.")
+    require_own_secrets(body.apikey)
+    created = await run_in_threadpool(
+        partial(
+            here.identities.create,
+            caller,
+            IdentityKind.SERVICE_ID,
+            body.name,
+            body.description,
+            body.unique_instance_crns,
+            locked=body.apikey is None and request.headers.get("entity-lock") == "true",
+        )
+    )
+    shown = w.service_id(*created)
+    if body.apikey is not None:
+        made = await run_in_threadpool(
+            here.api_keys.create, caller, created[1].iam_id, body.apikey.name, body.apikey.description
+        )
+        shown["apikey"] = w.api_key(made.record, made.api_key, secret=made.secret.reveal())
+    return tagged(shown, created[0], 201)
+
+
+@router.get(
+    "/{id}",
+    openapi_extra=described(d.platform("Read a service id", _TAG, ok=200, path=_ID), Action.IDENTITY_READ),
+)
+async def get_service_id(request: Request) -> Response:
+    """Read a service id."""
+    found = await run_in_threadpool(services(request).identities.get, caller_of(request), path_id(request))
+    return _answer(found)
+
+
+@router.put(
+    "/{id}",
+    openapi_extra=described(
+        d.platform("Change a service id", _TAG, ok=200, path=_ID, body=w.ServiceIdUpdateBody, if_match=True),
+        Action.IDENTITY_WRITE,
+    ),
+)
+async def update_service_id(request: Request) -> Response:
+    """Change a service id."""
+    body = await body_of(request, w.ServiceIdUpdateBody)
+    found = await run_in_threadpool(
+        services(request).identities.update,
+        caller_of(request),
+        path_id(request),
+        request.headers.get("if-match"),
+        body.name,
+        body.description,
+        body.unique_instance_crns,
+    )
+    return _answer(found)
+
+
+@router.delete(
+    "/{id}",
+    status_code=204,
+    openapi_extra=described(d.platform("Delete a service id", _TAG, ok=204, path=_ID), Action.IDENTITY_WRITE),
+)
+async def delete_service_id(request: Request) -> Response:
+    """Delete a service id with its API keys and rights."""
+    await run_in_threadpool(services(request).identities.delete, caller_of(request), path_id(request))
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{id}/lock",
+    openapi_extra=described(d.platform("Lock a service id", _TAG, ok=200, path=_ID), Action.IDENTITY_WRITE),
+)
+@router.delete(
+    "/{id}/lock",
+    openapi_extra=described(d.platform("Unlock a service id", _TAG, ok=200, path=_ID), Action.IDENTITY_WRITE),
+)
+async def lock_service_id(request: Request) -> Response:
+    """POST locks, DELETE unlocks."""
+    lock = services(request).identities.set_locked
+    found = await run_in_threadpool(
+        partial(lock, caller_of(request), path_id(request), locked=request.method == "POST")
+    )
+    return _answer(found)
+
+
+def require_own_secrets(asked: w.ApiKeyInsideServiceId | w.ApiKeyBody | None) -> None:
+    """The service makes secrets itself and keeps none of them. Raises Invalid."""
+    if asked is not None and (asked.apikey is not None or asked.store_value):
+        raise Invalid("Leave apikey and store_value out: secrets are made in the HSM, shown once and never kept.")
+
+
+def tagged(shown: dict[str, Any], record: Record, status: int = 200) -> Response:
+    """An answer with the ETag of its record."""
+    response = answer(shown, _JSON, status)
+    response.headers["ETag"] = f'"{entity_tag(record)}"'
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _answer(found: tuple[Record, Identity]) -> Response:
+    return tagged(w.service_id(*found), found[0])

@@ -1,0 +1,224 @@
+"""Service ids, users, and the logins that let them in from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from hsmkms.clock import Clock
+from hsmkms.domain.access import Action, Caller, Target
+from hsmkms.domain.crn import parse_source_crn
+from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, IdentityKind, Login, LoginMethod
+from hsmkms.domain.ids import new_id
+from hsmkms.domain.policies import Policy
+from hsmkms.domain.records import Record
+from hsmkms.errors import Conflict, Invalid, Locked, NotFound
+from hsmkms.iam import certificates
+from hsmkms.iam.grants import Grants
+from hsmkms.service.authorize import authorize
+from hsmkms.service.rights import Change, Delete, Insert, Replace, RightsWriter, require_version
+from hsmkms.service.snapshot import Snapshot
+
+MAX_NAME: int = 256
+MAX_DESCRIPTION: int = 256
+MAX_SOURCES: int = 20
+
+
+class IdentityService:
+    """Each method authorizes its caller on the account first and raises Unauthorized. What is not in the caller's
+    account is NotFound, as if it did not exist."""
+
+    def __init__(self, grants: Grants, rights: RightsWriter, snapshot: Snapshot, clock: Clock) -> None:
+        self._grants = grants
+        self._rights = rights
+        self._snapshot = snapshot
+        self._clock = clock
+
+    def list(self, caller: Caller, kind: IdentityKind) -> Sequence[tuple[Record, Identity]]:
+        """All identities of a kind in the caller's account, oldest first."""
+        authorize(caller, Action.IDENTITY_READ, Target(caller.account))
+        self._snapshot.refresh()
+        found = [
+            identity
+            for identity in self._grants.about(Identity)
+            if identity.account == caller.account and identity.kind is kind
+        ]
+        found.sort(key=lambda identity: (identity.created_at, identity.id))
+        return [self._require(identity.id, caller.account) for identity in found]
+
+    def get(self, caller: Caller, identity_id: str) -> tuple[Record, Identity]:
+        """One identity, by its id or `iam_id`."""
+        authorize(caller, Action.IDENTITY_READ, Target(caller.account))
+        self._snapshot.refresh()
+        return self._require(identity_id, caller.account)
+
+    def create(
+        self,
+        caller: Caller,
+        kind: IdentityKind,
+        name: str,
+        description: str | None = None,
+        source_crns: Sequence[str] = (),
+        *,
+        locked: bool = False,
+    ) -> tuple[Record, Identity]:
+        """A new identity without any right. `source_crns` bind a service id to instances of source services.
+
+        Raises Invalid.
+        """
+        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
+        _require_texts(name, description)
+        self._require_sources(caller.account, source_crns)
+        now, identity_id = self._clock(), new_id()
+        prefix = "iam-ServiceId" if kind is IdentityKind.SERVICE_ID else "IBMid"
+        identity = Identity(
+            id=f"ServiceId-{identity_id}" if kind is IdentityKind.SERVICE_ID else identity_id,
+            iam_id=f"{prefix}-{identity_id}",
+            kind=kind,
+            account=caller.account,
+            name=name,
+            description=description,
+            source_crns=tuple(source_crns),
+            locked=locked,
+            created_at=now,
+            created_by=caller.iam_id,
+            modified_at=now,
+        )
+        self._rights.commit(caller.account, [Insert(identity)])
+        return self._require(identity.id, caller.account)
+
+    def update(
+        self,
+        caller: Caller,
+        identity_id: str,
+        if_match: str | None,
+        name: str | None,
+        description: str | None,
+        source_crns: Sequence[str] | None,
+    ) -> tuple[Record, Identity]:
+        """Change what is not None. Raises NotFound, Locked, VersionRequired, VersionStale, Invalid."""
+        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
+        self._snapshot.refresh()
+        record, identity = self._require(identity_id, caller.account)
+        require_version(record, if_match)
+        if identity.locked:
+            raise Locked("service id")
+        _require_texts(name or identity.name, description)
+        if source_crns is not None:
+            self._require_sources(caller.account, source_crns)
+            if source_crns and self._has_own_rights(identity):
+                raise Conflict("The service id has access policies or groups; take them away before you bind it.")
+        changed = dataclasses.replace(
+            identity,
+            name=name or identity.name,
+            description=identity.description if description is None else description,
+            source_crns=identity.source_crns if source_crns is None else tuple(source_crns),
+            modified_at=self._clock(),
+        )
+        self._rights.commit(caller.account, [Replace(record, changed)])
+        return self._require(identity.id, caller.account)
+
+    def set_locked(self, caller: Caller, identity_id: str, *, locked: bool) -> tuple[Record, Identity]:
+        """Lock: every token and API key of the identity is refused, and it cannot be changed. Or unlock."""
+        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
+        self._snapshot.refresh()
+        record, identity = self._require(identity_id, caller.account)
+        changed = dataclasses.replace(identity, locked=locked, modified_at=self._clock())
+        self._rights.commit(caller.account, [Replace(record, changed)])
+        return self._require(identity.id, caller.account)
+
+    def end_tokens(self, caller: Caller, identity_id: str) -> None:
+        """Refuse every token that the identity was issued until now."""
+        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
+        self._snapshot.refresh()
+        record, identity = self._require(identity_id, caller.account)
+        changed = dataclasses.replace(identity, tokens_end_at=self._clock())
+        self._rights.commit(caller.account, [Replace(record, changed)])
+
+    def delete(self, caller: Caller, identity_id: str) -> None:
+        """Delete an identity with its API keys, logins, policies and memberships. Raises Locked, LastAdministrator."""
+        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
+        self._snapshot.refresh()
+        record, identity = self._require(identity_id, caller.account)
+        if identity.locked:
+            raise Locked("service id")
+        changes: list[Change] = [Delete(record)]
+        for kind in (ApiKey, Login, Policy):
+            changes += [Delete(found) for found in self._grants.records_about(kind, identity.iam_id)]
+        for group in self._grants.about(AccessGroup, identity.iam_id):
+            held = self._grants.record(AccessGroup, group.id)
+            if held is not None:
+                rest = tuple(member for member in group.members if member.iam_id != identity.iam_id)
+                changes.append(Replace(held[0], dataclasses.replace(group, members=rest)))
+        self._rights.commit(caller.account, changes)
+
+    def add_login(
+        self, caller: Caller, identity_id: str, method: LoginMethod, issuer: str, claim: str, value: str
+    ) -> Login:
+        """Let who shows this claim in as the identity. Raises NotFound, Invalid, Conflict."""
+        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
+        self._snapshot.refresh()
+        _, identity = self._require(identity_id, caller.account)
+        if not value or not claim:
+            raise Invalid("A login needs a claim and the exact value that it must have.")
+        if method is LoginMethod.CERTIFICATE and (issuer or claim not in certificates.CLAIMS):
+            raise Invalid(f"A certificate is known by one of {', '.join(sorted(certificates.CLAIMS))}.")
+        for known in self._grants.about(Login, f"{method.value}:{issuer}"):
+            if (known.claim, known.value) == (claim, value):
+                raise Conflict("This claim is mapped already. Remove that login first.")
+        login = Login(
+            id=new_id(),
+            account=caller.account,
+            method=method,
+            issuer=issuer,
+            claim=claim,
+            value=value,
+            iam_id=identity.iam_id,
+            created_at=self._clock(),
+            created_by=caller.iam_id,
+        )
+        self._rights.commit(caller.account, [Insert(login)])
+        return login
+
+    def logins(self, caller: Caller) -> Sequence[Login]:
+        """All logins of the caller's account, oldest first."""
+        authorize(caller, Action.IDENTITY_READ, Target(caller.account))
+        self._snapshot.refresh()
+        found = [login for login in self._grants.about(Login) if login.account == caller.account]
+        return sorted(found, key=lambda login: login.created_at)
+
+    def remove_login(self, caller: Caller, login_id: str) -> None:
+        """Raises NotFound, LastAdministrator."""
+        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
+        self._snapshot.refresh()
+        found = self._grants.record(Login, login_id)
+        if found is None or found[1].account != caller.account:
+            raise NotFound("login")
+        self._rights.commit(caller.account, [Delete(found[0])])
+
+    def _require(self, identity_id: str, account: str) -> tuple[Record, Identity]:
+        named = self._grants.identity(identity_id)
+        found = self._grants.record(Identity, identity_id if named is None else named.id)
+        if found is None or found[1].account != account:
+            raise NotFound("identity")
+        return found
+
+    def _has_own_rights(self, identity: Identity) -> bool:
+        return bool(self._grants.about(Policy, identity.iam_id) or self._grants.about(AccessGroup, identity.iam_id))
+
+    @staticmethod
+    def _require_sources(account: str, source_crns: Sequence[str]) -> None:
+        if len(source_crns) > MAX_SOURCES:
+            raise Invalid(f"A service id acts for {MAX_SOURCES} instances at most.")
+        for text in source_crns:
+            source = parse_source_crn(text)
+            if source is None or source.account != account:
+                raise Invalid(
+                    "unique_instance_crns takes CRNs of instances of cloud-object-storage, databases-for-postgresql, "
+                    "cloudantnosqldb or containers-kubernetes in your own account."
+                )
+
+
+def _require_texts(name: str, description: str | None) -> None:
+    if not 1 <= len(name) <= MAX_NAME or len(description or "") > MAX_DESCRIPTION:
+        raise Invalid(f"A name has 1 to {MAX_NAME} characters, a description at most {MAX_DESCRIPTION}.")

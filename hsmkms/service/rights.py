@@ -1,0 +1,120 @@
+"""Changes of sealed records: sealed, committed together, guarded so that an account keeps an administrator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from hsmkms.clock import Clock
+from hsmkms.domain.administration import administrators
+from hsmkms.domain.records import Record
+from hsmkms.errors import LastAdministrator, VersionRequired, VersionStale
+from hsmkms.iam import integrity
+from hsmkms.iam.grants import Grants
+from hsmkms.service.snapshot import Snapshot
+from hsmkms.store.records import RecordStore, StaleRecord
+
+ANY_VERSION: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """A value that was not there."""
+
+    value: integrity.Sealable
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """A new value for a record that was read."""
+
+    old: Record
+    value: integrity.Sealable
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A record that was read and is to go."""
+
+    old: Record
+
+
+Change: TypeAlias = Insert | Replace | Delete
+
+
+class RightsWriter:
+    """The only way to change what grants."""
+
+    def __init__(
+        self, records: RecordStore, grants: Grants, mac: integrity.Mac, snapshot: Snapshot, clock: Clock
+    ) -> None:
+        self._records = records
+        self._grants = grants
+        self._mac = mac
+        self._snapshot = snapshot
+        self._clock = clock
+
+    def commit(self, account: str, changes: Sequence[Change]) -> None:
+        """Commit all of `changes`, or none; afterwards this process knows of them.
+
+        Raises VersionStale when somebody else was faster, LastAdministrator, Unavailable.
+        """
+        sealed = [(change, self._seal(change)) for change in changes]
+        guarded = self._loses_administrator(account, changes)
+        try:
+            with self._records.write() as writer:
+                for change, record in sealed:
+                    match change:
+                        case Insert():
+                            writer.insert(record)
+                        case Replace():
+                            writer.replace(record)
+                        case Delete():
+                            writer.delete(record)
+                if guarded:
+                    left = [
+                        integrity.value_of(record) for record in writer.of_account(account) if self._is_ours(record)
+                    ]
+                    if not administrators(left, self._clock()):
+                        raise LastAdministrator
+        except StaleRecord as error:
+            raise VersionStale from error
+        finally:
+            self._snapshot.refresh()
+
+    def _seal(self, change: Change) -> Record:
+        match change:
+            case Insert(value):
+                return integrity.seal(self._mac, value, 1)
+            case Replace(old, value):
+                return integrity.seal(self._mac, value, old.revision + 1)
+            case Delete(old):
+                return old
+
+    def _loses_administrator(self, account: str, changes: Sequence[Change]) -> bool:
+        """Whether somebody stops administering, as far as is known here; only then all records are read again."""
+        values = {(integrity.KINDS[type(value)], value.id): value for value in self._grants.of_account(account)}
+        before = administrators(values.values(), self._clock())
+        for change in changes:
+            if isinstance(change, Insert | Replace):
+                values[(integrity.KINDS[type(change.value)], change.value.id)] = change.value
+            else:
+                values.pop(change.old.place, None)
+        return bool(before - administrators(values.values(), self._clock()))
+
+    def _is_ours(self, record: Record) -> bool:
+        return self._grants.believes(record)
+
+
+def entity_tag(record: Record) -> str:
+    """The version of a record, as ETag and `entity_tag` say it."""
+    return f"{record.revision}-{integrity.digest(record).hex()[:32]}"
+
+
+def require_version(record: Record, if_match: str | None) -> None:
+    """Raise VersionRequired without an If-Match, VersionStale unless it names this version or is `*`."""
+    if not if_match:
+        raise VersionRequired
+    if if_match != ANY_VERSION and if_match.removeprefix("W/").strip('"') != entity_tag(record):
+        raise VersionStale
