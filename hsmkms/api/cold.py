@@ -6,7 +6,7 @@ tests want the raw response (additions section 1.3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -22,6 +22,7 @@ from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.tenants import Instance
 from hsmkms.errors import NoBody, Unauthorized
 from hsmkms.service.api_keys import ApiKeyService
+from hsmkms.service.authorize import require_any, require_any_in_account
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
@@ -65,6 +66,14 @@ class OpenRoute(APIRoute):
         """An error in this family's shape."""
         return kms_problem(error, correlation_id)
 
+    def admit(self, request: Request, headers: Mapping[str, str]) -> None:
+        """Refuse who has no right that could be enough. Raises Unauthorized."""
+
+    @property
+    def action(self) -> Action:
+        """The action that the route declares."""
+        return Action((self.openapi_extra or {})["x-action"])
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler behind authentication and inside `problems.guard`."""
         handler = super().get_route_handler()
@@ -73,6 +82,7 @@ class OpenRoute(APIRoute):
             if self.authenticated:
                 headers = header_map(request.scope["headers"])
                 request.state.caller = await authenticate(services(request).gate, headers, request.scope)
+                self.admit(request, headers)
             return await handler(request)
 
         async def guarded(request: Request) -> Response:
@@ -94,6 +104,11 @@ class KmsRoute(OpenRoute):
 
     authenticated = True
 
+    def admit(self, request: Request, headers: Mapping[str, str]) -> None:
+        """By the instance; a bad instance header comes first. Raises Unauthorized, InvalidInstance."""
+        call = request.state.call = envelope(headers, caller_of(request))
+        require_any(call.caller, self.action, services(request).snapshot.instance(call.instance_id))
+
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """Key Protect's error body, which begins with what could not be done."""
         return kms_problem(error, correlation_id, (self.openapi_extra or {}).get("x-failed", _NOT_DONE))
@@ -103,6 +118,10 @@ class PlatformRoute(OpenRoute):
     """A call of IAM or of the Resource Controller."""
 
     authenticated = True
+
+    def admit(self, request: Request, headers: Mapping[str, str]) -> None:
+        """By the account. Raises Unauthorized."""
+        require_any_in_account(caller_of(request), self.action)
 
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """The platform's error body."""
@@ -122,8 +141,9 @@ def caller_of(request: Request) -> Caller:
 
 
 def call_of(request: Request) -> Envelope:
-    """Caller and headers of a call of the key API. Raises InvalidInstance."""
-    return envelope(header_map(request.scope["headers"]), caller_of(request))
+    """Caller and headers of a call of the key API."""
+    found: Envelope = request.state.call
+    return found
 
 
 def instance_of(request: Request, call: Envelope) -> Instance:

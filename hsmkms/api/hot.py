@@ -25,6 +25,7 @@ from hsmkms.api.problems import guard, kms_problem
 from hsmkms.api.requests import Envelope, Gate, authenticate, correlation_id, envelope, header_map
 from hsmkms.domain.access import Action
 from hsmkms.errors import InvalidField, NoBody
+from hsmkms.service.authorize import require_any
 from hsmkms.service.crypto import CryptoService
 
 _PREFIX: Final = "/api/v2/keys/"
@@ -84,6 +85,7 @@ class HotPath:
         if scope["method"] != "POST":
             raise HTTPException(405, headers={"Allow": "POST"})
         call = envelope(headers, await authenticate(self._gate, headers, scope))
+        require_any(call.caller, ACTIONS[action], self._gate.snapshot.instance(call.instance_id))
         body = await read_body(receive, scope["headers"], HOT_LIMIT)
         answer = await self._actions[action](call, reference, body)
         return Response(_encode(answer), 200, media_type=wire.KEY_ACTION_TYPE)

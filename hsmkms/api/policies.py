@@ -13,12 +13,11 @@ from hsmkms.api import policy_wire as w
 from hsmkms.api.cold import PlatformRoute, answer, body_of, caller_of, described, path_id, services
 from hsmkms.api.paging import page_of
 from hsmkms.api.service_ids import tagged
-from hsmkms.domain.access import ROLE_ACTIONS, Action, Caller, Role, Target
+from hsmkms.domain.access import ROLE_ACTIONS, Action, Role
 from hsmkms.domain.crn import KEY_SERVICE, PLATFORM_ROLES, SERVICE_ROLES, role_id
 from hsmkms.domain.policies import Policy, PolicyState
 from hsmkms.domain.records import Record
 from hsmkms.errors import Invalid, NotFound
-from hsmkms.service.authorize import authorize
 
 router = APIRouter(route_class=PlatformRoute, default_response_class=Response)
 
@@ -177,8 +176,6 @@ async def delete_policy(request: Request) -> Response:
 )
 async def list_roles(request: Request) -> Response:
     """The roles and their actions; authorizations grant roles of keys only."""
-    caller: Caller = caller_of(request)
-    authorize(caller, Action.POLICY_READ, Target(caller.account))
     query = request.query_params
     keys = query.get("service_name", KEY_SERVICE) in ("", KEY_SERVICE)
     system = () if query.get("policy_type") == "authorization" else PLATFORM_ROLES

@@ -216,9 +216,13 @@ class Rights:
                     return True
         return False
 
-    def reach(self, action: Action, instance_id: str | None) -> bool:
+    def reach(self, action: Action, instance_id: str) -> bool:
         """True if a grant with this action covers anything in an instance."""
-        return any(place[0] in (None, instance_id) and bits & action.bit for place, bits in self._bits.items())
+        return any(bits & action.bit and place[0] in (None, instance_id) for place, bits in self._bits.items())
+
+    def have(self, action: Action) -> bool:
+        """True if a grant with this action covers anything at all."""
+        return any(bits & action.bit for bits in self._bits.values())
 
     def key_rings(self, action: Action, instance_id: str) -> frozenset[str]:
         """The rings of an instance that grants of whole rings reach."""

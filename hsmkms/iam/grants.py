@@ -44,6 +44,7 @@ class Grants:
         self._records: dict[tuple[str, str], tuple[Record, integrity.Sealable]] = {}
         # (kind, subject) → places of the records that concern this subject.
         self._index: dict[tuple[str, str], set[tuple[str, str]]] = {}
+        self._unreadable: set[tuple[str, str]] = set()
         self._genuine: set[bytes] = set()
         self._forged: set[bytes] = set()
         self._instances: list[Instance] = []
@@ -53,7 +54,7 @@ class Grants:
         """Read these records again, or all of them for None. Raises StoreUnavailable."""
         found = {record.place: record for record in self._load(places)}
         with self._lock:
-            for place in list(self._records) if places is None else places:
+            for place in [*self._records, *self._unreadable] if places is None else places:
                 self._drop(place)
             for record in found.values():
                 self._add(record)
@@ -131,8 +132,8 @@ class Grants:
     def forged(self) -> list[tuple[str, str]]:
         """Check every record; (kind, id) of those that this deployment did not write."""
         with self._lock:
-            records = [record for record, _ in self._records.values()]
-        return [record.place for record in records if not self.believes(record)]
+            records, unreadable = [record for record, _ in self._records.values()], sorted(self._unreadable)
+        return [*unreadable, *(record.place for record in records if not self.believes(record))]
 
     def believes(self, record: Record) -> bool:
         """Whether this deployment wrote a record. Raises Unavailable."""
@@ -157,6 +158,7 @@ class Grants:
     def _add(self, record: Record) -> None:
         value = integrity.value_of(record)
         if value is None:
+            self._unreadable.add(record.place)
             self._alarm(record.kind, record.id, integrity.digest(record))
             return
         self._records[record.place] = (record, value)
@@ -164,6 +166,7 @@ class Grants:
             self._index.setdefault((record.kind, subject), set()).add(record.place)
 
     def _drop(self, place: tuple[str, str]) -> None:
+        self._unreadable.discard(place)
         found = self._records.pop(place, None)
         if found is not None:
             for subject in _subjects(found[1]):

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from hsmkms.domain.access import Action, Caller, Target, allows
+from hsmkms.domain.tenants import Instance
 from hsmkms.errors import Unauthorized
+
+
+def require_any(caller: Caller, action: Action, instance: Instance | None) -> None:
+    """Raise Unauthorized unless some grant of `action` lies in the instance: what comes before the request is read any
+    further, so that who may not is told nothing about it. The exact decision comes with the exact target."""
+    if instance is None or caller.account != instance.account or not caller.rights.reach(action, instance.id):
+        raise Unauthorized
+
+
+def require_any_in_account(caller: Caller, action: Action) -> None:
+    """The same for calls that are not about one instance."""
+    if not caller.rights.have(action):
+        raise Unauthorized
 
 
 def authorize_within(caller: Caller, action: Action, target: Target) -> bool:
@@ -11,7 +25,7 @@ def authorize_within(caller: Caller, action: Action, target: Target) -> bool:
     there. False: some grant lies deeper, so only the key itself can tell. Raises Unauthorized when none does."""
     if allows(caller, action, target):
         return True
-    if caller.account == target.account and caller.rights.reach(action, target.instance_id):
+    if caller.account == target.account and target.instance_id and caller.rights.reach(action, target.instance_id):
         return False
     raise Unauthorized
 
