@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 import shutil
 import signal
@@ -10,11 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from tests.support.certificates import Authority
 from tests.support.deployment import Service, State, create_key
 from tests.support.ports import free_port
 
@@ -102,26 +98,10 @@ def test_database_without_instance(state: State) -> None:
 
 
 def test_serves_tls(state: State, tmp_path: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (tmp_path / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (tmp_path / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    files = {"HSMKMS_TLS_CERT": str(tmp_path / "cert.pem"), "HSMKMS_TLS_KEY": str(tmp_path / "key.pem")}
-    with Service(state, workers=1, tls_ca=str(tmp_path / "cert.pem"), **files) as service:
+    authority = Authority(tmp_path, "authority")
+    server = authority.server()
+    files = {"HSMKMS_TLS_CERT": str(server.certificate), "HSMKMS_TLS_KEY": str(server.key)}
+    with Service(state, workers=1, tls_ca=str(authority.file), **files) as service:
         answer = httpx.get(f"{service.url}/version", verify=service.verify)
         assert answer.json()["name"] == "hsmkms"
 
