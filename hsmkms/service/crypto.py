@@ -146,10 +146,10 @@ class CryptoService:
         if instance is None:
             raise Unauthorized
         key = self._snapshot.remembered(instance_id, reference)
-        if key is not None and allows(caller, action, Target(instance.account, instance_id, key.key_ring_id, key.id)):
-            if key_ring_id not in (None, key.key_ring_id):
-                raise KeyNotFound
-            return key
+        if key is not None and key_ring_id in (None, key.key_ring_id):
+            target = Target(instance.account, instance_id, key.key_ring_id, key.id)
+            if allows(caller, action, target):
+                return key
         # Also what will be refused takes this way: else the time would tell whether a key of this alias exists.
         may_hear = authorize_within(caller, action, Target(instance.account, instance_id, key_ring_id))
         key = await self._load(instance_id, reference)

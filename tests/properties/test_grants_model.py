@@ -10,7 +10,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from hsmkms.domain.access import Role
 from tests.support.deployment import Service, State, create_body
@@ -31,6 +31,10 @@ KEY_CALLS: dict[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/actions/rotate"): ("WM", {}),
     ("POST", "?action=rotate"): ("WM", {}),
 }
+
+
+Wish = tuple[str, set[str], int | None, str | None, int | None]
+Call = tuple[int, int, tuple[str, str], bool, str | None]
 
 
 @dataclass(frozen=True)
@@ -84,69 +88,74 @@ class World:
                     self.keys.append(Key(made.json()["resources"][0]["id"], alias, instance, ring))
 
 
+GRANTS = st.tuples(
+    st.sampled_from(["first", "second", "group", "source"]),
+    st.sets(st.sampled_from(sorted(LETTERS)), min_size=1, max_size=2),
+    st.sampled_from([None, 0, 1]),
+    st.sampled_from([None, *RINGS]),
+    st.sampled_from([None, None, *range(6)]),
+)
+CALLS = st.tuples(
+    st.integers(0, 2),
+    st.integers(0, 5),
+    st.sampled_from(sorted(KEY_CALLS)),
+    st.booleans(),
+    st.sampled_from([None, None, None, *RINGS]),
+)
+
+
 class Machine(RuleBasedStateMachine):
     """Grants come and go; every answer is what the model says."""
 
     world: World
-    grants = Bundle("grants")
 
     def __init__(self) -> None:
         super().__init__()
         self.live: dict[str, Grant] = {}
         self.members: set[str] = set()
 
-    @initialize()
-    def nothing_granted(self) -> None:
-        """Each run starts from an empty account, whatever the last one left."""
+    @initialize(first=st.lists(GRANTS, min_size=1, max_size=8))
+    def some_grants(self, first: list[Wish]) -> None:
+        """Each run starts from an account without grants, whatever the last one left."""
         iam = self.world.iam
         for policy in iam.http.get("/v1/policies", params={"account_id": iam.account}).json()["policies"]:
             if policy["subjects"][0]["attributes"][0]["value"] != iam.iam_id:
                 iam.revoke(policy["id"])
         for somebody in self.world.people[:2]:
             iam.http.delete(f"/v2/groups/{self.world.group}/members/{somebody.iam_id}")
+        for wish in first:
+            self.grant(wish)
 
-    @rule(
-        target=grants,
-        subject=st.sampled_from(["first", "second", "group", "source"]),
-        letters=st.sets(st.sampled_from(sorted(LETTERS)), min_size=1, max_size=2),
-        instance=st.sampled_from([None, 0, 1]),
-        ring=st.sampled_from([None, *RINGS]),
-        key=st.sampled_from([None, None, *range(6)]),
-    )
-    def grant(self, subject: str, letters: set[str], instance: int | None, ring: str | None, key: int | None) -> str:
+    @rule(wish=GRANTS)
+    def grant_more(self, wish: Wish) -> None:
+        self.grant(wish)
+
+    def grant(self, wish: Wish) -> None:
         """Grant, unless the same is granted already."""
+        subject, letters, instance, ring, key = wish
         world, iam = self.world, self.world.iam
+        guid = None if instance is None else world.instances[instance]
         if subject == "source":
-            target = None if instance is None else world.instances[instance]
-            answer = iam.authorize(SOURCE, target, LETTERS[min(letters)])
             letters, ring, key, who = {min(letters)}, None, None, "source"
+            answer = iam.authorize(SOURCE, guid, LETTERS[min(letters)])
         else:
             who = {"first": world.people[0].iam_id, "second": world.people[1].iam_id, "group": world.group}[subject]
-            scope = {
-                "serviceInstance": None if instance is None else world.instances[instance],
-                "keyRing": ring,
-                "resource": None if key is None else world.keys[key].id,
-            }
+            key_id = None if key is None else world.keys[key].id
+            scope = {"serviceInstance": guid, "keyRing": ring, "resource": key_id}
             named = {name: value for name, value in scope.items() if value is not None}
             body = iam.policy(who, *(LETTERS[letter] for letter in sorted(letters)), **named)
             answer = iam.http.post("/v1/policies", json=body)
         if answer.status_code == 409:
-            return ""
+            return
         assert answer.status_code == 201, answer.text
         policy_id = str(answer.json()["id"])
-        self.live[policy_id] = Grant(
-            policy_id,
-            who,
-            frozenset(letters),
-            None if instance is None else world.instances[instance],
-            ring,
-            None if key is None else world.keys[key].id,
-        )
-        return policy_id
+        key_id = None if key is None else world.keys[key].id
+        self.live[policy_id] = Grant(policy_id, who, frozenset(letters), guid, ring, key_id)
 
-    @rule(policy_id=consumes(grants))
-    def revoke(self, policy_id: str) -> None:
-        if policy_id in self.live:
+    @rule(number=st.integers(0, 20))
+    def revoke(self, number: int) -> None:
+        if self.live:
+            policy_id = sorted(self.live)[number % len(self.live)]
             self.world.iam.revoke(policy_id)
             del self.live[policy_id]
 
@@ -162,13 +171,11 @@ class Machine(RuleBasedStateMachine):
             assert self.world.iam.http.delete(f"{place}/{iam_id}").status_code == 204
             self.members.discard(iam_id)
 
-    @rule(
-        who=st.integers(0, 2),
-        key=st.integers(0, 5),
-        call=st.sampled_from(sorted(KEY_CALLS)),
-        by_alias=st.booleans(),
-        ring=st.sampled_from([None, *RINGS]),
-    )
+    @rule(calls=st.lists(CALLS, min_size=8, max_size=16))
+    def call_on_keys(self, calls: list[Call]) -> None:
+        for call in calls:
+            self.call_on_a_key(*call)
+
     def call_on_a_key(self, who: int, key: int, call: tuple[str, str], by_alias: bool, ring: str | None) -> None:
         """401 without the right on the key; with it, or with one on what was named, anything else."""
         somebody, found = self.world.people[who], self.world.keys[key]
@@ -254,8 +261,8 @@ def test_nobody_goes_beyond_the_grants(world: World) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=40,
-            stateful_step_count=40,
+            max_examples=60,
+            stateful_step_count=30,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
