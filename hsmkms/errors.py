@@ -259,13 +259,6 @@ class KeyRootRequired(Refusal):
         super().__init__("The action needs a root key, and this is a standard key. Create one with extractable=false.")
 
 
-class KeyExpired(Refusal):
-    code = "KEY_EXPIRED_ERR"
-
-    def __init__(self) -> None:
-        super().__init__("Key has expired")
-
-
 class RotationTooEarly(Refusal):
     code = "KEY_ROTATION_NOT_PERMITTED"
 

@@ -63,7 +63,7 @@ async def list_api_keys(request: Request) -> Response:
 async def create_api_key(request: Request) -> Response:
     """Create an API key."""
     caller = caller_of(request)
-    body = await body_of(request, w.ApiKeyBody)
+    body = body_of(request, w.ApiKeyBody)
     if body.account_id not in (None, caller.account):
         raise Invalid("The member account_id must be your own account.")
     require_own_secrets(body)
@@ -102,8 +102,9 @@ async def get_api_key_details(request: Request) -> Response:
 async def get_api_key(request: Request) -> Response:
     """Read an API key, never its secret."""
     api_keys = services(request).api_keys
-    record, found = await run_in_threadpool(api_keys.get, caller_of(request), path_id(request))
-    last_use = await run_in_threadpool(api_keys.last_use, found.id)
+    caller = caller_of(request)
+    record, found = await run_in_threadpool(api_keys.get, caller, path_id(request))
+    last_use = await run_in_threadpool(api_keys.last_use, caller, found.id)
     return tagged(w.api_key(record, found, last_use=last_use), record)
 
 
@@ -116,7 +117,7 @@ async def get_api_key(request: Request) -> Response:
 )
 async def update_api_key(request: Request) -> Response:
     """Change name, description or expiry."""
-    body = await body_of(request, w.ApiKeyUpdateBody)
+    body = body_of(request, w.ApiKeyUpdateBody)
     found = await run_in_threadpool(
         services(request).api_keys.update,
         caller_of(request),

@@ -34,6 +34,7 @@ from hsmkms.service.policies import PolicyService
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
 
+_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _NOT_DONE: Final = "Action could not be performed"
 
 
@@ -66,6 +67,11 @@ class OpenRoute(APIRoute):
         """An error in this family's shape."""
         return kms_problem(error, correlation_id)
 
+    async def _enter(self, request: Request) -> None:
+        headers = header_map(request.scope["headers"])
+        request.state.caller = await authenticate(services(request).gate, headers, request.scope)
+        self.admit(request, headers)
+
     def admit(self, request: Request, headers: Mapping[str, str]) -> None:
         """Refuse who has no right that could be enough. Raises Unauthorized."""
 
@@ -80,9 +86,12 @@ class OpenRoute(APIRoute):
 
         async def answer(request: Request) -> Response:
             if self.authenticated:
-                headers = header_map(request.scope["headers"])
-                request.state.caller = await authenticate(services(request).gate, headers, request.scope)
-                self.admit(request, headers)
+                await self._enter(request)
+            if request.method in _WITH_BODY:
+                request.state.body = await read_body(request.receive, request.scope["headers"], COLD_LIMIT)
+                # Again: a body may take its time, and a right that ended meanwhile must not count.
+                if self.authenticated:
+                    await self._enter(request)
             return await handler(request)
 
         async def guarded(request: Request) -> Response:
@@ -154,17 +163,23 @@ def instance_of(request: Request, call: Envelope) -> Instance:
     return instance
 
 
-async def body_of(request: Request, model: type[Model]) -> Model:
+def raw_body_of(request: Request) -> bytes:
+    """The body of a POST, PUT or PATCH, which was read before its handler was called."""
+    found: bytes = request.state.body
+    return found
+
+
+def body_of(request: Request, model: type[Model]) -> Model:
     """The body as a model. Raises NoBody, BadBody."""
-    body = decode_object(await read_body(request.receive, request.scope["headers"], COLD_LIMIT))
+    body = decode_object(raw_body_of(request))
     if body is None:
         raise NoBody
     return parse(model, body)
 
 
-async def optional_body_of(request: Request, model: type[Model]) -> Model | None:
+def optional_body_of(request: Request, model: type[Model]) -> Model | None:
     """The body as a model, or None if there is none. Raises BadBody."""
-    body = decode_object(await read_body(request.receive, request.scope["headers"], COLD_LIMIT))
+    body = decode_object(raw_body_of(request))
     return None if body is None else parse(model, body)
 
 

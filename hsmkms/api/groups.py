@@ -52,7 +52,7 @@ async def list_groups(request: Request) -> Response:
 async def create_group(request: Request) -> Response:
     """Create a group."""
     caller = caller_of(request)
-    body = await body_of(request, w.GroupBody)
+    body = body_of(request, w.GroupBody)
     if request.query_params.get("account_id", caller.account) != caller.account:
         raise NotFound("account")
     record, group = await run_in_threadpool(services(request).groups.create, caller, body.name, body.description)
@@ -79,7 +79,7 @@ async def get_group(request: Request) -> Response:
 )
 async def update_group(request: Request) -> Response:
     """Change name or description."""
-    body = await body_of(request, w.GroupUpdateBody)
+    body = body_of(request, w.GroupUpdateBody)
     record, group = await run_in_threadpool(
         services(request).groups.update,
         caller_of(request),
@@ -130,7 +130,7 @@ async def list_members(request: Request) -> Response:
 )
 async def add_members(request: Request) -> Response:
     """Add members: all of them or none, although the status is that of an answer for each."""
-    body = await body_of(request, w.MembersBody)
+    body = body_of(request, w.MembersBody)
     wrong = [one for one in body.members if one.type not in _MEMBER_TYPES or one.type != w.member_type(one.iam_id)]
     if wrong:
         raise Invalid("A member is of type user or service, as its iam_id says; groups hold no groups.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
@@ -28,6 +29,7 @@ from hsmkms.errors import InvalidField, NoBody
 from hsmkms.service.authorize import require_any
 from hsmkms.service.crypto import CryptoService
 
+_ENTERED_FOR_S: Final = 0.1
 _PREFIX: Final = "/api/v2/keys/"
 ACTIONS: Final = {"wrap": Action.KEY_WRAP, "unwrap": Action.KEY_UNWRAP, "rewrap": Action.KEY_REWRAP}
 _PROBLEMS: Final = {
@@ -84,11 +86,19 @@ class HotPath:
     ) -> Response:
         if scope["method"] != "POST":
             raise HTTPException(405, headers={"Allow": "POST"})
-        call = envelope(headers, await authenticate(self._gate, headers, scope))
-        require_any(call.caller, ACTIONS[action], self._gate.snapshot.instance(call.instance_id))
+        call = await self._enter(action, headers, scope)
+        entered_at = time.monotonic()
         body = await read_body(receive, scope["headers"], HOT_LIMIT)
+        if time.monotonic() - entered_at > _ENTERED_FOR_S:
+            # The body took its time; a right that ended meanwhile must not count.
+            call = await self._enter(action, headers, scope)
         answer = await self._actions[action](call, reference, body)
         return Response(_encode(answer), 200, media_type=wire.KEY_ACTION_TYPE)
+
+    async def _enter(self, action: str, headers: dict[str, str], scope: Scope) -> Envelope:
+        call = envelope(headers, await authenticate(self._gate, headers, scope))
+        require_any(call.caller, ACTIONS[action], self._gate.snapshot.instance(call.instance_id))
+        return call
 
     async def _wrap(self, call: Envelope, reference: str, body: bytes) -> dict[str, Any]:
         request = _parse_wrap(body)

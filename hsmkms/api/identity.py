@@ -14,8 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import wire
-from hsmkms.api.bodies import COLD_LIMIT, read_body
-from hsmkms.api.cold import TokenRoute, answer, services
+from hsmkms.api.cold import TokenRoute, answer, raw_body_of, services
 from hsmkms.domain.identities import SigningKey
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import TokenRequestInvalid
@@ -34,7 +33,7 @@ async def issue_token(request: Request) -> Response:
     Python, Node, Java and Terraform use the first path, Go and keyprotect 2.x the second (additions section 6.2). A
     client id and secret by HTTP Basic are ignored, as only the API key proves anything.
     """
-    form = _form(await read_body(request.receive, request.scope["headers"], COLD_LIMIT))
+    form = _form(raw_body_of(request))
     tokens = services(request).tokens
     if form.get("grant_type") == GRANT_API_KEY:
         secret = SecretText(_field(form, "apikey"))
@@ -60,7 +59,7 @@ async def issue_token(request: Request) -> Response:
 @router.post("/identity/revoke", openapi_extra=d.revocation())
 async def revoke_token(request: Request) -> Response:
     """End a log-in; who holds one of its tokens may do so (RFC 7009)."""
-    form = _form(await read_body(request.receive, request.scope["headers"], COLD_LIMIT))
+    form = _form(raw_body_of(request))
     await run_in_threadpool(services(request).tokens.revoke, SecretText(_field(form, "token")))
     return Response(status_code=200)
 

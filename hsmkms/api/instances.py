@@ -56,7 +56,7 @@ async def list_instances(request: Request) -> Response:
 )
 async def create_instance(request: Request) -> Response:
     """Create an instance; it can be used when this returns."""
-    body = await body_of(request, w.InstanceBody)
+    body = body_of(request, w.InstanceBody)
     _require_no_parameters(body.parameters)
     created = await run_in_threadpool(
         services(request).instances.create,
@@ -88,7 +88,7 @@ async def get_instance(request: Request) -> Response:
 )
 async def update_instance(request: Request) -> Response:
     """Change an instance's name."""
-    body = await body_of(request, w.InstanceUpdateBody)
+    body = body_of(request, w.InstanceUpdateBody)
     _require_no_parameters(body.parameters)
     here, caller = services(request), caller_of(request)
     if body.name is None:
@@ -118,7 +118,7 @@ async def delete_instance(request: Request) -> Response:
 
 
 def _guid(request: Request) -> str:
-    instance_id = instance_id_of(path_id(request))
+    instance_id = instance_id_of(path_id(request), caller_of(request).account)
     if instance_id is None:
         raise NotFound("instance")
     return instance_id

@@ -53,7 +53,7 @@ _IMPORT_FIELDS = ("payload", "encryptedNonce", "iv", "encryptionAlgorithm")
 async def create_key(request: Request) -> Response:
     """Create a key."""
     call = call_of(request)
-    wish = _new_key(await body_of(request, wire.KeyCreateBody))
+    wish = _new_key(body_of(request, wire.KeyCreateBody))
     here = services(request)
     created = await run_in_threadpool(here.keys.create, call.caller, call.instance_id, call.key_ring_id, wish)
     payload = None if call.minimal else created.payload
@@ -205,7 +205,7 @@ async def list_versions(request: Request) -> Response:
 async def patch_key(request: Request) -> Response:
     """Move a key."""
     call = call_of(request)
-    ring_id = (await body_of(request, wire.KeyPatchBody)).keyRingID
+    ring_id = (body_of(request, wire.KeyPatchBody)).keyRingID
     here = services(request)
     key = await run_in_threadpool(
         here.keys.move, call.caller, call.instance_id, path_id(request), call.key_ring_id, ring_id
@@ -260,7 +260,7 @@ async def delete_key(request: Request) -> Response:
 async def rotate_key(request: Request) -> Response:
     """Rotate a key: 204 even with Prefer: return=representation (contract section 1.1)."""
     call = call_of(request)
-    body = await optional_body_of(request, wire.RotateBody)
+    body = optional_body_of(request, wire.RotateBody)
     if body is not None and any(getattr(body, field) is not None for field in _IMPORT_FIELDS):
         raise InvalidQueryParam("payload", "A key that was generated rotates without payload. Send no body.")
     await run_in_threadpool(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
+from starlette.datastructures import URL
 
 from hsmkms.errors import Invalid
 
@@ -24,12 +25,17 @@ def page_of(
     limit, offset = _number(request, size, default), _number(request, start, 0)
     if not 1 <= limit <= MAX_PAGE:
         raise Invalid(f"The parameter {size} is a number from 1 to {MAX_PAGE}.")
-    path = request.url.path
-    places: dict[str, Any] = {"limit": limit, "offset": offset, "first": {"href": f"{path}?{size}={limit}"}}
+    first = request.url.remove_query_params(start).include_query_params(**{size: limit})
+    places: dict[str, Any] = {"limit": limit, "offset": offset, "first": {"href": _relative(first)}}
     following = offset + limit
     if following < len(found):
-        places["next"] = {"href": f"{path}?{size}={limit}&{start}={following}", "start": str(following)}
+        href = _relative(first.include_query_params(**{start: following}))
+        places["next"] = {"href": href, "start": str(following)}
     return found[offset:following], places
+
+
+def _relative(url: URL) -> str:
+    return f"{url.path}?{url.query}"
 
 
 def _number(request: Request, name: str, default: int) -> int:

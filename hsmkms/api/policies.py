@@ -62,7 +62,7 @@ async def list_v2_policies(request: Request) -> Response:
 )
 async def create_policy(request: Request) -> Response:
     """Create a policy."""
-    wish = w.wish_of_v1(await body_of(request, w.PolicyBodyV1))
+    wish = w.wish_of_v1(body_of(request, w.PolicyBodyV1))
     record, policy = await run_in_threadpool(services(request).policies.create, caller_of(request), wish)
     return tagged(w.policy_v1(policy), record, 201)
 
@@ -74,7 +74,7 @@ async def create_policy(request: Request) -> Response:
 )
 async def create_v2_policy(request: Request) -> Response:
     """Create a policy."""
-    wish = w.wish_of_v2(await body_of(request, w.PolicyBodyV2))
+    wish = w.wish_of_v2(body_of(request, w.PolicyBodyV2))
     record, policy = await run_in_threadpool(services(request).policies.create, caller_of(request), wish)
     return tagged(w.policy_v2(policy), record, 201)
 
@@ -106,7 +106,7 @@ async def get_v2_policy(request: Request) -> Response:
 )
 async def replace_policy(request: Request) -> Response:
     """Replace a policy."""
-    wish = w.wish_of_v1(await body_of(request, w.PolicyBodyV1))
+    wish = w.wish_of_v1(body_of(request, w.PolicyBodyV1))
     replace, if_match = services(request).policies.replace, request.headers.get("if-match")
     record, policy = await run_in_threadpool(replace, caller_of(request), path_id(request), if_match, wish)
     return tagged(w.policy_v1(policy), record)
@@ -121,7 +121,7 @@ async def replace_policy(request: Request) -> Response:
 )
 async def replace_v2_policy(request: Request) -> Response:
     """Replace a policy."""
-    wish = w.wish_of_v2(await body_of(request, w.PolicyBodyV2))
+    wish = w.wish_of_v2(body_of(request, w.PolicyBodyV2))
     replace, if_match = services(request).policies.replace, request.headers.get("if-match")
     record, policy = await run_in_threadpool(replace, caller_of(request), path_id(request), if_match, wish)
     return tagged(w.policy_v2(policy), record)
@@ -138,7 +138,7 @@ async def replace_v2_policy(request: Request) -> Response:
 )
 async def update_policy_state(request: Request) -> Response:
     """Change a policy's state."""
-    body = await body_of(request, w.StateBody)
+    body = body_of(request, w.StateBody)
     if_match = request.headers.get("if-match")
     record, policy = await run_in_threadpool(
         services(request).policies.set_state, caller_of(request), path_id(request), if_match, _state(body.state)

@@ -56,7 +56,7 @@ async def list_service_ids(request: Request) -> Response:
 async def create_service_id(request: Request) -> Response:
     """Create a service id and, if asked, its first API key."""
     caller, here = caller_of(request), services(request)
-    body = await body_of(request, w.ServiceIdBody)
+    body = body_of(request, w.ServiceIdBody)
     if body.account_id != caller.account:
         raise Invalid("The member account_id must be your own account.")
     require_own_secrets(body.apikey)
@@ -99,7 +99,7 @@ async def get_service_id(request: Request) -> Response:
 )
 async def update_service_id(request: Request) -> Response:
     """Change a service id."""
-    body = await body_of(request, w.ServiceIdUpdateBody)
+    body = body_of(request, w.ServiceIdUpdateBody)
     found = await run_in_threadpool(
         services(request).identities.update,
         caller_of(request),

@@ -19,7 +19,7 @@ import uvicorn
 from hsmkms.api.tls import CertificateProtocol
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import SettingsInvalid
+from hsmkms.errors import SettingsInvalid, StoreRefused
 from hsmkms.settings import FILE_NAME, Settings, load, state_dir
 from hsmkms.token.provision import has_token, init_token
 from hsmkms.wiring import configure_logs, open_rooms, pin_of
@@ -55,7 +55,10 @@ def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local"
                 typer.echo(f"{settings.state_dir} is initialised already; nothing was changed.")
                 return
             # The first key was lost before it was shown, or put away; who has the token's PIN may have another.
-            instance = rooms.services.snapshot.all_instances()[0]
+            known = rooms.services.snapshot.all_instances()
+            if not known:
+                raise StoreRefused("Every instance was deleted. Bring one back with `hsmkms instances restore`.")
+            instance = known[0]
             api_key = rooms.deployment.add_administrator(instance.account)
         else:
             founded = rooms.deployment.found(name, region, new_id().replace("-", ""))

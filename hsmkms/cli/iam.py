@@ -145,7 +145,7 @@ def list_api_keys(
     """List API keys, without their secrets."""
     with in_account(account) as (here, operator):
         found = [one for _, one in here.services.api_keys.list(operator, iam_id)]
-        show([_api_key(one, here.services.api_keys.last_use(one.id)) for one in found], json)
+        show([_api_key(one, here.services.api_keys.last_use(operator, one.id)) for one in found], json)
 
 
 @api_keys.command("create")

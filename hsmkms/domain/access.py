@@ -193,7 +193,7 @@ class Rights:
     """All that one identity was granted in its account, laid out so that a decision costs at most eight look-ups,
     however many policies there are."""
 
-    __slots__ = ("_bits",)
+    __slots__ = ("_all", "_bits", "_by_instance")
 
     def __init__(self, grants: Iterable[tuple[Role, Scope]]) -> None:
         self._bits: dict[tuple[str | None, str | None, str | None], int] = {}
@@ -203,6 +203,11 @@ class Rights:
             for action in ROLE_ACTIONS[role]:
                 bits |= action.bit
             self._bits[place] = bits
+        self._by_instance: dict[str | None, int] = {}
+        self._all = 0
+        for (instance_id, _, _), bits in self._bits.items():
+            self._by_instance[instance_id] = self._by_instance.get(instance_id, 0) | bits
+            self._all |= bits
 
     def permit(self, action: Action, target: Target) -> bool:
         """True if a grant with this action covers the target."""
@@ -218,11 +223,11 @@ class Rights:
 
     def reach(self, action: Action, instance_id: str) -> bool:
         """True if a grant with this action covers anything in an instance."""
-        return any(bits & action.bit and place[0] in (None, instance_id) for place, bits in self._bits.items())
+        return bool((self._by_instance.get(instance_id, 0) | self._by_instance.get(None, 0)) & action.bit)
 
     def have(self, action: Action) -> bool:
         """True if a grant with this action covers anything at all."""
-        return any(bits & action.bit for bits in self._bits.values())
+        return bool(self._all & action.bit)
 
     def key_rings(self, action: Action, instance_id: str) -> frozenset[str]:
         """The rings of an instance that grants of whole rings reach."""

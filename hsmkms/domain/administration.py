@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, Login
 from hsmkms.domain.policies import Policy
 
+LEAST_LIFE: Final = timedelta(days=1)
+
 
 def administrators(values: Iterable[object], now: datetime) -> frozenset[str]:
-    """The `iam_id`s among these values of one account that administer it and have an API key or an outside login."""
+    """The `iam_id`s among these values of one account that administer it and have an outside login or an API key that
+    is good for LEAST_LIFE more: one that is about to expire would only put off being locked out."""
     everything = list(values)
     subjects: set[str] = set()
     for policy in everything:
@@ -22,7 +26,7 @@ def administrators(values: Iterable[object], now: datetime) -> frozenset[str]:
     reachable = {
         value.iam_id
         for value in everything
-        if isinstance(value, Login) or (isinstance(value, ApiKey) and value.usable(now))
+        if isinstance(value, Login) or (isinstance(value, ApiKey) and value.usable(now + LEAST_LIFE))
     }
     return frozenset(
         identity.iam_id

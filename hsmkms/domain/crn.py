@@ -60,10 +60,10 @@ def parse_source_crn(text: str) -> SourceCrn | None:
     return SourceCrn(parts[4], region, account, instance_id)
 
 
-def instance_id_of(text: str) -> str | None:
-    """The GUID in a text that is a GUID or the CRN of an instance of this service, or None."""
+def instance_id_of(text: str, account: str) -> str | None:
+    """The GUID in a text that is a GUID or the CRN of an instance of this service in an account, or None."""
     parts = text.split(":")
-    if len(parts) == 10 and ":".join(parts[:5]) == f"{_PREFIX}:{KEY_SERVICE}":
+    if len(parts) == 10 and ":".join(parts[:5]) == f"{_PREFIX}:{KEY_SERVICE}" and parts[6] == f"a/{account}":
         text = parts[7]
     return text.lower() if is_uuid(text.lower()) else None
 

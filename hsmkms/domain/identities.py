@@ -25,7 +25,11 @@ class LoginMethod(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """A user or a service id. Tokens that were issued at or before `tokens_end_at` are refused."""
+    """A user or a service id.
+
+    `fence` is raised to end every log-in so far; tokens of outside issuers end by `tokens_end_at` instead, as nobody
+    can put a fence into them.
+    """
 
     id: str
     iam_id: str
@@ -35,6 +39,7 @@ class Identity:
     description: str | None = None
     source_crns: tuple[str, ...] = ()
     locked: bool = False
+    fence: int = 0
     tokens_end_at: datetime | None = None
     created_at: datetime
     created_by: str
@@ -50,8 +55,8 @@ class Identity:
 class ApiKey:
     """An API key without its secret: only the SHA-256 of the secret is kept.
 
-    Locked and disabled keys are refused; a locked one cannot be changed either. Tokens from before `tokens_end_at`,
-    when it got another secret, are refused.
+    Locked and disabled keys are refused; a locked one cannot be changed either. `fence` is raised when it gets another
+    secret, which ends every log-in with the old one.
     """
 
     id: str
@@ -63,7 +68,7 @@ class ApiKey:
     locked: bool = False
     disabled: bool = False
     expires_at: datetime | None = None
-    tokens_end_at: datetime | None = None
+    fence: int = 0
     created_at: datetime
     created_by: str
     modified_at: datetime

@@ -21,7 +21,6 @@ TAG_CHARS: Final = 30
 TAG_FORBIDDEN: Final = frozenset("<>,:&|")
 MAX_ALIASES: Final = 5
 STANDARD_KEY_BYTES: Final = 32
-MAX_STANDARD_KEY_BYTES: Final = 7_500
 
 
 class KeyState(enum.IntEnum):
@@ -53,13 +52,28 @@ PERMITTED: Final[dict[KeyAction, frozenset[KeyState]]] = {
 }
 
 
+def key_owner(instance_id: str, key_id: str) -> str:
+    """Whose a version of a root key is."""
+    return f"{instance_id} {key_id}"
+
+
+def sealing_owner(instance_id: str) -> str:
+    """Whose the key is under which an instance's standard keys are sealed."""
+    return f"{instance_id} sealing"
+
+
 @dataclass(frozen=True, slots=True)
 class KeyVersion:
-    """One AES object in the token. `id` is its CKA_ID; `check_value` tells the object apart from an impostor."""
+    """One AES object in the token.
+
+    `id` is its CKA_ID; `check_value` tells the object apart from an impostor; `owner` is the instance and key that its
+    label names, so that a row moved to another owner finds no object.
+    """
 
     id: str
     created_at: datetime
     check_value: bytes
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ class Presented:
     """What a request proved of itself, before anything was looked up.
 
     Our own tokens name an `iam_id`; those of outside issuers and certificates have `claims` that a login maps to one.
-    `expires_at` has the tolerated clock skew in it.
+    `expires_at` has the tolerated clock skew in it. `fences` are those of identity and API key when the log-in was
+    checked: what has another fence now has ended the log-in, without any comparison of clocks.
     """
 
     issued_at: datetime
@@ -41,6 +42,7 @@ class Presented:
     issuer: str = ""
     claims: dict[str, tuple[str, ...]] = field(default_factory=dict)
     session_ends_at: datetime | None = None
+    fences: tuple[int, int] = (0, 0)
 
 
 class TokenVerifier:
@@ -51,8 +53,9 @@ class TokenVerifier:
         self.issuer = issuer
         self._clock = clock
 
-    def verify(self, token: str, use: str) -> Presented:
-        """What `token` proves, if it is of this use. Raises Unauthenticated or BearerUnreadable."""
+    def verify(self, token: str, use: str, *, ended: bool = False) -> Presented:
+        """What `token` proves, if it is of this use; with `ended` also when its time is over. Raises Unauthenticated or
+        BearerUnreadable."""
         try:
             key_id = jwt.get_unverified_header(token).get("kid")
         except jwt.PyJWTError as error:
@@ -78,7 +81,8 @@ class TokenVerifier:
             presented = _presented(claims, use, signing_key.id)
         except _MALFORMED as error:
             raise Unauthenticated from error
-        require_in_time(claims, self._clock())
+        if not ended:
+            require_in_time(claims, self._clock())
         return presented
 
     def believes(self, signing_key: SigningKey) -> bool:
@@ -90,9 +94,10 @@ def require_in_time(claims: dict[str, Any], now: datetime) -> None:
     """Check `exp`, `iat` and `nbf` with the tolerated skew. Raises Unauthenticated."""
     try:
         ends, *begins = (datetime.fromtimestamp(claims[name], UTC) for name in ("exp", "iat", "nbf") if name in claims)
+        in_time = now < ends + CLOCK_SKEW and all(now >= begin - CLOCK_SKEW for begin in begins)
     except _MALFORMED as error:
         raise Unauthenticated from error
-    if now >= ends + CLOCK_SKEW or any(now < begin - CLOCK_SKEW for begin in begins):
+    if not in_time:
         raise Unauthenticated
 
 
@@ -103,8 +108,7 @@ def _presented(claims: dict[str, Any], use: str, signing_key_id: str) -> Present
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("identifiers are texts")
     return Presented(
-        # In microseconds, because a key may get a new secret and a token in the same second.
-        issued_at=datetime.fromtimestamp(claims["iat_us"] / 1e6, UTC),
+        issued_at=datetime.fromtimestamp(claims["iat"], UTC),
         expires_at=datetime.fromtimestamp(claims["exp"], UTC) + CLOCK_SKEW,
         iam_id=texts[0],
         session_id=texts[1],
@@ -112,4 +116,5 @@ def _presented(claims: dict[str, Any], use: str, signing_key_id: str) -> Present
         account=texts[3],
         signing_key_id=signing_key_id,
         session_ends_at=datetime.fromtimestamp(claims["session_exp"], UTC),
+        fences=(int(claims["fences"][0]), int(claims["fences"][1])),
     )

@@ -16,7 +16,7 @@ import jwt
 
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Caller
-from hsmkms.domain.identities import ApiKey, Identity, Login, RevokedSession, SigningKey
+from hsmkms.domain.identities import ApiKey, Identity, Login, LoginMethod, RevokedSession, SigningKey
 from hsmkms.errors import BearerUnreadable, Unauthenticated
 from hsmkms.iam import certificates
 from hsmkms.iam.bearer import ACCESS, MAX_TOKEN_CHARS, Presented, TokenVerifier
@@ -51,6 +51,8 @@ class Callers:
         entry = self._entries.get(_digest(authorization, certificate))
         if entry is None or entry.epoch != self._grants.epoch or self._clock() >= entry.caller.expires_at:
             return None
+        if entry.presented.session_id in self._grants.revoked_sessions:
+            return None
         return entry.caller if _still_believed(entry) else None
 
     def resolve(self, authorization: str | None, certificate: bytes | None) -> Caller:
@@ -64,10 +66,9 @@ class Callers:
         # Read before the rights: a change that is noticed meanwhile makes this entry an old one.
         epoch = self._grants.epoch
         if entry is not None and _still_believed(entry):
-            presented, outside = entry.presented, entry.outside
+            presented, outside, generation = entry.presented, entry.outside, entry.generation
         else:
-            presented, outside = self._verify(authorization, certificate)
-        generation = 0 if outside is None else outside.generation
+            presented, outside, generation = self._verify(authorization, certificate)
         caller = self._caller(presented)
         if self._clock() >= caller.expires_at:
             raise Unauthenticated
@@ -82,9 +83,12 @@ class Callers:
         """The caller behind something that was verified elsewhere, such as a refresh token. Raises Unauthenticated."""
         return self._caller(presented)
 
-    def _verify(self, authorization: str | None, certificate: bytes | None) -> tuple[Presented, OutsideIssuer | None]:
+    def _verify(
+        self, authorization: str | None, certificate: bytes | None
+    ) -> tuple[Presented, OutsideIssuer | None, int]:
+        """What was shown, by whose keys, and the generation of those keys before they were used."""
         if authorization is None and certificate is not None:
-            return certificates.presented(certificate), None
+            return certificates.presented(certificate), None, 0
         if not authorization:
             raise Unauthenticated
         scheme, _, token = authorization.partition(" ")
@@ -92,21 +96,25 @@ class Callers:
             raise BearerUnreadable
         outside = self._outside.get(_issuer_of(token)) if self._outside else None
         if outside is not None:
-            return outside.verify(token), outside
-        return self._verifier.verify(token, ACCESS), None
+            presented, generation = outside.verify(token)
+            return presented, outside, generation
+        return self._verifier.verify(token, ACCESS), None, 0
 
     def _caller(self, presented: Presented) -> Caller:
         identity = self._identity(presented)
         if identity is None or identity.locked or presented.account not in (None, identity.account):
             raise Unauthenticated
-        if identity.tokens_end_at is not None and presented.issued_at <= identity.tokens_end_at:
+        if presented.iam_id is not None and presented.fences[0] != identity.fence:
+            raise Unauthenticated
+        outside_until = identity.tokens_end_at if presented.method is LoginMethod.OIDC else None
+        if outside_until is not None and presented.issued_at <= outside_until:
             raise Unauthenticated
         expires_at = presented.expires_at
         if presented.api_key_id is not None:
             api_key = self._grants.get(ApiKey, presented.api_key_id)
             if api_key is None or api_key.iam_id != identity.iam_id or not api_key.usable(self._clock()):
                 raise Unauthenticated
-            if api_key.tokens_end_at is not None and presented.issued_at <= api_key.tokens_end_at:
+            if presented.fences[1] != api_key.fence:
                 raise Unauthenticated
             if api_key.expires_at is not None:
                 expires_at = min(expires_at, api_key.expires_at)
@@ -140,10 +148,9 @@ def _still_believed(entry: _Entry) -> bool:
 
 
 def _digest(authorization: str | None, certificate: bytes | None) -> bytes:
-    shown = hashlib.sha256((authorization or "").encode("utf-8", "surrogatepass"))
     if certificate is not None and authorization is None:
-        shown.update(b"\0" + certificate)
-    return shown.digest()
+        return hashlib.sha256(b"certificate\0" + certificate).digest()
+    return hashlib.sha256(b"authorization\0" + (authorization or "").encode("utf-8", "surrogatepass")).digest()
 
 
 def _issuer_of(token: str) -> str:

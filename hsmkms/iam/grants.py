@@ -8,6 +8,7 @@ has to be worked out again.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, TypeVar
 
@@ -23,8 +24,10 @@ from hsmkms.iam import integrity
 T = TypeVar("T", Identity, ApiKey, AccessGroup, Policy, Login, SigningKey, RevokedSession)
 
 _log = structlog.get_logger(__name__)
-_ALL: Final = "*"
+_ALL: Final = None
 _SPARE: Final = 10_000
+_FORGED_FOR_S: Final = 30.0
+_REVOKED: Final = integrity.KINDS[RevokedSession]
 
 
 class Grants:
@@ -43,11 +46,12 @@ class Grants:
         self._lock = threading.RLock()
         self._records: dict[tuple[str, str], tuple[Record, integrity.Sealable]] = {}
         # (kind, subject) → places of the records that concern this subject.
-        self._index: dict[tuple[str, str], set[tuple[str, str]]] = {}
+        self._index: dict[tuple[str, str | None], set[tuple[str, str]]] = {}
         self._unreadable: set[tuple[str, str]] = set()
         self._genuine: set[bytes] = set()
-        self._forged: set[bytes] = set()
+        self._forged: dict[bytes, float] = {}
         self._instances: list[Instance] = []
+        self.revoked_sessions: frozenset[str] = frozenset()
         self.epoch = 0
 
     def refresh(self, places: Collection[tuple[str, str]] | None) -> None:
@@ -62,7 +66,12 @@ class Grants:
                 # Digests of versions that are no more; what is still there is checked once again.
                 self._genuine.clear()
                 self._forged.clear()
-            self.epoch += 1
+            revoked = self._index.get((_REVOKED, _ALL), set())
+            self.revoked_sessions = frozenset(record_id for _, record_id in revoked)
+            # A revocation concerns one log-in, which `Callers.known` asks for; whoever may log in may revoke, and that
+            # must not send everybody else the long way.
+            if places is None or any(kind != _REVOKED for kind, _ in places):
+                self.epoch += 1
 
     def genuine_instances(self, sealed: Iterable[SealedInstance]) -> list[Instance]:
         """Instances whose MAC is right and that are not deleted; they are remembered for what depends on regions."""
@@ -94,9 +103,9 @@ class Grants:
             return None
         return found[0], found[1]
 
-    def about(self, kind: type[T], subject: str = _ALL) -> list[T]:
+    def about(self, kind: type[T], subject: str | None = _ALL) -> list[T]:
         """All believed values of a kind that concern a subject (an `iam_id`, a group id, `service:<name>`, an OIDC
-        issuer), or all of the kind."""
+        issuer), or all of the kind for None."""
         with self._lock:
             places = self._index.get((integrity.KINDS[kind], subject), set())
             found = [self._records[place] for place in places]
@@ -140,7 +149,8 @@ class Grants:
         key = integrity.digest(record)
         if key in self._genuine:
             return True
-        if key in self._forged:
+        # Asked again after a while: it may have been another token that did not know the MAC.
+        if time.monotonic() < self._forged.get(key, 0.0):
             return False
         if integrity.is_sealed(self._mac, record):
             self._genuine.add(key)
@@ -170,16 +180,19 @@ class Grants:
         found = self._records.pop(place, None)
         if found is not None:
             for subject in _subjects(found[1]):
-                self._index[(place[0], subject)].discard(place)
+                held = self._index[(place[0], subject)]
+                held.discard(place)
+                if not held:
+                    del self._index[(place[0], subject)]
 
     def _alarm(self, kind: str, record_id: str, key: bytes) -> None:
-        """Once for each forged record, not once for each request."""
-        if key not in self._forged:
-            self._forged.add(key)
+        """Once a while for each forged record, not once for each request."""
+        if time.monotonic() >= self._forged.get(key, 0.0):
+            self._forged[key] = time.monotonic() + _FORGED_FOR_S
             _log.critical("a record that was not written by this deployment is ignored", kind=kind, id=record_id)
 
 
-def _subjects(value: integrity.Sealable) -> tuple[str, ...]:
+def _subjects(value: integrity.Sealable) -> tuple[str | None, ...]:
     match value:
         case Identity() | ApiKey():
             return (_ALL, value.iam_id)

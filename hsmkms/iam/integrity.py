@@ -47,7 +47,7 @@ def value_of(record: Record) -> Sealable | None:
         return None
     try:
         value: Sealable = msgspec.json.decode(record.document, type=known)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return value if value.id == record.id and _account_of(value) == record.account else None
 

@@ -41,12 +41,14 @@ class IssuedTokens:
 
 @dataclass(frozen=True, slots=True)
 class LogIn:
-    """Who logged in, by which API key; the session ends at `ends_at` however often it is refreshed."""
+    """Who logged in, by which API key; the session ends at `ends_at` however often it is refreshed. `fences` are those
+    of identity and API key when the secret was checked (see `bearer.Presented`)."""
 
     identity: Identity
     api_key_id: str
     session_id: str
     ends_at: datetime
+    fences: tuple[int, int]
 
 
 def issue(log_in: LogIn, signing_key: SigningKey, issuer: str, sign: Sign, now: datetime) -> IssuedTokens:
@@ -66,7 +68,7 @@ def issue(log_in: LogIn, signing_key: SigningKey, issuer: str, sign: Sign, now: 
         "sub_type": "ServiceId" if identity.kind is IdentityKind.SERVICE_ID else "User",
         "account": {"valid": True, "bss": identity.account},
         "iat": int(issued_at.timestamp()),
-        "iat_us": int(now.timestamp() * 1_000_000),
+        "fences": log_in.fences,
         "iss": issuer,
         "grant_type": GRANT_API_KEY,
         "scope": SCOPE,

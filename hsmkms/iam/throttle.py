@@ -1,7 +1,7 @@
 """Failed log-ins slow down further ones of the same API key from the same address, with growing delay.
 
-By the pair, so that neither who knows a key's id, nor one bad client behind a shared address, locks anybody else out.
-What is no API key at all counts as one key without an id. In memory, in each process.
+What is no API key at all counts as one key without an id. In memory, in each process. The right secret is never asked
+to wait, so that nobody can lock out another (see `service.tokens`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Throttle:
         self._failures: OrderedDict[tuple[str, str], _Failures] = OrderedDict()
 
     def require(self, key_id: str, address: str) -> None:
-        """Raise TooManyAttempts while an earlier failure's delay runs, also for the right secret."""
+        """Raise TooManyAttempts while an earlier failure's delay runs."""
         with self._lock:
             known = self._failures.get((key_id, address))
         wait_s = 0.0 if known is None else known.refused_until - self._now()

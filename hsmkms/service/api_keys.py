@@ -109,8 +109,10 @@ class ApiKeyService:
         self._snapshot.refresh()
         return self._require(key_id, caller.account)
 
-    def last_use(self, key_id: str) -> datetime | None:
-        """When a key that the caller may read was last exchanged for a token, to the minute."""
+    def last_use(self, caller: Caller, key_id: str) -> datetime | None:
+        """When a key was last exchanged for a token, to the minute."""
+        authorize(caller, Action.API_KEY_READ, Target(caller.account))
+        self._require(key_id, caller.account)
         return self._records.last_use(key_id)
 
     def update(
@@ -146,7 +148,7 @@ class ApiKeyService:
         if api_key.locked:
             raise Locked("API key")
         secret = api_keys.format_secret(key_id, self._token.random(api_keys.SECRET_BYTES))
-        changed = dataclasses.replace(api_key, secret_sha256=api_keys.hash_secret(secret), tokens_end_at=self._clock())
+        changed = dataclasses.replace(api_key, secret_sha256=api_keys.hash_secret(secret), fence=api_key.fence + 1)
         return NewApiKey(*self._replace(record, changed), secret)
 
     def set_locked(self, caller: Caller, key_id: str, *, locked: bool) -> tuple[Record, ApiKey]:

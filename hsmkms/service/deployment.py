@@ -81,7 +81,9 @@ class Deployment:
 
     def found(self, name: str, region: str, account: str) -> Founded:
         """Make what is missing of sentinel and signing key, then an administrator and an instance."""
-        self._prepare()
+        if not self._token.has_sentinel():
+            self._token.make_sentinel()
+        self._require_signing_key()
         secret = self.add_administrator(account)
         return Founded(self._instances.create(self.operator(account), name, region), secret)
 
@@ -91,8 +93,11 @@ class Deployment:
         return [one.instance for one in self._tenants.instances() if not integrity.is_sealed_instance(mac, one)]
 
     def recover(self, account: str) -> SecretText:
-        """Make what is missing of sentinel and signing key, and a new administrator of an account."""
-        self._prepare()
+        """A new administrator of an account, and a signing key if there is none. Raises TokenRefused for a token that
+        is not this deployment's."""
+        if not self._token.has_sentinel():
+            raise TokenRefused("The token does not hold this deployment's sentinel key. Is it the right token?")
+        self._require_signing_key()
         return self.add_administrator(account)
 
     def seal_instances(self, instances: Sequence[Instance]) -> None:
@@ -122,8 +127,6 @@ class Deployment:
         )
         return self._api_keys.create(operator, identity.iam_id, "administrator").secret
 
-    def _prepare(self) -> None:
-        if not self._token.has_sentinel():
-            self._token.make_sentinel()
+    def _require_signing_key(self) -> None:
         if not self._grants.about(SigningKey):
             self._tokens.rotate_signing_key()

@@ -128,11 +128,12 @@ class IdentityService:
         return self._require(identity.id, caller.account)
 
     def end_tokens(self, caller: Caller, identity_id: str) -> None:
-        """Refuse every token that the identity was issued until now."""
+        """End every log-in of the identity so far, and refuse outside issuers' tokens from before now. A client
+        certificate goes on: remove its login for that."""
         authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
         self._snapshot.refresh()
         record, identity = self._require(identity_id, caller.account)
-        changed = dataclasses.replace(identity, tokens_end_at=self._clock())
+        changed = dataclasses.replace(identity, fence=identity.fence + 1, tokens_end_at=self._clock())
         self._rights.commit(caller.account, [Replace(record, changed)])
 
     def delete(self, caller: Caller, identity_id: str) -> None:

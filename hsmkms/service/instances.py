@@ -10,7 +10,7 @@ from typing import Final
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action, Caller, Target
 from hsmkms.domain.ids import new_id
-from hsmkms.domain.keys import KeyVersion
+from hsmkms.domain.keys import KeyVersion, sealing_owner
 from hsmkms.domain.tenants import Instance, SealedInstance
 from hsmkms.errors import Conflict, Invalid, NotFound, VersionStale
 from hsmkms.iam import integrity
@@ -91,7 +91,7 @@ class InstanceService:
             self._tenants.add_instance(integrity.seal_instance(self._mac, instance))
             return instance
 
-        created = self._material.make(f"{instance_id} sealing", commit)
+        created = self._material.make(sealing_owner(instance_id), commit)
         self._snapshot.refresh()
         return created
 

@@ -18,6 +18,7 @@ from hsmkms.domain.keys import (
     KeyState,
     KeyVersion,
     effective_state,
+    key_owner,
     require_rotation_due,
     require_usable,
 )
@@ -87,7 +88,7 @@ class KeyService:
             self._keys.insert(whole, None)
             return whole
 
-        return KeyWithPayload(self._material.make(f"{instance_id} {key.id}", commit), None)
+        return KeyWithPayload(self._material.make(key_owner(instance_id, key.id), commit), None)
 
     def list(self, caller: Caller, instance_id: str, key_ring_id: str | None, query: KeyQuery) -> KeyPage:
         """One page of keys. Raises KeyRingNotFound, KeySearchTooBroad."""
@@ -140,7 +141,7 @@ class KeyService:
             require_usable(key, KeyAction.ROTATE, now)
             require_rotation_due(key, now)
             self._material.make(
-                f"{instance_id} {key.id}", lambda version: self._keys.rotate(key, version, version.created_at)
+                key_owner(instance_id, key.id), lambda version: self._keys.rotate(key, version, version.created_at)
             )
 
         return self._change(caller, Action.KEY_ROTATE, instance_id, reference, key_ring_id, rotate)

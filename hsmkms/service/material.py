@@ -33,17 +33,17 @@ class Material:
         self._keys = keys
         self._clock = clock
 
-    def make(self, label: str, commit: Callable[[KeyVersion], T]) -> T:
-        """Generate an object labelled `label`, then call `commit` with it, which must commit its row.
+    def make(self, owner: str, commit: Callable[[KeyVersion], T]) -> T:
+        """Generate an object of `owner`, then call `commit` with it, which must commit its row.
 
         Whatever `commit` raises is raised here after the object was destroyed, unless its row was committed all the
         same.
         """
         version_id, now = new_id(), self._clock()
-        self._keys.add_pending(PendingObject(version_id, label, now))
+        self._keys.add_pending(PendingObject(version_id, owner, now))
         settled = False
         try:
-            result = commit(self._token.generate_key(version_id, f"hsmkms {label}", now))
+            result = commit(self._token.generate_key(version_id, owner, now))
             settled = True
             return result
         finally:

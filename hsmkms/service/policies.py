@@ -199,5 +199,6 @@ class PolicyService:
         named = subject.iam_id or subject.access_group_id or f"service:{subject.service}"
         for known in self._grants.about(Policy, named):
             same = (known.subject, set(known.roles), known.scope) == (subject, set(policy.roles), policy.scope)
-            if same and known.id != policy.id and known.account == policy.account and known.kind is policy.kind:
+            alive = known.state is PolicyState.ACTIVE and known.account == policy.account
+            if same and alive and known.id != policy.id and known.kind is policy.kind:
                 raise PolicyConflict(known.id)

@@ -8,6 +8,8 @@ from typing import Final, TypeAlias
 
 from hsmkms.clock import Clock
 from hsmkms.domain.administration import administrators
+from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, Login
+from hsmkms.domain.policies import Policy
 from hsmkms.domain.records import Record
 from hsmkms.errors import LastAdministrator, VersionRequired, VersionStale
 from hsmkms.iam import integrity
@@ -61,7 +63,6 @@ class RightsWriter:
         Raises VersionStale when somebody else was faster, LastAdministrator, Unavailable.
         """
         sealed = [(change, self._seal(change)) for change in changes]
-        guarded = self._loses_administrator(account, changes)
         try:
             with self._records.write() as writer:
                 for change, record in sealed:
@@ -72,12 +73,9 @@ class RightsWriter:
                             writer.replace(record)
                         case Delete():
                             writer.delete(record)
-                if guarded:
-                    left = [
-                        integrity.value_of(record) for record in writer.of_account(account) if self._is_ours(record)
-                    ]
-                    if not administrators(left, self._clock()):
-                        raise LastAdministrator
+                # In the transaction: another process may just have made, or taken away, the other administrator.
+                if any(_may_end_an_administrator(change) for change in changes):
+                    self._require_administrator(writer.of_account(account), changes)
         except StaleRecord as error:
             raise VersionStale from error
         finally:
@@ -92,19 +90,28 @@ class RightsWriter:
             case Delete(old):
                 return old
 
-    def _loses_administrator(self, account: str, changes: Sequence[Change]) -> bool:
-        """Whether somebody stops administering, as far as is known here; only then all records are read again."""
-        values = {(integrity.KINDS[type(value)], value.id): value for value in self._grants.of_account(account)}
-        before = administrators(values.values(), self._clock())
+    def _require_administrator(self, records: Sequence[Record], changes: Sequence[Change]) -> None:
+        """Raise LastAdministrator when the account had an administrator before the changes and has none after them."""
+        now = self._clock()
+        after = {record.place: integrity.value_of(record) for record in records if self._grants.believes(record)}
+        if administrators(after.values(), now):
+            return
+        before = dict(after)
         for change in changes:
-            if isinstance(change, Insert | Replace):
-                values[(integrity.KINDS[type(change.value)], change.value.id)] = change.value
+            if isinstance(change, Insert):
+                before.pop((integrity.KINDS[type(change.value)], change.value.id), None)
             else:
-                values.pop(change.old.place, None)
-        return bool(before - administrators(values.values(), self._clock()))
+                before[change.old.place] = integrity.value_of(change.old)
+        if administrators(before.values(), now):
+            raise LastAdministrator
 
-    def _is_ours(self, record: Record) -> bool:
-        return self._grants.believes(record)
+
+def _may_end_an_administrator(change: Change) -> bool:
+    """Not what only adds, and not a policy that made nobody an administrator: those are the many."""
+    if isinstance(change, Insert):
+        return False
+    old = integrity.value_of(change.old)
+    return old.administers if isinstance(old, Policy) else isinstance(old, Identity | ApiKey | AccessGroup | Login)
 
 
 def entity_tag(record: Record) -> str:

@@ -16,7 +16,7 @@ import structlog
 
 from hsmkms.domain.keys import Key
 from hsmkms.domain.tenants import Instance, SealedInstance
-from hsmkms.errors import HsmkmsError
+from hsmkms.errors import HsmkmsError, StoreUnavailable
 from hsmkms.iam.grants import Grants
 from hsmkms.store.changes import Changes
 
@@ -69,9 +69,9 @@ class Snapshot:
         return time.monotonic() < self._fresh_until
 
     def instance(self, instance_id: str) -> Instance | None:
-        """An instance by id. Raises Unavailable when the feed has been silent for too long."""
+        """An instance by id, from memory alone. Raises StoreUnavailable when the feed has been silent for too long."""
         if not self.fresh:
-            self.refresh()
+            raise StoreUnavailable("The database does not answer. Try again.")
         return self._instances.get(instance_id)
 
     def all_instances(self) -> list[Instance]:
@@ -146,9 +146,11 @@ class Snapshot:
         while not self._stop.wait(POLL_S):
             try:
                 self.refresh()
-            except HsmkmsError as error:
+            except Exception as error:
+                # Whatever it is, the thread goes on: what is remembered grows old and is not believed meanwhile.
                 if not silent:
-                    _log.error("nothing remembered is believed until this ends", reason=error.message)
+                    reason = error.message if isinstance(error, HsmkmsError) else type(error).__name__
+                    _log.error("nothing remembered is believed until this ends", reason=reason)
                 silent = True
             else:
                 if silent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from datetime import timedelta
@@ -14,9 +15,9 @@ from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import (
     BearerUnreadable,
     CredentialsRefused,
-    TokenRequestInvalid,
     TokenUnavailable,
     Unauthenticated,
+    Unavailable,
     VersionStale,
 )
 from hsmkms.iam import api_keys, issuing
@@ -31,6 +32,7 @@ from hsmkms.token.room import Token
 
 OVERLAP: Final = issuing.SESSION_LIFETIME + CLOCK_SKEW
 """How long a replaced signing key goes on verifying: until its last refresh token has ended."""
+_CLEARED_AT_ONCE: Final = 100
 _USE_NOTED_EVERY: Final = timedelta(minutes=1)
 
 
@@ -70,7 +72,8 @@ class TokenService:
         if used_at is None or now - used_at >= _USE_NOTED_EVERY:
             self._records.note_use(api_key.id, now)
         ends_at = (now + issuing.SESSION_LIFETIME).replace(microsecond=0)
-        return self._issue(issuing.LogIn(identity, api_key.id, new_id(), ends_at))
+        fences = (identity.fence, api_key.fence)
+        return self._issue(issuing.LogIn(identity, api_key.id, new_id(), ends_at, fences))
 
     def api_key_of(self, secret: SecretText, address: str) -> ApiKey:
         """The API key with this secret. Raises CredentialsRefused, TooManyAttempts."""
@@ -87,8 +90,8 @@ class TokenService:
         identity = self._grants.identity(presented.iam_id or "")
         if identity is None or presented.session_ends_at is None:
             raise CredentialsRefused
-        session = (presented.api_key_id or "", presented.session_id or "", presented.session_ends_at)
-        return self._issue(issuing.LogIn(identity, *session))
+        key_id, session_id = presented.api_key_id or "", presented.session_id or ""
+        return self._issue(issuing.LogIn(identity, key_id, session_id, presented.session_ends_at, presented.fences))
 
     def revoke(self, token: SecretText) -> None:
         """Refuse every token of the log-in that an access or refresh token belongs to (RFC 7009): who holds a token
@@ -96,7 +99,8 @@ class TokenService:
         self._snapshot.refresh()
         for use in (ACCESS, REFRESH):
             try:
-                presented = self._presented(token, use)
+                # Also one that has ended: the refresh token of the same log-in may live on.
+                presented = self._presented(token, use, ended=True)
             except CredentialsRefused:
                 continue
             session = RevokedSession(id=presented.session_id or "", ends_at=presented.session_ends_at or self._clock())
@@ -135,19 +139,28 @@ class TokenService:
                 changes.append(Replace(found[0], dataclasses.replace(known, retires_at=ends)))
         public_pem = self._token.generate_signing_key(key_id)
         signing_key = SigningKey(id=key_id, public_pem=public_pem, created_at=now)
-        self._rights.commit("", [Insert(signing_key), *changes])
+        committed = False
+        try:
+            self._rights.commit("", [Insert(signing_key), *changes])
+            committed = True
+        finally:
+            if not committed:
+                with contextlib.suppress(Unavailable):
+                    self._token.destroy_signing_key(key_id)
         for old_id in gone:
             self._token.destroy_signing_key(old_id)
         return signing_key
 
     def _authenticate(self, secret: SecretText, address: str) -> tuple[ApiKey, Identity]:
         key_id = api_keys.id_of(secret) or ""
-        self._throttle.require(key_id, address)
         self._snapshot.refresh()
         api_key = self._grants.get(ApiKey, key_id)
         identity = None if api_key is None else self._grants.identity(api_key.iam_id)
         right = api_keys.matches(secret, api_key)
         if not right or api_key is None or identity is None or identity.locked or not api_key.usable(self._clock()):
+            # Only failures wait. A client with an old secret must not lock out the one that has the new one, and 256
+            # bits are not guessed however fast one may try.
+            self._throttle.require(key_id, address)
             self._throttle.failed(key_id, address)
             raise CredentialsRefused
         self._throttle.succeeded(key_id, address)
@@ -159,13 +172,13 @@ class TokenService:
             raise TokenUnavailable("There is no key to sign access tokens with. Run `hsmkms init`.")
         return issuing.issue(log_in, signing[0], self._verifier.issuer, self._token.sign, self._clock())
 
-    def _presented(self, token: SecretText, use: str) -> Presented:
+    def _presented(self, token: SecretText, use: str, *, ended: bool = False) -> Presented:
         text = token.reveal()
         if len(text) > MAX_TOKEN_CHARS or text.count(".") != 2:
             raise CredentialsRefused
         try:
-            return self._verifier.verify(text, use)
-        except (Unauthenticated, BearerUnreadable, TokenRequestInvalid) as error:
+            return self._verifier.verify(text, use, ended=ended)
+        except (Unauthenticated, BearerUnreadable) as error:
             raise CredentialsRefused from error
 
     def _ended_sessions(self) -> list[Change]:
@@ -173,6 +186,8 @@ class TokenService:
         ended: list[Change] = []
         for session in self._grants.about(RevokedSession):
             found = self._grants.record(RevokedSession, session.id)
+            if len(ended) >= _CLEARED_AT_ONCE:
+                break
             if found is not None and self._clock() > session.ends_at + CLOCK_SKEW:
                 ended.append(Delete(found[0]))
         return ended

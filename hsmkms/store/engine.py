@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from hsmkms.errors import StoreRefused, StoreUnavailable
 
 _SQLITE_BUSY_MS: Final = 10_000
+_STATEMENT_MS: Final = 10_000
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
@@ -40,7 +41,12 @@ class Database:
                 self.url.set(drivername="postgresql+psycopg"),
                 pool_pre_ping=True,
                 pool_size=10,
-                connect_args={"connect_timeout": 5},
+                connect_args={
+                    "connect_timeout": 5,
+                    "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS}",
+                    # A server that vanished without a word is noticed too.
+                    "tcp_user_timeout": _STATEMENT_MS,
+                },
             )
         else:
             raise StoreRefused(f"{backend} is not supported. Use sqlite:/// or postgresql:// in database_url.")

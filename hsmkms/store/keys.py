@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, ins
 from sqlalchemy.exc import IntegrityError
 
 from hsmkms.domain.ids import canonical_uuid, is_alias
-from hsmkms.domain.keys import Key, KeyState, KeyVersion
+from hsmkms.domain.keys import Key, KeyState, KeyVersion, key_owner
 from hsmkms.domain.query import KeyQuery
 from hsmkms.domain.tenants import PendingObject
 from hsmkms.errors import AliasNotUnique
@@ -95,8 +95,7 @@ class KeyStore:
                         t.key_alias.c.instance_id == instance_id, t.key_alias.c.alias == reference
                     )
                 ).scalar_one_or_none()
-            if key_id is None:
-                return None
+            # An alias that does not exist takes as many statements as one that does: else time would tell.
             keys = _load(connection, _select().where(t.key.c.id == key_id, t.key.c.instance_id == instance_id))
         return keys[0] if keys else None
 
@@ -144,8 +143,13 @@ class KeyStore:
     def versions(self) -> list[tuple[str, KeyVersion]]:
         """Every version with the id of its key, for `doctor`."""
         with self._database.read() as connection:
-            rows = connection.execute(select(t.key_version).order_by(t.key_version.c.key_id)).all()
-        return [(row.key_id, KeyVersion(row.id, row.created_at, row.check_value)) for row in rows]
+            rows = connection.execute(
+                select(t.key_version, t.key.c.instance_id).join(t.key).order_by(t.key_version.c.key_id)
+            ).all()
+        return [
+            (row.key_id, KeyVersion(row.id, row.created_at, row.check_value, key_owner(row.instance_id, row.key_id)))
+            for row in rows
+        ]
 
 
 def _in_rings(ring_ids: Iterable[str] | None) -> list[ColumnElement[bool]]:
@@ -213,14 +217,16 @@ def _columns(key: Key) -> dict[str, object]:
 
 def _load(connection: Connection, statement: Select[tuple[object, ...]]) -> list[Key]:
     rows = connection.execute(statement).all()
-    ids = [row.id for row in rows]
+    instances = {row.id: row.instance_id for row in rows}
+    ids = list(instances)
     versions: dict[str, list[KeyVersion]] = {}
     for row in connection.execute(
         select(t.key_version)
         .where(t.key_version.c.key_id.in_(ids))
         .order_by(t.key_version.c.key_id, t.key_version.c.number.desc())
     ):
-        versions.setdefault(row.key_id, []).append(KeyVersion(row.id, row.created_at, row.check_value))
+        owner = key_owner(instances[row.key_id], row.key_id)
+        versions.setdefault(row.key_id, []).append(KeyVersion(row.id, row.created_at, row.check_value, owner))
     aliases: dict[str, list[str]] = {}
     for row in connection.execute(
         select(t.key_alias).where(t.key_alias.c.key_id.in_(ids)).order_by(t.key_alias.c.alias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
@@ -115,5 +116,8 @@ class RecordWriter:
         return [_record(row) for row in self._connection.execute(select(t.record).where(t.record.c.account == account))]
 
 
-def _record(row: object) -> Record:
-    return Record(row.kind, row.id, row.account, row.revision, row.document, row.mac)  # type: ignore[attr-defined]
+def _record(row: Any) -> Record:
+    """What is of the wrong type was not written by us; without document or MAC nobody believes it."""
+    document, mac = (value if isinstance(value, bytes) else b"" for value in (row.document, row.mac))
+    revision = row.revision if isinstance(row.revision, int) else 0
+    return Record(row.kind, row.id, row.account, revision, document, mac)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hsmkms.domain.ids import DEFAULT_KEY_RING
-from hsmkms.domain.keys import KeyVersion
+from hsmkms.domain.keys import KeyVersion, sealing_owner
 from hsmkms.domain.tenants import Instance, KeyRing, SealedInstance
 from hsmkms.errors import KeyRingExists
 from hsmkms.store import tables as t
@@ -122,7 +122,7 @@ def _instance(row: Row[tuple[object, ...]]) -> SealedInstance:
         region=row.region,
         account=row.account,
         created_at=row.created_at,
-        sealing_key=KeyVersion(row.sealing_id, row.sealing_created_at, row.sealing_check_value),
+        sealing_key=KeyVersion(row.sealing_id, row.sealing_created_at, row.sealing_check_value, sealing_owner(row.id)),
         resource_group=row.resource_group,
         plan_id=row.plan_id,
         created_by=row.created_by,

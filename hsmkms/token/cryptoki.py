@@ -366,8 +366,3 @@ class Session:
 def as_bools(attributes: Mapping[int, bytes], kinds: Iterable[int]) -> dict[int, bool | None]:
     """Boolean attributes; None where the token did not give one."""
     return {kind: (attributes[kind] != b"\0" if kind in attributes else None) for kind in kinds}
-
-
-def as_number(raw: bytes | None) -> int | None:
-    """A CK_ULONG attribute as a number."""
-    return int.from_bytes(raw, "little") if raw else None

@@ -1,7 +1,7 @@
 """Token objects by CKA_ID: an index that is built once a generation and searched only on a miss.
 
-An object is trusted after it was looked up exactly once, answered the right attributes and gave the check value that
-its row has. Its handle is kept until the module is opened anew.
+An object is trusted after it was looked up exactly once, answered the right attributes and the label of its owner,
+and gave the check value that its row has. Its handle is kept until the module is opened anew.
 """
 
 from __future__ import annotations
@@ -47,24 +47,28 @@ class KeyIndex:
         self._generation = 0
         self._found: dict[bytes, list[int]] = {}
         # Replaced whole with the generation it belongs to, so that it may be read without a lock.
-        self._trusted: tuple[int, dict[str, int]] = (0, {})
+        self._trusted: tuple[int, dict[str, tuple[int, str]]] = (0, {})
 
     def resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
         """Handle of `version`. Raises ObjectMissing, ObjectAmbiguous, TokenRefused (unsafe attributes) or
-        KeyMaterialMissing (another key under this id)."""
+        KeyMaterialMissing (another key under this id, or another owner's)."""
         if generation != self._generation:
             self._build(session, generation)
         handle = self._look_up(session, version.id)
-        templates.require_safe(session.read(handle, templates.READ_BACK))
+        read = session.read(handle, (ck.CKA_LABEL, *templates.READ_BACK))
+        templates.require_safe(read)
+        if read.get(ck.CKA_LABEL) != templates.label_of(version.owner).encode():
+            raise KeyMaterialMissing("The key's object belongs to another key or instance. Run `hsmkms doctor`.")
         if check_value(session, handle) != version.check_value:
             raise KeyMaterialMissing("The token holds another key under this version's id. Run `hsmkms doctor`.")
-        self._trusted[1][version.id] = handle
+        self._trusted[1][version.id] = (handle, version.owner)
         return handle
 
-    def trusted(self, generation: int, version_id: str) -> int | None:
-        """The handle that `resolve` proved in this generation, if it did."""
+    def trusted(self, generation: int, version: KeyVersion) -> int | None:
+        """The handle that `resolve` proved in this generation for this owner, if it did."""
         known, handles = self._trusted
-        return handles.get(version_id) if known == generation else None
+        found = handles.get(version.id) if known == generation else None
+        return found[0] if found is not None and found[1] == version.owner else None
 
     def look_up(self, session: ck.Session, generation: int, version_id: str) -> int:
         """Handle by id alone. Raises ObjectMissing or ObjectAmbiguous."""
@@ -72,11 +76,11 @@ class KeyIndex:
             self._build(session, generation)
         return self._look_up(session, version_id)
 
-    def learn(self, generation: int, version_id: str, handle: int) -> None:
+    def learn(self, generation: int, version: KeyVersion, handle: int) -> None:
         """Note an object that was just generated and read back, so that its first use does not search the token."""
         if generation == self._generation:
-            self._found[templates.object_id(version_id)] = [handle]
-            self._trusted[1][version_id] = handle
+            self._found[templates.object_id(version.id)] = [handle]
+            self._trusted[1][version.id] = (handle, version.owner)
 
     def forget(self, version_id: str) -> None:
         """Drop what is known of an id, so that the next look-up searches the token."""

@@ -87,19 +87,20 @@ class Token:
 
     def make_sentinel(self) -> None:
         """Generate the sentinel key. Once a token, at `hsmkms init`."""
-        self.generate_key(SENTINEL_ID, "hsmkms sentinel", datetime.min.replace(tzinfo=UTC))
+        self.generate_key(SENTINEL_ID, "sentinel", datetime.min.replace(tzinfo=UTC))
 
-    def generate_key(self, version_id: str, label: str, created_at: datetime) -> KeyVersion:
+    def generate_key(self, version_id: str, owner: str, created_at: datetime) -> KeyVersion:
         """Generate an AES-256 root key under `version_id`, read its attributes back, and give its check value."""
+        label = templates.label_of(owner)
         template = templates.wrapping_key(version_id, label, fixed=self.capabilities.fixed_attributes)
 
         def generate(session: ck.Session) -> KeyVersion:
             with self._objects_lock:
                 handle = session.generate_key(ck.CKM_AES_KEY_GEN, template)
             templates.require_safe(session.read(handle, templates.READ_BACK))
-            version = KeyVersion(version_id, created_at, check_value(session, handle))
+            version = KeyVersion(version_id, created_at, check_value(session, handle), owner)
             with self._objects_lock:
-                self._index.learn(self._pool.generation, version_id, handle)
+                self._index.learn(self._pool.generation, version, handle)
             return version
 
         # Never twice: an object may be there although the call failed, and two under one id are refused for ever.
@@ -257,7 +258,7 @@ class Token:
             read = session.read(handle, (ck.CKA_ID, ck.CKA_LABEL, *templates.READ_BACK))
             raw, label = read.get(ck.CKA_ID, b""), read.get(ck.CKA_LABEL, b"").decode("utf-8", "replace")
             version_id = str(uuid.UUID(bytes=raw)) if len(raw) == 16 else ""
-            if is_uuid(version_id) and label.startswith("hsmkms ") and version_id != SENTINEL_ID:
+            if is_uuid(version_id) and label.startswith(templates.LABEL_PREFIX) and version_id != SENTINEL_ID:
                 found = ck.as_bools(read, templates.REQUIRED)
                 wrong = [templates.NAMES[kind] for kind, wanted in templates.REQUIRED.items() if found[kind] != wanted]
                 objects.append(TokenObject(version_id, label, ", ".join(wrong) or None))
@@ -309,7 +310,7 @@ class Token:
         raise _explain(failure) from failure
 
     def _resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
-        handle = self._index.trusted(generation, version.id)
+        handle = self._index.trusted(generation, version)
         if handle is not None:
             return handle
         with self._objects_lock:

@@ -30,6 +30,14 @@ def object_id(version_id: str) -> bytes:
     return uuid.UUID(version_id).bytes
 
 
+LABEL_PREFIX: Final = "hsmkms "
+
+
+def label_of(owner: str) -> str:
+    """CKA_LABEL of an object: what it is of, and whose."""
+    return f"{LABEL_PREFIX}{owner}"
+
+
 def wrapping_key(version_id: str, label: str, *, token: bool = True, fixed: bool = True) -> dict[int, ck.Value]:
     """An AES-256 key that is born in the token, wraps and unwraps, and never leaves (design, "Root keys")."""
     return {

@@ -53,7 +53,9 @@ BAD: dict[str, dict[str, Any]] = {
     "a refresh token": {"token_use": "refresh"},
     "use is a list": {"token_use": ["access"]},
     "no use": {"token_use": ABSENT},
-    "no exact time": {"iat_us": ABSENT},
+    "no fences": {"fences": ABSENT},
+    "another fence of the identity": {"fences": [1, 0]},
+    "another fence of the API key": {"fences": [0, 1]},
     "other account": {"account": {"valid": True, "bss": "e" * 32}},
 }
 HEADERS: dict[str, dict[str, Any]] = {

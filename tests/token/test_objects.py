@@ -96,7 +96,7 @@ def test_unsafe_key_is_refused(token: Token, pool: SessionPool, wrong: dict[int,
         template = {**templates.wrapping_key(version_id, "hsmkms planted", fixed=False), **wrong}
         session.generate_key(ck.CKM_AES_KEY_GEN, template)
     with pytest.raises(TokenRefused, match=name):
-        token.seal(KeyVersion(version_id, datetime.now(UTC), bytes(8)), DEK, ())
+        token.seal(KeyVersion(version_id, datetime.now(UTC), bytes(8), "instance key"), DEK, ())
     assert {found.version_id: found.unsafe for found in token.list_keys()}[version_id] == name
 
 
@@ -107,7 +107,7 @@ def test_key_planted_by_another_process_is_refused(state: State, token: Token) -
     made = ("--keygen", "--key-type", "aes:32", "--label", "hsmkms planted", "--extractable")
     pkcs11_tool(state, *made, "--id", object_id(version_id))
     with pytest.raises(TokenRefused, match="CKA_EXTRACTABLE"):
-        token.seal(KeyVersion(version_id, datetime.now(UTC), bytes(8)), DEK, ())
+        token.seal(KeyVersion(version_id, datetime.now(UTC), bytes(8), "instance key"), DEK, ())
 
 
 @pytest.mark.parametrize("use", ["seal", "open", "verify_key"])

@@ -25,8 +25,8 @@ from hsmkms.errors import HsmkmsError, InvalidField, KeyDeleted, KeyRootRequired
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 MOMENT = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
-OLD = KeyVersion("00000000-0000-4000-8000-000000000001", NOW - 2 * HOUR, bytes(8))
-NEW = KeyVersion("00000000-0000-4000-8000-000000000002", NOW - HOUR, bytes(8))
+OLD = KeyVersion("00000000-0000-4000-8000-000000000001", NOW - 2 * HOUR, bytes(8), "instance key")
+NEW = KeyVersion("00000000-0000-4000-8000-000000000002", NOW - HOUR, bytes(8), "instance key")
 
 KEY = Key(
     id="00000000-0000-4000-8000-0000000000aa",
