@@ -29,7 +29,7 @@ COMMAND_S = 60
 
 
 class OidcProvider:
-    """A running provider with its own signing keys; a context manager that waits until discovery answers."""
+    """A running provider with its own signing keys; a context manager that waits until they are published."""
 
     def __init__(self, *, lifetime_s: int = 3600) -> None:
         self.port = free_port()
@@ -42,6 +42,7 @@ class OidcProvider:
         self._password = secrets.token_urlsafe(24)
         self._subjects: set[str] = set()
         self._audiences: set[str] = set()
+        self._last_issued: dict[tuple[str, str], float] = {}
         self._token_endpoint = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -60,7 +61,7 @@ class OidcProvider:
         self.stop()
 
     def start(self) -> None:
-        """Start the server and wait until discovery answers; nothing is left behind when it does not."""
+        """Start the server and wait until it serves its key; nothing is left behind when it does not."""
         try:
             self._start_server()
         except BaseException:
@@ -85,6 +86,10 @@ class OidcProvider:
     def token(self, subject: str, audience: str) -> str:
         """A fresh access token from the token endpoint: a JWT of `subject` for `audience`."""
         self._register(subject, audience)
+        # Tokens have no "jti" here, so two of one second are the same text, and the provider fails on the second.
+        now, last = time.time(), self._last_issued.get((subject, audience), 0)
+        if int(now) <= int(last):
+            time.sleep(int(last) + 1 - now)
         # The password grant: this provider's access tokens of the client credentials grant are opaque.
         form = {
             "grant_type": "password",
@@ -96,27 +101,21 @@ class OidcProvider:
         }
         answer = httpx.post(self._token_endpoint, data=form, timeout=30)
         assert answer.status_code == 200, answer.text
+        self._last_issued[subject, audience] = time.time()
         return str(answer.json()["access_token"])
 
     def _register(self, subject: str, audience: str) -> None:
         """Create the user and the client that are not there yet, in one run of the provider's command line."""
         models: dict[str, list[dict[str, object]]] = {}
         if subject not in self._subjects:
-            user = {"user_name": subject, "formatted_name": subject, "family_name": subject}
-            models["user"] = [{**user, "id": _id("user", subject), "password": self._password}]
+            user = {"id": str(uuid.uuid4()), "user_name": subject, "formatted_name": subject, "family_name": subject}
+            models["user"] = [{**user, "password": self._password}]
         if audience not in self._audiences:
             # Audiences are clients to this provider, so every audience is a client that asks for itself.
-            client = {"client_id": audience, "client_name": audience, "client_secret": self._password}
-            models["client"] = [
-                {
-                    **client,
-                    "id": _id("client", audience),
-                    "audience": [_id("client", audience)],
-                    "grant_types": ["password"],
-                    "token_endpoint_auth_method": "client_secret_post",
-                    "scope": ["openid", "profile"],
-                }
-            ]
+            client = {"id": str(uuid.uuid4()), "client_id": audience, "client_name": audience}
+            credentials = {"client_secret": self._password, "token_endpoint_auth_method": "client_secret_post"}
+            allowed = {"audience": [client["id"]], "grant_types": ["password"], "scope": ["openid", "profile"]}
+            models["client"] = [{**client, **credentials, **allowed}]
         if models:
             self._run("restore", stdin=json.dumps(models).encode())
             self._subjects.add(subject)
@@ -162,22 +161,23 @@ class OidcProvider:
                 stderr=log,
                 start_new_session=True,
             )
-        discovery = self._wait_until_discovery(self._process)
-        assert discovery["issuer"] == self.issuer, discovery
-        self._token_endpoint = str(discovery["token_endpoint"])
+        self._wait_until_ready(self._process)
 
-    def _wait_until_discovery(self, process: subprocess.Popen[bytes]) -> dict[str, object]:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        """Until discovery leads to the signing key: whoever else may listen on the port does not have it."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise AssertionError(f"the provider ended:\n{self.log.read_text()}")
             try:
-                answer = httpx.get(f"{self.issuer}/.well-known/openid-configuration", timeout=5)
-            except httpx.TransportError:
-                time.sleep(0.05)
-                continue
-            assert answer.status_code == 200, answer.text
-            return dict(answer.json())
+                discovery = httpx.get(f"{self.issuer}/.well-known/openid-configuration", timeout=5).json()
+                keys = httpx.get(discovery["jwks_uri"], timeout=5).json()["keys"]
+            except (httpx.TransportError, ValueError, KeyError):
+                keys = []
+            if self._signing_key["kid"] in [key["kid"] for key in keys]:
+                self._token_endpoint = str(discovery["token_endpoint"])
+                return
+            time.sleep(0.05)
         raise AssertionError(f"the provider was not ready in {START_S} s:\n{self.log.read_text()}")
 
     def _stop_server(self) -> None:
@@ -198,8 +198,3 @@ def _new_key() -> dict[str, str]:
     # Without "alg" the provider signs RS512; its settings only take members that are strings, "key_ops" is a list.
     members = {name: value for name, value in key.items() if isinstance(value, str)}
     return {**members, "alg": "RS256", "use": "sig", "kid": secrets.token_hex(8)}
-
-
-def _id(kind: str, name: str) -> str:
-    """The provider's identifier of a user or client."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{kind}:{name}"))
