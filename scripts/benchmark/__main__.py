@@ -45,6 +45,10 @@ def main() -> None:
             rates = _rounds(_targets(few, _compile(place), options), options.rounds)
         report: dict[str, object] = {"options": vars(options), "rates": _plain(rates)}
         _print(rates)
+        print("\nauthorization of a warm request in µs; ms until the first decision after a change")
+        print("policies   caller    early      yes       no      first")
+        report["authorization"] = few.decision()
+        print(report["authorization"], end="")
         if not options.skip_many:
             report["many keys"] = _many_keys(few, place, options)
         if options.million:

@@ -128,6 +128,10 @@ class Deployment:
         """The token room alone, in a process of its own on SERVER_CORE."""
         return self._pinned([sys.executable, "-m", "scripts.benchmark.room", self.version_id, action, str(seconds)])
 
+    def decision(self) -> str:
+        """Microseconds of authorization with one policy and with ten thousand, a line each."""
+        return self._run(["taskset", "-c", SERVER_CORE, sys.executable, "-m", "scripts.benchmark.decision"])
+
     def resident_mib(self) -> float:
         """Memory of the one worker, which is the service's only process."""
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])

@@ -25,7 +25,6 @@ from tests.support.ports import free_port
 PROGRAM = Path(sys.executable).with_name("canaille")
 START_S = 60
 STOP_S = 20
-COMMAND_S = 60
 
 
 class OidcProvider:
@@ -144,7 +143,7 @@ class OidcProvider:
             capture_output=True,
             env=self._environment(),
             cwd=self.directory,
-            timeout=COMMAND_S,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stderr.decode()
