@@ -18,7 +18,7 @@ from hsmkms.api.cold import Services
 from hsmkms.api.requests import Gate
 from hsmkms.clock import system_clock
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import KeyMaterialMissing, SettingsInvalid, StoreRefused, TokenRefused
+from hsmkms.errors import KeyMaterialMissing, SettingsInvalid, StoreRefused, TokenRefused, TokenUnavailable
 from hsmkms.iam.bearer import TokenVerifier
 from hsmkms.iam.callers import Callers
 from hsmkms.iam.grants import Grants
@@ -106,9 +106,10 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
         elif database.revision() != database.newest_revision():
             raise StoreRefused("The database is not of this version. Run `hsmkms init` (new) or `hsmkms serve` (old).")
         stores = _Stores(KeyStore(database), TenantStore(database), RecordStore(database))
-        if found and not token.has_mac_key():
+        if found:
             _require_own_token(token, stores.tenants)
-            token.make_mac_key()
+            if not token.has_mac_key():
+                token.make_mac_key()
         any_region = settings.allow_authorizations_across_regions
         grants = Grants(stores.records.load, token.mac, any_region=any_region)
         snapshot = Snapshot(stores.keys.get, stores.tenants.instances, grants, partial(changes_since, database))
@@ -140,10 +141,10 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
 
 def _require_own_token(token: Token, tenants: TenantStore) -> None:
     """A database with instances belongs to the token that holds their keys, and no other may seal it."""
-    for sealed in tenants.instances()[:1]:
+    for sealed in tenants.instances():
         try:
             token.verify_key(sealed.instance.sealing_key)
-        except KeyMaterialMissing as error:
+        except (KeyMaterialMissing, TokenUnavailable) as error:
             raise TokenRefused("This token does not hold the keys of this database. Is it the right token?") from error
 
 

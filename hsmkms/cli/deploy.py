@@ -44,6 +44,7 @@ def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local"
 
     With an HSM: set HSMKMS_PKCS11_MODULE, HSMKMS_LABEL and HSMKMS_PIN_FILE first. On a laptop: --softhsm.
     """
+    configure_logs()
     _make_state_dir()
     if softhsm is not None and not (state_dir() / FILE_NAME).exists():
         _make_softhsm(softhsm)
