@@ -5,7 +5,8 @@
     │   ├── BadBody · CollectionTotalMismatch · NoBody · InvalidField · InvalidQueryParam · InvalidInstance
     │   ├── BearerUnreadable · Unauthorized · FeatureRestricted
     │   ├── KeyNotFound · KeyRingNotFound · KeyDeleted · KeyStateConflict · KeyRootRequired
-    │   ├── RotationTooEarly · AliasNotUnique
+    │   ├── RotationTooEarly · TooEarly · KeyExpired · KeyRestoreExpired · NotDualAuth · AuthorizationsNotMet
+    │   ├── AliasNotUnique · AliasQuota · AliasNotFound · KeyCreationForbidden · QueryMismatch · ResourceCount
     │   ├── KeyRingNotEmpty · KeyRingExists · KeyRingQuota · KeyRingReserved
     │   ├── UnprocessableCiphertext
     │   ├── CredentialsRefused · TokenRequestInvalid · TooManyAttempts     the token endpoint
@@ -141,6 +142,13 @@ class NotFound(Refusal):
         super().__init__(f"The {what} does not exist. Check its id.")
 
 
+class PolicyNotFound(NotFound):
+    code = "policy_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("policy")
+
+
 class Conflict(Refusal):
     """What is asked for is there already, or what is there forbids it."""
 
@@ -266,6 +274,80 @@ class RotationTooEarly(Refusal):
         super().__init__(
             f"Key was rotated within the last hour. Rotate it again after {not_before:%Y-%m-%dT%H:%M:%SZ}."
         )
+
+
+class TooEarly(Refusal):
+    """An action that undoes or ends another may not follow it so soon."""
+
+    code = "REQ_TOO_EARLY_ERR"
+
+    def __init__(self, what: str, not_before: datetime) -> None:
+        super().__init__(f"{what} cannot be performed until at least {not_before:%Y-%m-%dT%H:%M:%SZ}")
+
+
+class KeyExpired(Refusal):
+    code = "KEY_EXPIRED_ERR"
+
+    def __init__(self, expired_at: datetime) -> None:
+        super().__init__(f"Key has expired at {expired_at:%Y-%m-%d %H:%M:%S} +0000 UTC and cannot be restored.")
+
+
+class KeyRestoreExpired(Refusal):
+    code = "KEY_RESTORE_EXPIRED"
+
+    def __init__(self) -> None:
+        super().__init__("The time to restore the key is over. Create another key.")
+
+
+class NotDualAuth(Refusal):
+    code = "NOT_DUAL_AUTH_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The key has no dual authorization policy. Delete it directly, or set the policy first.")
+
+
+class AuthorizationsNotMet(Refusal):
+    code = "AUTHORIZATIONS_NOT_MET"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "1 prior authorization(s) are required for deletion. Somebody else sets the key for deletion first."
+        )
+
+
+class AliasQuota(Refusal):
+    code = "KEY_ALIAS_QUOTA_ERR"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"A key has {most} aliases at most. Delete one first.")
+
+
+class AliasNotFound(Refusal):
+    code = "KEY_ALIAS_NOT_FOUND_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The key has no such alias.")
+
+
+class KeyCreationForbidden(Refusal):
+    code = "KEY_CREATE_IMPORT_ACCESS_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The instance's policy keyCreateImportAccess forbids keys of this kind.")
+
+
+class QueryMismatch(Refusal):
+    code = "BODY_QUERY_PARAM_MISMATCH_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The policy in the body is not the one that the parameter `policy` names.")
+
+
+class ResourceCount(Refusal):
+    code = "NUM_COLLECTION_RESOURCE_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("With the parameter `policy` the body holds exactly one resource.")
 
 
 class AliasNotUnique(Refusal):

@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     issuer: str = "https://hsmkms/identity"
     oidc_issuers: tuple[OidcIssuer, ...] = ()
     allow_authorizations_across_regions: bool = False
+    shorten_waits_for_tests: bool = False
     sessions: int = pydantic.Field(default=8, ge=1, le=1024)
     session_wait_s: float = pydantic.Field(default=5.0, gt=0, le=60)
     recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)

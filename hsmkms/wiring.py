@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,12 +19,15 @@ from hsmkms.api.cold import Services
 from hsmkms.api.requests import Gate
 from hsmkms.clock import system_clock
 from hsmkms.domain.secrets import SecretText
+from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import KeyMaterialMissing, SettingsInvalid, StoreRefused, TokenRefused, TokenUnavailable
 from hsmkms.iam.bearer import TokenVerifier
 from hsmkms.iam.callers import Callers
 from hsmkms.iam.grants import Grants
 from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
+from hsmkms.jobs.runner import JobRunner
+from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.deployment import Deployment
@@ -32,8 +36,12 @@ from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
 from hsmkms.service.identities import IdentityService
 from hsmkms.service.instances import InstanceService
+from hsmkms.service.jobs import JobService
+from hsmkms.service.key_access import KeyAccess
+from hsmkms.service.key_policies import KeyPolicyService
 from hsmkms.service.key_rings import KeyRingService
 from hsmkms.service.keys import KeyService
+from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.service.policies import PolicyService
 from hsmkms.service.rights import RightsWriter
@@ -42,6 +50,7 @@ from hsmkms.service.tokens import TokenService
 from hsmkms.settings import Settings, load
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
+from hsmkms.store.jobs import JobStore
 from hsmkms.store.keys import KeyStore
 from hsmkms.store.records import RecordStore
 from hsmkms.store.tenants import TenantStore
@@ -105,7 +114,7 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
             database.migrate()
         elif database.revision() != database.newest_revision():
             raise StoreRefused("The database is not of this version. Run `hsmkms init` (new) or `hsmkms serve` (old).")
-        stores = _Stores(KeyStore(database), TenantStore(database), RecordStore(database))
+        stores = _Stores(KeyStore(database), TenantStore(database), RecordStore(database), JobStore(database))
         if found:
             _require_own_token(token, stores.tenants)
             if not token.has_mac_key():
@@ -133,7 +142,9 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
                 services.tokens,
                 system_clock,
             ),
-            doctor=Doctor(token, database, stores.keys, stores.tenants, grants, material, system_clock),
+            doctor=Doctor(
+                token, database, stores.keys, stores.tenants, grants, material, services.lifecycle, system_clock
+            ),
             token=token,
             close=stack.pop_all(),
         )
@@ -153,6 +164,7 @@ class _Stores:
     keys: KeyStore
     tenants: TenantStore
     records: RecordStore
+    jobs: JobStore
 
 
 def _services(
@@ -172,9 +184,15 @@ def _services(
         OutsideIssuer(IssuerSettings(one.issuer, one.audience, one.ca_file, one.keys_max_age_s), clock)
         for one in settings.oidc_issuers
     ]
+    access = KeyAccess(stores.keys, stores.tenants, snapshot, clock)
+    waits = SHORT if settings.shorten_waits_for_tests else Waits()
+    lifecycle = LifecycleService(token, stores.keys, access, waits, clock)
     callers = Callers(grants, verifier, outside, clock)
     return Services(
-        keys=KeyService(token, stores.keys, stores.tenants, snapshot, material, clock),
+        keys=KeyService(token, stores.keys, access, material, waits, clock),
+        lifecycle=lifecycle,
+        aliases=AliasService(stores.keys, access, clock),
+        key_policies=KeyPolicyService(stores.keys, access, clock),
         key_rings=KeyRingService(stores.tenants, snapshot, clock),
         crypto=CryptoService(token, snapshot, clock, threads),
         tokens=TokenService(token, grants, rights, stores.records, snapshot, callers, verifier, Throttle(), clock),
@@ -186,6 +204,8 @@ def _services(
         health=HealthService(token, database),
         snapshot=snapshot,
         gate=Gate(snapshot, callers, threads),
+        jobs=JobService(stores.jobs, stores.keys, material, lifecycle, snapshot, waits, clock),
+        waits=waits,
         clock=clock,
         base_url=settings.base_url,
     )
@@ -205,4 +225,7 @@ def worker() -> ASGIApp:
     settings = load()
     rooms = open_rooms(settings, pin_of(settings))
     rooms.deployment.require_founded()
+    runner = JobRunner(rooms.services.jobs, f"{socket.gethostname()[:40]}-{os.getpid()}", system_clock)
+    rooms.close.callback(runner.stop)
+    runner.start()
     return create_app(rooms.services, rooms.close.close)

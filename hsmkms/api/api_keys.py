@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
@@ -13,7 +12,7 @@ from hsmkms.api import iam_wire as w
 from hsmkms.api.cold import PlatformRoute, answer, body_of, caller_of, described, path_id, services
 from hsmkms.api.identity import address_of
 from hsmkms.api.paging import page_of
-from hsmkms.api.service_ids import require_own_secrets, tagged
+from hsmkms.api.service_ids import require_plain, tagged, time_of
 from hsmkms.domain.access import Action
 from hsmkms.domain.identities import ApiKey
 from hsmkms.domain.records import Record
@@ -49,7 +48,7 @@ async def list_api_keys(request: Request) -> Response:
     found = await run_in_threadpool(services(request).api_keys.list, caller, iam_id)
     kind = {"serviceid": "service", "user": "user"}.get(query.get("type", ""))
     found = [one for one in found if kind in (None, w.member_type(one[1].iam_id))]
-    page, places = page_of(request, found, size="pagesize", start="pagetoken", default=20)
+    page, places = page_of(request, found, size="pagesize", start="pagetoken", default=20, plain=True)
     return answer({**places, "apikeys": [w.api_key(*one) for one in page]}, _JSON)
 
 
@@ -66,7 +65,7 @@ async def create_api_key(request: Request) -> Response:
     body = body_of(request, w.ApiKeyBody)
     if body.account_id not in (None, caller.account):
         raise Invalid("The member account_id must be your own account.")
-    require_own_secrets(body)
+    require_plain(body)
     made = await run_in_threadpool(
         partial(
             services(request).api_keys.create,
@@ -74,7 +73,7 @@ async def create_api_key(request: Request) -> Response:
             body.iam_id,
             body.name,
             body.description,
-            _time(body.expires_at),
+            time_of(body.expires_at),
             locked=request.headers.get("entity-lock") == "true",
             disabled=request.headers.get("entity-disable") == "true",
         )
@@ -104,8 +103,9 @@ async def get_api_key(request: Request) -> Response:
     api_keys = services(request).api_keys
     caller = caller_of(request)
     record, found = await run_in_threadpool(api_keys.get, caller, path_id(request))
-    last_use = await run_in_threadpool(api_keys.last_use, caller, found.id)
-    return tagged(w.api_key(record, found, last_use=last_use), record)
+    asked = request.query_params.get("include_activity", "").lower() == "true"
+    use = await run_in_threadpool(api_keys.last_use, caller, found.id) if asked else None
+    return tagged(w.api_key(record, found, use=use), record)
 
 
 @router.put(
@@ -118,6 +118,7 @@ async def get_api_key(request: Request) -> Response:
 async def update_api_key(request: Request) -> Response:
     """Change name, description or expiry."""
     body = body_of(request, w.ApiKeyUpdateBody)
+    require_plain(body)
     found = await run_in_threadpool(
         services(request).api_keys.update,
         caller_of(request),
@@ -125,7 +126,7 @@ async def update_api_key(request: Request) -> Response:
         request.headers.get("if-match"),
         body.name,
         body.description,
-        _time(body.expires_at),
+        time_of(body.expires_at),
     )
     return _answer(found)
 
@@ -141,17 +142,21 @@ async def delete_api_key(request: Request) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/{id}/lock", openapi_extra=described(d.platform("Lock", _TAG, ok=200, path=_ID), Action.API_KEY_WRITE))
+@router.post(
+    "/{id}/lock",
+    status_code=204,
+    openapi_extra=described(d.platform("Lock", _TAG, ok=204, path=_ID), Action.API_KEY_WRITE),
+)
 @router.delete(
-    "/{id}/lock", openapi_extra=described(d.platform("Unlock", _TAG, ok=200, path=_ID), Action.API_KEY_WRITE)
+    "/{id}/lock",
+    status_code=204,
+    openapi_extra=described(d.platform("Unlock", _TAG, ok=204, path=_ID), Action.API_KEY_WRITE),
 )
 async def lock_api_key(request: Request) -> Response:
     """POST locks, DELETE unlocks."""
     lock = services(request).api_keys.set_locked
-    found = await run_in_threadpool(
-        partial(lock, caller_of(request), path_id(request), locked=request.method == "POST")
-    )
-    return _answer(found)
+    await run_in_threadpool(partial(lock, caller_of(request), path_id(request), locked=request.method == "POST"))
+    return Response(status_code=204)
 
 
 @router.post(
@@ -173,13 +178,3 @@ async def disable_api_key(request: Request) -> Response:
 
 def _answer(found: tuple[Record, ApiKey]) -> Response:
     return tagged(w.api_key(*found), found[0])
-
-
-def _time(text: str | None) -> datetime | None:
-    if not text:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise Invalid("The member expires_at must be an RFC 3339 time.") from error

@@ -11,11 +11,23 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from hsmkms import __version__
-from hsmkms.api import api_keys, groups, identity, instances, key_rings, keys, operations, policies, service_ids
+from hsmkms.api import (
+    api_keys,
+    groups,
+    identity,
+    instances,
+    key_policies,
+    key_rings,
+    keys,
+    lifecycle,
+    operations,
+    policies,
+    service_ids,
+)
 from hsmkms.api.cold import Services
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
-from hsmkms.api.problems import kms_problem
+from hsmkms.api.problems import kms_problem, platform_problem
 from hsmkms.api.requests import correlation_id
 
 
@@ -35,7 +47,19 @@ def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.services = services
-    for part in (keys, key_rings, identity, service_ids, api_keys, groups, policies, instances, operations):
+    for part in (
+        keys,
+        lifecycle,
+        key_policies,
+        key_rings,
+        identity,
+        service_ids,
+        api_keys,
+        groups,
+        policies,
+        instances,
+        operations,
+    ):
         app.include_router(part.router)
     app.add_exception_handler(HTTPException, _no_such_call)
     _describe(app)
@@ -44,6 +68,8 @@ def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
 
 async def _no_such_call(request: Request, error: Exception) -> Response:
     """404 and 405 of the router, in the shape of every other error."""
+    if request.url.path.startswith(("/v1/", "/v2/")):
+        return platform_problem(error, correlation_id(request.headers))
     return kms_problem(error, correlation_id(request.headers), "Call could not be performed")
 
 

@@ -20,7 +20,9 @@ from hsmkms.api.requests import Envelope, Gate, authenticate, correlation_id, en
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.tenants import Instance
-from hsmkms.errors import NoBody, Unauthorized
+from hsmkms.domain.waits import Waits
+from hsmkms.errors import InvalidQueryParam, NoBody, Unauthorized
+from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.authorize import require_any, require_any_in_account
 from hsmkms.service.crypto import CryptoService
@@ -28,8 +30,11 @@ from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
 from hsmkms.service.identities import IdentityService
 from hsmkms.service.instances import InstanceService
+from hsmkms.service.jobs import JobService
+from hsmkms.service.key_policies import KeyPolicyService
 from hsmkms.service.key_rings import KeyRingService
 from hsmkms.service.keys import KeyService
+from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.policies import PolicyService
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
@@ -43,6 +48,9 @@ class Services:
     """Everything the HTTP room calls."""
 
     keys: KeyService
+    lifecycle: LifecycleService
+    aliases: AliasService
+    key_policies: KeyPolicyService
     key_rings: KeyRingService
     crypto: CryptoService
     tokens: TokenService
@@ -52,8 +60,10 @@ class Services:
     policies: PolicyService
     instances: InstanceService
     health: HealthService
+    jobs: JobService
     snapshot: Snapshot
     gate: Gate
+    waits: Waits
     clock: Clock
     base_url: str
 
@@ -113,10 +123,26 @@ class KmsRoute(OpenRoute):
 
     authenticated = True
 
+    @property
+    def actions(self) -> dict[str, Action]:
+        """The actions of a route whose parameter `action` names one."""
+        return {name: Action(value) for name, value in (self.openapi_extra or {}).get("x-actions", {}).items()}
+
+    def action_of(self, request: Request) -> Action:
+        """The action that a request asks for. Raises InvalidQueryParam."""
+        if not self.actions:
+            return self.action
+        named = request.query_params.getlist("action")
+        if len(named) != 1 or named[0] not in self.actions:
+            known = ", ".join(("wrap", "unwrap", "rewrap", *self.actions))
+            raise InvalidQueryParam("action", f"The parameter `action` must be one of {known}.")
+        return self.actions[named[0]]
+
     def admit(self, request: Request, headers: Mapping[str, str]) -> None:
-        """By the instance; a bad instance header comes first. Raises Unauthorized, InvalidInstance."""
+        """By the instance; a bad instance header comes first. Raises Unauthorized, InvalidInstance, and
+        InvalidQueryParam where the query names the action and names none."""
         call = request.state.call = envelope(headers, caller_of(request))
-        require_any(call.caller, self.action, services(request).snapshot.instance(call.instance_id))
+        require_any(call.caller, self.action_of(request), services(request).snapshot.instance(call.instance_id))
 
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """Key Protect's error body, which begins with what could not be done."""
@@ -191,6 +217,11 @@ def answer(content: dict[str, Any], kind: str, status: int = 200) -> Response:
 def described(operation: dict[str, Any], action: Action, failed: str = _NOT_DONE) -> dict[str, Any]:
     """An OpenAPI operation with the action that it needs and the sentence that its errors begin with."""
     return {**operation, "x-action": action.value, "x-failed": failed}
+
+
+def by_query(actions: Mapping[str, Action], failed: str) -> dict[str, Any]:
+    """The same for a call whose parameter `action` names what it does."""
+    return {"x-actions": {name: action.value for name, action in actions.items()}, "x-failed": failed}
 
 
 def path_id(request: Request, name: str = "id") -> str:

@@ -18,6 +18,10 @@ from hsmkms.domain.query import MAX_LIMIT
 _JSON: Final = "application/json"
 _MODELS: Final[list[type[pydantic.BaseModel]]] = [
     wire.KeyCreateBody,
+    wire.KeyWithPoliciesBody,
+    wire.KeyPolicyBody,
+    wire.KeyPolicyCollection,
+    wire.AliasCollection,
     wire.KeyPatchBody,
     wire.WrapBody,
     wire.UnwrapBody,
@@ -88,6 +92,13 @@ REFERENCE: Final = {
     "description": "Key id or alias",
     "schema": {"type": "string", "minLength": 1},
 }
+ALIAS: Final = {
+    "name": "alias",
+    "in": "path",
+    "required": True,
+    "description": "Alias",
+    "schema": {"type": "string", "minLength": 1},
+}
 RING_ID: Final = {
     "name": "key_ring_id",
     "in": "path",
@@ -115,6 +126,7 @@ VERSION_LISTING: Final = [
     _query("totalCount", "true: metadata.totalCount"),
     _query("allKeyStates", "true: also for keys that are not Active"),
 ]
+KEY_POLICY: Final = _query("policy", "rotation or dualAuthDelete; without it all of them")
 FORCE: Final = _query("force", "true: move deleted keys to the ring default")
 RING_LISTING: Final = [*_PAGE, _query("totalCount", "true: metadata.totalCount")]
 

@@ -26,7 +26,8 @@ _MEMBER_TYPES = frozenset({"user", "service"})
 @router.get(
     "",
     openapi_extra=described(
-        d.platform("List groups", _TAG, ok=200, query=("account_id", "iam_id", "limit", "offset")), Action.GROUP_READ
+        d.platform("List groups", _TAG, ok=200, query=("account_id", "iam_id", "search", "limit", "offset")),
+        Action.GROUP_READ,
     ),
 )
 async def list_groups(request: Request) -> Response:
@@ -38,6 +39,8 @@ async def list_groups(request: Request) -> Response:
     iam_id = request.query_params.get("iam_id")
     if iam_id:
         found = [one for one in found if iam_id in {member.iam_id for member in one[1].members}]
+    search = request.query_params.get("search", "").casefold()
+    found = [one for one in found if search in f"{one[1].name}\n{one[1].description or ''}".casefold()]
     page, places = page_of(request, found, size="limit", start="offset", default=50)
     return answer({**places, "total_count": len(found), "groups": [w.group(one[1]) for one in page]}, _JSON)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 
 from hsmkms.domain.crn import identity_crn, instance_crn
-from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, Member
+from hsmkms.domain.identities import AccessGroup, ApiKey, ApiKeyUse, Identity, Member
 from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance
 from hsmkms.service.rights import entity_tag
@@ -26,6 +26,8 @@ class ApiKeyInsideServiceId(_Body):
     description: str | None = None
     apikey: str | None = None
     store_value: bool | None = None
+    expires_at: str | None = None
+    action_when_leaked: str | None = None
 
 
 class ServiceIdBody(_Body):
@@ -122,7 +124,7 @@ def service_id(record: Record, identity: Identity) -> dict[str, Any]:
     return shown
 
 
-def api_key(record: Record, key: ApiKey, *, secret: str = "", last_use: datetime | None = None) -> dict[str, Any]:
+def api_key(record: Record, key: ApiKey, *, secret: str = "", use: ApiKeyUse | None = None) -> dict[str, Any]:
     """An API key; `secret` only in the answer that creates it, else the empty text that clients expect."""
     shown: dict[str, Any] = {
         "id": key.id,
@@ -142,8 +144,8 @@ def api_key(record: Record, key: ApiKey, *, secret: str = "", last_use: datetime
         shown["description"] = key.description
     if key.expires_at is not None:
         shown["expires_at"] = time_text(key.expires_at)
-    if last_use is not None:
-        shown["activity"] = {"last_authn": time_text(last_use)}
+    if use is not None:
+        shown["activity"] = {"last_authn": time_text(use.last_at), "authn_count": use.count}
     return shown
 
 
@@ -158,10 +160,9 @@ def group(found: AccessGroup) -> dict[str, Any]:
         "last_modified_at": time_text(found.modified_at),
         "last_modified_by_id": found.modified_by,
         "href": f"/v2/groups/{found.id}",
+        "description": found.description or "",
         "is_federated": False,
     }
-    if found.description is not None:
-        shown["description"] = found.description
     return shown
 
 
@@ -205,7 +206,15 @@ def resource_instance(found: Instance, base_url: str) -> dict[str, Any]:
         "resource_id": "kms",
         "allow_cleanup": False,
         "locked": False,
-        "last_operation": {"type": "create", "state": "succeeded", "async": False, "description": "Completed"},
+        "last_operation": {
+            "type": "create" if found.updated_at is None else "update",
+            "state": "succeeded",
+            "async": False,
+            "cancelable": False,
+            "poll": False,
+            "description": "Completed",
+        },
+        "onetime_credentials": False,
         "resource_aliases_url": f"{place}/resource_aliases",
         "resource_bindings_url": f"{place}/resource_bindings",
         "resource_keys_url": f"{place}/resource_keys",

@@ -58,6 +58,8 @@ async def create_instance(request: Request) -> Response:
     """Create an instance; it can be used when this returns."""
     body = body_of(request, w.InstanceBody)
     _require_no_parameters(body.parameters)
+    if request.headers.get("entity-lock", "").lower() == "true":
+        raise Invalid("Instances have no locks. Leave Entity-Lock out.")
     created = await run_in_threadpool(
         services(request).instances.create,
         caller_of(request),
@@ -91,7 +93,7 @@ async def update_instance(request: Request) -> Response:
     body = body_of(request, w.InstanceUpdateBody)
     _require_no_parameters(body.parameters)
     here, caller = services(request), caller_of(request)
-    if body.name is None:
+    if body.name is None or body.resource_plan_id is not None:
         raise Invalid("Only the name of an instance can be changed. Send the member name.")
     return _answer(request, await run_in_threadpool(here.instances.rename, caller, _guid(request), body.name))
 

@@ -20,6 +20,7 @@ from hsmkms.api.cold import (
     path_id,
     services,
 )
+from hsmkms.api.key_policies import policy_wishes
 from hsmkms.domain.access import Action
 from hsmkms.domain.new_key import NewKey
 from hsmkms.domain.query import KeyQuery, parse_key_query, parse_version_query
@@ -57,7 +58,40 @@ async def create_key(request: Request) -> Response:
     here = services(request)
     created = await run_in_threadpool(here.keys.create, call.caller, call.instance_id, call.key_ring_id, wish)
     payload = None if call.minimal else created.payload
-    resource = wire.key_resource(created.key, instance_of(request, call), here.clock(), fresh=True, payload=payload)
+    resource = wire.key_resource(
+        created.key, instance_of(request, call), here.waits, here.clock(), fresh=True, payload=payload
+    )
+    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE, 201)
+
+
+@router.post(
+    "/keys_with_policy_overrides",
+    status_code=201,
+    openapi_extra=described(
+        d.operation(
+            "Create a key with policies of its own, whatever those of the instance",
+            ok=201,
+            kind=wire.KEY_TYPE,
+            answer=wire.KeyCollection,
+            body=wire.KeyWithPoliciesBody,
+            prefer=True,
+        ),
+        Action.KEY_CREATE_WITH_POLICIES,
+        _NOT_CREATED,
+    ),
+)
+async def create_key_with_policies(request: Request) -> Response:
+    """Create a key with policies."""
+    call = call_of(request)
+    body = body_of(request, wire.KeyWithPoliciesBody)
+    wish = _new_key(body)
+    policies = policy_wishes(body.resources[0])
+    here = services(request)
+    created = await run_in_threadpool(here.keys.create, call.caller, call.instance_id, call.key_ring_id, wish, policies)
+    payload = None if call.minimal else created.payload
+    resource = wire.key_resource(
+        created.key, instance_of(request, call), here.waits, here.clock(), fresh=True, payload=payload
+    )
     return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE, 201)
 
 
@@ -82,7 +116,7 @@ async def list_keys(request: Request) -> Response:
     here = services(request)
     page = await run_in_threadpool(here.keys.list, call.caller, call.instance_id, call.key_ring_id, query)
     instance, now = instance_of(request, call), here.clock()
-    resources = [wire.key_resource(key, instance, now) for key in page.keys]
+    resources = [wire.key_resource(key, instance, here.waits, now) for key in page.keys]
     metadata = _search_metadata(query)
     if request.query_params.get("totalCount", "").lower() == "true":
         metadata["totalCount"] = page.total
@@ -127,7 +161,7 @@ async def get_key(request: Request) -> Response:
     call = call_of(request)
     here = services(request)
     found = await run_in_threadpool(here.keys.read, call.caller, call.instance_id, path_id(request), call.key_ring_id)
-    resource = wire.key_resource(found.key, instance_of(request, call), here.clock(), payload=found.payload)
+    resource = wire.key_resource(found.key, instance_of(request, call), here.waits, here.clock(), payload=found.payload)
     return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
 
 
@@ -152,7 +186,7 @@ async def get_key_metadata(request: Request) -> Response:
     key = await run_in_threadpool(
         here.keys.read_metadata, call.caller, call.instance_id, path_id(request), call.key_ring_id
     )
-    resource = wire.key_resource(key, instance_of(request, call), here.clock())
+    resource = wire.key_resource(key, instance_of(request, call), here.waits, here.clock())
     return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
 
 
@@ -210,34 +244,7 @@ async def patch_key(request: Request) -> Response:
     key = await run_in_threadpool(
         here.keys.move, call.caller, call.instance_id, path_id(request), call.key_ring_id, ring_id
     )
-    resource = wire.key_resource(key, instance_of(request, call), here.clock())
-    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
-
-
-@router.delete(
-    "/keys/{id}",
-    openapi_extra=described(
-        d.operation(
-            "Delete a key",
-            ok=200,
-            kind=wire.KEY_TYPE,
-            answer=wire.KeyCollection,
-            parameters=(d.REFERENCE,),
-            prefer=True,
-            also={204: "Done, without Prefer: return=representation"},
-        ),
-        Action.KEY_DELETE,
-        "Key could not be deleted",
-    ),
-)
-async def delete_key(request: Request) -> Response:
-    """Delete a key."""
-    call = call_of(request)
-    here = services(request)
-    key = await run_in_threadpool(here.keys.delete, call.caller, call.instance_id, path_id(request), call.key_ring_id)
-    if not call.representation:
-        return Response(status_code=204)
-    resource = wire.key_resource(key, instance_of(request, call), here.clock())
+    resource = wire.key_resource(key, instance_of(request, call), here.waits, here.clock())
     return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
 
 
@@ -269,16 +276,7 @@ async def rotate_key(request: Request) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/keys/{id}", include_in_schema=False, openapi_extra=described({}, Action.KEY_ROTATE, _NOT_DONE))
-async def legacy_action(request: Request) -> Response:
-    """The older spelling of an action; the crypto actions among them never get here (see `hot`)."""
-    call_of(request)
-    if request.query_params.getlist("action") == ["rotate"]:
-        return await rotate_key(request)
-    raise InvalidQueryParam("action", "The parameter `action` must be one of wrap, unwrap, rewrap, rotate.")
-
-
-def _new_key(body: wire.KeyCreateBody) -> NewKey:
+def _new_key(body: wire.KeyCreateBody | wire.KeyWithPoliciesBody) -> NewKey:
     if body.metadata.collectionType != wire.KEY_TYPE:
         raise BadBody(f"The member metadata.collectionType must be {wire.KEY_TYPE}.")
     if len(body.resources) != 1:

@@ -14,7 +14,7 @@ from hsmkms.api.cold import PlatformRoute, answer, body_of, caller_of, described
 from hsmkms.api.paging import page_of
 from hsmkms.api.service_ids import tagged
 from hsmkms.domain.access import ROLE_ACTIONS, Action, Role
-from hsmkms.domain.crn import KEY_SERVICE, PLATFORM_ROLES, SERVICE_ROLES, role_id
+from hsmkms.domain.crn import KEY_SERVICE, PLATFORM_ROLES, SERVICE_ROLES, SOURCE_SERVICES, role_id
 from hsmkms.domain.policies import Policy, PolicyState
 from hsmkms.domain.records import Record
 from hsmkms.errors import Invalid, NotFound
@@ -177,6 +177,10 @@ async def delete_policy(request: Request) -> Response:
 async def list_roles(request: Request) -> Response:
     """The roles and their actions; authorizations grant roles of keys only."""
     query = request.query_params
+    if query.get("account_id", caller_of(request).account) != caller_of(request).account:
+        raise NotFound("account")
+    if query.get("source_service_name", "") not in ("", *SOURCE_SERVICES):
+        raise Invalid(f"source_service_name is one of {', '.join(sorted(SOURCE_SERVICES))}.")
     keys = query.get("service_name", KEY_SERVICE) in ("", KEY_SERVICE)
     system = () if query.get("policy_type") == "authorization" else PLATFORM_ROLES
     content = {

@@ -163,7 +163,7 @@ def _values(attributes: Iterable[tuple[str, str, str | bool]]) -> dict[str, str 
         elif operator in ("stringEquals", "stringMatch") and isinstance(value, str):
             if not 1 <= len(value) <= _MAX_VALUE_CHARS:
                 raise Invalid(f"The value of an attribute has 1 to {_MAX_VALUE_CHARS} characters.")
-            if value != "*" and operator == "stringMatch" and not {"*", "?"}.isdisjoint(value):
+            if value != "*" and not {"*", "?"}.isdisjoint(value):
                 raise Invalid("Wildcards inside a value are not supported. Name one value, or * for all.")
             found[name] = None if value == "*" else value
         else:

@@ -29,7 +29,13 @@ _STATUS: Final[dict[type[errors.HsmkmsError], HTTPStatus]] = {
     errors.KeyRingNotFound: HTTPStatus.NOT_FOUND,
     errors.KeyStateConflict: HTTPStatus.CONFLICT,
     errors.RotationTooEarly: HTTPStatus.CONFLICT,
+    errors.TooEarly: HTTPStatus.CONFLICT,
+    errors.NotDualAuth: HTTPStatus.CONFLICT,
+    errors.AuthorizationsNotMet: HTTPStatus.CONFLICT,
     errors.AliasNotUnique: HTTPStatus.CONFLICT,
+    errors.AliasQuota: HTTPStatus.CONFLICT,
+    errors.AliasNotFound: HTTPStatus.NOT_FOUND,
+    errors.KeyCreationForbidden: HTTPStatus.CONFLICT,
     errors.KeyRingNotEmpty: HTTPStatus.CONFLICT,
     errors.KeyRingExists: HTTPStatus.CONFLICT,
     errors.KeyRingQuota: HTTPStatus.CONFLICT,
@@ -119,6 +125,8 @@ def platform_problem(error: Exception, correlation_id: str) -> Response:
     if isinstance(error, errors.Unauthorized):
         # IBM's own spelling, on which clients may match.
         status, code = HTTPStatus.FORBIDDEN, "insufficent_permissions"
+    elif isinstance(error, errors.BadBody | errors.NoBody):
+        code = errors.Invalid.code
     body = {
         "trace": correlation_id,
         "status_code": int(status),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -41,7 +42,7 @@ async def list_service_ids(request: Request) -> Response:
     if query.get("account_id", caller.account) != caller.account:
         raise NotFound("account")
     named = [one for one in found if query.get("name") in (None, "", one[1].name)]
-    page, places = page_of(request, named, size="pagesize", start="pagetoken", default=20)
+    page, places = page_of(request, named, size="pagesize", start="pagetoken", default=20, plain=True)
     return answer({**places, "serviceids": [w.service_id(*one) for one in page]}, _JSON)
 
 
@@ -59,7 +60,10 @@ async def create_service_id(request: Request) -> Response:
     body = body_of(request, w.ServiceIdBody)
     if body.account_id != caller.account:
         raise Invalid("The member account_id must be your own account.")
-    require_own_secrets(body.apikey)
+    asked, lock = body.apikey, request.headers.get("entity-lock") == "true"
+    if asked is not None:
+        require_plain(asked)
+        here.api_keys.require_valid(asked.name, asked.description, time_of(asked.expires_at))
     created = await run_in_threadpool(
         partial(
             here.identities.create,
@@ -68,14 +72,19 @@ async def create_service_id(request: Request) -> Response:
             body.name,
             body.description,
             body.unique_instance_crns,
-            locked=body.apikey is None and request.headers.get("entity-lock") == "true",
+            # A locked one would take no API key.
+            locked=lock and asked is None,
         )
     )
     shown = w.service_id(*created)
-    if body.apikey is not None:
+    if asked is not None:
+        expires_at = time_of(asked.expires_at)
         made = await run_in_threadpool(
-            here.api_keys.create, caller, created[1].iam_id, body.apikey.name, body.apikey.description
+            here.api_keys.create, caller, created[1].iam_id, asked.name, asked.description, expires_at
         )
+        if lock:
+            created = await run_in_threadpool(partial(here.identities.set_locked, caller, created[1].id, locked=True))
+            shown = w.service_id(*created)
         shown["apikey"] = w.api_key(made.record, made.api_key, secret=made.secret.reveal())
     return tagged(shown, created[0], 201)
 
@@ -125,25 +134,38 @@ async def delete_service_id(request: Request) -> Response:
 
 @router.post(
     "/{id}/lock",
-    openapi_extra=described(d.platform("Lock a service id", _TAG, ok=200, path=_ID), Action.IDENTITY_WRITE),
+    status_code=204,
+    openapi_extra=described(d.platform("Lock a service id", _TAG, ok=204, path=_ID), Action.IDENTITY_WRITE),
 )
 @router.delete(
     "/{id}/lock",
-    openapi_extra=described(d.platform("Unlock a service id", _TAG, ok=200, path=_ID), Action.IDENTITY_WRITE),
+    status_code=204,
+    openapi_extra=described(d.platform("Unlock a service id", _TAG, ok=204, path=_ID), Action.IDENTITY_WRITE),
 )
 async def lock_service_id(request: Request) -> Response:
     """POST locks, DELETE unlocks."""
     lock = services(request).identities.set_locked
-    found = await run_in_threadpool(
-        partial(lock, caller_of(request), path_id(request), locked=request.method == "POST")
-    )
-    return _answer(found)
+    await run_in_threadpool(partial(lock, caller_of(request), path_id(request), locked=request.method == "POST"))
+    return Response(status_code=204)
 
 
-def require_own_secrets(asked: w.ApiKeyInsideServiceId | w.ApiKeyBody | None) -> None:
-    """The service makes secrets itself and keeps none of them. Raises Invalid."""
-    if asked is not None and (asked.apikey is not None or asked.store_value):
+def require_plain(asked: w.ApiKeyInsideServiceId | w.ApiKeyBody | w.ApiKeyUpdateBody) -> None:
+    """Refuse what this service does not do with API keys, rather than seem to. Raises Invalid."""
+    if getattr(asked, "apikey", None) is not None or getattr(asked, "store_value", None):
         raise Invalid("Leave apikey and store_value out: secrets are made in the HSM, shown once and never kept.")
+    if asked.action_when_leaked not in (None, "none") or getattr(asked, "support_sessions", None):
+        raise Invalid("Leave action_when_leaked and support_sessions out: nobody looks for leaked keys here.")
+
+
+def time_of(text: str | None) -> datetime | None:
+    """A moment that a member names. Raises Invalid."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise Invalid("The member expires_at must be an RFC 3339 time.") from error
 
 
 def tagged(shown: dict[str, Any], record: Record, status: int = 200) -> Response:

@@ -12,22 +12,19 @@ from typing import Any, Final, Literal
 import pydantic
 
 from hsmkms.domain.crn import key_crn
-from hsmkms.domain.keys import (
-    PURGE_ALLOWED_AFTER,
-    PURGE_SCHEDULED_AFTER,
-    RESTORE_WINDOW,
-    Key,
-    KeyState,
-    KeyVersion,
-    effective_state,
-)
+from hsmkms.domain.key_policies import KeyPolicy, KeyPolicyKind
+from hsmkms.domain.keys import Key, KeyState, KeyVersion, effective_state
+from hsmkms.domain.lifecycle import is_set_for_deletion
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.domain.tenants import Instance, KeyRing
+from hsmkms.domain.waits import Waits
 
 KEY_TYPE: Final = "application/vnd.ibm.kms.key+json"
 KEY_ACTION_TYPE: Final = "application/vnd.ibm.kms.key_action+json"
 KEY_VERSION_TYPE: Final = "application/vnd.ibm.kms.key.version+json"
 KEY_RING_TYPE: Final = "application/vnd.ibm.kms.key_ring+json"
+ALIAS_TYPE: Final = "application/vnd.ibm.kms.alias+json"
+POLICY_TYPE: Final = "application/vnd.ibm.kms.policy+json"
 
 
 class _Request(pydantic.BaseModel):
@@ -58,6 +55,36 @@ class KeyCreateBody(_Request):
     resources: list[KeyCreateResource]
 
 
+class RotationWish(_Request):
+    enabled: bool | None = None
+    interval_month: int | None = None
+
+
+class DualAuthWish(_Request):
+    enabled: bool
+
+
+class KeyWithPoliciesResource(KeyCreateResource):
+    rotation: RotationWish | None = None
+    dualAuthDelete: DualAuthWish | None = None
+
+
+class KeyWithPoliciesBody(_Request):
+    metadata: CollectionMetadata
+    resources: list[KeyWithPoliciesResource]
+
+
+class KeyPolicyWriteResource(_Request):
+    type: str | None = None
+    rotation: RotationWish | None = None
+    dualAuthDelete: DualAuthWish | None = None
+
+
+class KeyPolicyBody(_Request):
+    metadata: CollectionMetadata
+    resources: list[KeyPolicyWriteResource]
+
+
 class KeyPatchBody(_Request):
     keyRingID: str
 
@@ -81,7 +108,17 @@ class RotateBody(_Request):
 
 CANONICAL_NAMES: Final = {
     name.lower(): name
-    for model in (CollectionMetadata, KeyCreateResource, KeyCreateBody, KeyPatchBody, WrapBody, UnwrapBody, RotateBody)
+    for model in (
+        CollectionMetadata,
+        KeyWithPoliciesResource,
+        KeyCreateBody,
+        KeyPatchBody,
+        WrapBody,
+        UnwrapBody,
+        RotateBody,
+        RotationWish,
+        DualAuthWish,
+    )
     for name in model.model_fields
 }
 """Lower case to the one spelling; no two members of the API differ by case alone."""
@@ -117,8 +154,15 @@ class AlgorithmMetadata(_Response):
     mode: str
 
 
-class Enabled(_Response):
+class DualAuthDelete(_Response):
     enabled: bool
+    keySetForDeletion: bool | None = None
+    authExpiration: str | None = None
+
+
+class Rotation(_Response):
+    enabled: bool
+    interval_month: int | None = None
 
 
 class KeyResource(_Response):
@@ -143,7 +187,8 @@ class KeyResource(_Response):
     lastUpdateDate: str | None = None
     lastRotateDate: str | None = None
     keyVersion: VersionReference | None = None
-    dualAuthDelete: Enabled
+    dualAuthDelete: DualAuthDelete
+    rotation: Rotation | None = None
     deleted: bool
     deletionDate: str | None = None
     deletedBy: str | None = None
@@ -158,6 +203,35 @@ class KeyResource(_Response):
 class KeyCollection(_Response):
     metadata: ListMetadata
     resources: list[KeyResource]
+
+
+class AliasResource(_Response):
+    keyId: str
+    alias: str
+    creationDate: str
+    createdBy: str
+
+
+class AliasCollection(_Response):
+    metadata: ListMetadata
+    resources: list[AliasResource]
+
+
+class KeyPolicyResource(_Response):
+    type: str
+    id: str
+    crn: str
+    creationDate: str
+    createdBy: str
+    lastUpdateDate: str
+    updatedBy: str
+    rotation: Rotation | None = None
+    dualAuthDelete: DualAuthDelete | None = None
+
+
+class KeyPolicyCollection(_Response):
+    metadata: ListMetadata
+    resources: list[KeyPolicyResource] | None = None
 
 
 class VersionCollection(_Response):
@@ -301,7 +375,13 @@ def version_reference(version: KeyVersion) -> dict[str, Any]:
 
 
 def key_resource(
-    key: Key, instance: Instance, now: datetime, *, fresh: bool = False, payload: SecretBytes | None = None
+    key: Key,
+    instance: Instance,
+    waits: Waits,
+    now: datetime,
+    *,
+    fresh: bool = False,
+    payload: SecretBytes | None = None,
 ) -> dict[str, Any]:
     """A key (additions section 3.2). `fresh` is a create's answer, which has no lastUpdateDate (contract trap 7)."""
     resource: dict[str, Any] = {
@@ -319,7 +399,7 @@ def key_resource(
         "algorithmMetadata": {"bitLength": "256", "mode": "Deprecated"},
         "algorithmBitSize": 256,
         "algorithmMode": "Deprecated",
-        "dualAuthDelete": {"enabled": False},
+        "dualAuthDelete": _dual_auth(key, waits, now),
         "deleted": key.state is KeyState.DESTROYED,
     }
     if key.aliases:
@@ -337,21 +417,62 @@ def key_resource(
     if key.is_root:
         resource["keyVersion"] = version_reference(key.current)
     if key.deleted_at is not None:
-        resource.update(_deletion(key, key.deleted_at, now))
+        resource.update(_deletion(key, key.deleted_at, waits, now))
+    rotation = key.policy(KeyPolicyKind.ROTATION)
+    if rotation is not None:
+        resource["rotation"] = _rotation(rotation)
     if payload is not None:
         resource["payload"] = base64_text(payload)
     return resource
 
 
-def _deletion(key: Key, deleted_at: datetime, now: datetime) -> dict[str, Any]:
+def alias_resource(key: Key, alias: str, created_at: datetime, created_by: str) -> dict[str, Any]:
+    """An alias (additions section 3.7)."""
+    return {"keyId": key.id, "alias": alias, "creationDate": time_text(created_at), "createdBy": created_by}
+
+
+def key_policy_resource(policy: KeyPolicy, key: Key, instance: Instance) -> dict[str, Any]:
+    """One policy of a key (additions section 3.5), with the key's CRN as newer documents show it."""
+    resource: dict[str, Any] = {
+        "type": POLICY_TYPE,
+        "id": policy.id,
+        "crn": key_crn(instance.region, instance.account, instance.id, key.id),
+        "creationDate": time_text(policy.created_at),
+        "createdBy": policy.created_by,
+        "lastUpdateDate": time_text(policy.updated_at),
+        "updatedBy": policy.updated_by,
+    }
+    if policy.kind is KeyPolicyKind.ROTATION:
+        resource["rotation"] = _rotation(policy)
+    else:
+        resource["dualAuthDelete"] = {"enabled": policy.enabled}
+    return resource
+
+
+def _rotation(policy: KeyPolicy) -> dict[str, Any]:
+    interval = {} if policy.interval_month is None else {"interval_month": policy.interval_month}
+    return {"enabled": policy.enabled, **interval}
+
+
+def _dual_auth(key: Key, waits: Waits, now: datetime) -> dict[str, Any]:
+    """The two further members only for a key that takes two to delete (contract section 1.1)."""
+    if not key.needs_two_to_delete:
+        return {"enabled": False}
+    shown: dict[str, Any] = {"enabled": True, "keySetForDeletion": is_set_for_deletion(key, waits, now)}
+    if key.deletion_set_at is not None and shown["keySetForDeletion"]:
+        shown["authExpiration"] = time_text(key.deletion_set_at + waits.deletion_authorization)
+    return shown
+
+
+def _deletion(key: Key, deleted_at: datetime, waits: Waits, now: datetime) -> dict[str, Any]:
     return {
         "deletionDate": time_text(deleted_at),
         "deletedBy": key.deleted_by,
-        "restoreAllowed": now < deleted_at + RESTORE_WINDOW and (key.expires_at is None or now < key.expires_at),
-        "restoreExpirationDate": time_text(deleted_at + RESTORE_WINDOW),
-        "purgeAllowed": now >= deleted_at + PURGE_ALLOWED_AFTER,
-        "purgeAllowedFrom": time_text(deleted_at + PURGE_ALLOWED_AFTER),
-        "purgeScheduledOn": time_text(deleted_at + PURGE_SCHEDULED_AFTER),
+        "restoreAllowed": now < deleted_at + waits.restore and (key.expires_at is None or now < key.expires_at),
+        "restoreExpirationDate": time_text(deleted_at + waits.restore),
+        "purgeAllowed": now >= deleted_at + waits.purge_allowed,
+        "purgeAllowedFrom": time_text(deleted_at + waits.purge_allowed),
+        "purgeScheduledOn": time_text(deleted_at + waits.purge_scheduled),
     }
 
 

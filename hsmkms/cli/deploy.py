@@ -116,6 +116,8 @@ def _serve(settings: Settings) -> None:
     rooms = open_rooms(settings, pin, migrate=True)
     with rooms.close:
         rooms.deployment.require_founded()
+    if settings.shorten_waits_for_tests:
+        typer.echo("WARNING: waits are shortened for tests. Deleted keys may be purged at once.", err=True)
     # Ctrl-C is how serving ends; by then uvicorn has answered what was under way.
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.run(

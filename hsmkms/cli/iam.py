@@ -9,7 +9,7 @@ import typer
 
 from hsmkms.cli.local import AccountOption, JsonOption, in_account, rooms, show
 from hsmkms.domain.access import Role, Scope
-from hsmkms.domain.identities import ApiKey, Identity, IdentityKind, LoginMethod
+from hsmkms.domain.identities import ApiKey, ApiKeyUse, Identity, IdentityKind, LoginMethod
 from hsmkms.domain.policies import Policy, PolicyKind, PolicyWish, Subject
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import Invalid, SettingsInvalid
@@ -319,7 +319,7 @@ def _identity(one: Identity) -> dict[str, Any]:
     }
 
 
-def _api_key(one: ApiKey, last_use: datetime | None) -> dict[str, Any]:
+def _api_key(one: ApiKey, use: ApiKeyUse | None) -> dict[str, Any]:
     return {
         "id": one.id,
         "iam_id": one.iam_id,
@@ -327,7 +327,7 @@ def _api_key(one: ApiKey, last_use: datetime | None) -> dict[str, Any]:
         "locked": one.locked,
         "disabled": one.disabled,
         "expires_at": one.expires_at,
-        "last_use": last_use,
+        "last_use": None if use is None else use.last_at,
     }
 
 

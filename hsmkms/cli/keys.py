@@ -69,7 +69,7 @@ def delete(
     if not yes:
         typer.confirm(f"Delete {key}?", abort=True, err=True)
     with local(instance) as here:
-        _print(_describe(here.rooms.services.keys.delete(here.caller, here.instance.id, key, None), here), json)
+        _print(_describe(here.rooms.services.lifecycle.delete(here.caller, here.instance.id, key, None), here), json)
 
 
 def _describe(key: Key, here: Local) -> dict[str, Any]:

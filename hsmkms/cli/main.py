@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from hsmkms import __version__
-from hsmkms.cli import authorizations, call, crypto, deploy, doctor, iam, instances, keys
+from hsmkms.cli import authorizations, call, crypto, deploy, doctor, iam, instances, jobs, keys
 from hsmkms.errors import HsmkmsError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("wrap")(crypto.wrap)
 app.command("unwrap")(crypto.unwrap)
 app.command("doctor")(doctor.doctor)
 app.command("call")(call.call)
+app.command("jobs")(jobs.jobs)
 
 
 @app.command("version")

@@ -78,6 +78,14 @@ class ApiKey:
         return not self.locked and not self.disabled and (self.expires_at is None or now < self.expires_at)
 
 
+@dataclass(frozen=True, slots=True)
+class ApiKeyUse:
+    """When an API key was last exchanged for a token, and in how many minutes it was."""
+
+    last_at: datetime
+    count: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessGroup:
     """A named set of identities; groups hold no groups, so there are no cycles."""

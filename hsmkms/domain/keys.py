@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
-from hsmkms.errors import KeyDeleted, KeyRootRequired, KeyStateConflict, RotationTooEarly
-
-ROTATION_INTERVAL: Final = timedelta(hours=1)
-RESTORE_WINDOW: Final = timedelta(days=30)
-PURGE_ALLOWED_AFTER: Final = timedelta(hours=4)
-PURGE_SCHEDULED_AFTER: Final = timedelta(days=90)
+from hsmkms.domain.key_policies import KeyPolicy, KeyPolicyKind
+from hsmkms.errors import KeyDeleted, KeyRootRequired, KeyStateConflict
 
 NAME_CHARS: Final = (2, 90)
 DESCRIPTION_CHARS: Final = (2, 240)
@@ -34,12 +30,14 @@ class KeyState(enum.IntEnum):
 
 
 class KeyAction(enum.Enum):
-    """Actions on the material of a key."""
+    """Actions that the state of a root key decides about."""
 
     WRAP = "wrap"
     UNWRAP = "unwrap"
     REWRAP = "rewrap"
     ROTATE = "rotate"
+    DISABLE = "disable"
+    ENABLE = "enable"
 
 
 _ACTIVE: Final = frozenset({KeyState.ACTIVE})
@@ -49,6 +47,8 @@ PERMITTED: Final[dict[KeyAction, frozenset[KeyState]]] = {
     KeyAction.UNWRAP: _ACTIVE_OR_DEACTIVATED,
     KeyAction.REWRAP: _ACTIVE_OR_DEACTIVATED,
     KeyAction.ROTATE: _ACTIVE_OR_DEACTIVATED,
+    KeyAction.DISABLE: _ACTIVE,
+    KeyAction.ENABLE: frozenset({KeyState.SUSPENDED}),
 }
 
 
@@ -98,6 +98,10 @@ class Key:
     deleted_at: datetime | None
     deleted_by: str | None
     versions: tuple[KeyVersion, ...]
+    disabled_at: datetime | None = None
+    deletion_set_at: datetime | None = None
+    deletion_set_by: str | None = None
+    policies: tuple[KeyPolicy, ...] = ()
 
     @property
     def is_root(self) -> bool:
@@ -108,6 +112,16 @@ class Key:
     def current(self) -> KeyVersion:
         """The version that wraps. Only root keys have one."""
         return self.versions[0]
+
+    def policy(self, kind: KeyPolicyKind) -> KeyPolicy | None:
+        """The policy of a kind, if one was ever set."""
+        return next((policy for policy in self.policies if policy.kind is kind), None)
+
+    @property
+    def needs_two_to_delete(self) -> bool:
+        """Whether deleting it takes two people."""
+        policy = self.policy(KeyPolicyKind.DUAL_AUTH_DELETE)
+        return policy is not None and policy.enabled
 
     def version(self, version_id: str) -> KeyVersion | None:
         """The version with that id, if it is this key's."""
@@ -132,10 +146,4 @@ def require_usable(key: Key, action: KeyAction, now: datetime) -> None:
     if key.extractable:
         raise KeyRootRequired
     if state not in PERMITTED[action]:
-        raise KeyStateConflict("active")
-
-
-def require_rotation_due(key: Key, now: datetime) -> None:
-    """Raise RotationTooEarly within an hour of the last rotation; creation does not count (contract section 3)."""
-    if key.rotated_at is not None and now - key.rotated_at < ROTATION_INTERVAL:
-        raise RotationTooEarly(key.rotated_at + ROTATION_INTERVAL)
+        raise KeyStateConflict("suspended" if action is KeyAction.ENABLE else "active")

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action, Caller, Target
-from hsmkms.domain.identities import ApiKey
+from hsmkms.domain.identities import ApiKey, ApiKeyUse
 from hsmkms.domain.records import Record
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import Invalid, Locked, NotFound
@@ -73,7 +73,7 @@ class ApiKeyService:
         if identity.locked:
             raise Locked("service id")
         now = self._clock()
-        _require_valid(name, description, expires_at, now)
+        self.require_valid(name, description, expires_at)
         key_id = api_keys.new_id()
         secret = api_keys.format_secret(key_id, self._token.random(api_keys.SECRET_BYTES))
         api_key = ApiKey(
@@ -93,6 +93,10 @@ class ApiKeyService:
         self._rights.commit(caller.account, [Insert(api_key)])
         return NewApiKey(*self._require(key_id, caller.account), secret)
 
+    def require_valid(self, name: str, description: str | None, expires_at: datetime | None) -> None:
+        """Raise Invalid for what cannot be a key, before anything else is made for it."""
+        _require_valid(name, description, expires_at, self._clock())
+
     def list(self, caller: Caller, iam_id: str | None) -> Sequence[tuple[Record, ApiKey]]:
         """The keys of an identity, or of the whole account, oldest first."""
         authorize(caller, Action.API_KEY_READ, Target(caller.account))
@@ -109,7 +113,7 @@ class ApiKeyService:
         self._snapshot.refresh()
         return self._require(key_id, caller.account)
 
-    def last_use(self, caller: Caller, key_id: str) -> datetime | None:
+    def last_use(self, caller: Caller, key_id: str) -> ApiKeyUse | None:
         """When a key was last exchanged for a token, to the minute."""
         authorize(caller, Action.API_KEY_READ, Target(caller.account))
         self._require(key_id, caller.account)

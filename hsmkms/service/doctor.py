@@ -10,6 +10,7 @@ from hsmkms.clock import Clock
 from hsmkms.errors import KeyMaterialMissing, OperatorError
 from hsmkms.iam import integrity
 from hsmkms.iam.grants import Grants
+from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.store.engine import Database
 from hsmkms.store.keys import KeyStore
@@ -39,6 +40,7 @@ class Doctor:
         tenants: TenantStore,
         grants: Grants,
         material: Material,
+        lifecycle: LifecycleService,
         clock: Clock,
     ) -> None:
         self._token = token
@@ -47,6 +49,7 @@ class Doctor:
         self._tenants = tenants
         self._grants = grants
         self._material = material
+        self._lifecycle = lifecycle
         self._clock = clock
 
     def examine(self) -> list[Finding]:
@@ -64,12 +67,20 @@ class Doctor:
             self._clock_plausible(),
         ]
         # Without the sentinel every key would seem lost, and the one true finding would drown.
-        return [*findings, *(self._key_objects() + self._rights() if sentinel.ok else []), *self._pending()]
+        return [
+            *findings,
+            *(self._key_objects() + self._rights() if sentinel.ok else []),
+            *self._interrupted(),
+            *self._pending(),
+        ]
 
     def repair(self, pending_older_than: timedelta) -> list[Finding]:
         """Settle pending objects older than that: those that no row names are destroyed."""
         before = self._clock() - pending_older_than
-        findings = []
+        findings = [
+            Finding("interrupted purge", True, f"{key.id} ended: nothing is left of it")
+            for key in self._lifecycle.finish_purges()
+        ]
         for pending in self._keys.pending():
             if pending.created_at > before:
                 findings.append(Finding("pending object", True, f"{pending.version_id} is young: left alone"))
@@ -93,7 +104,10 @@ class Doctor:
 
     def _key_objects(self) -> list[Finding]:
         objects = {found.version_id: found for found in self._token.list_keys()}
-        rows = self._keys.version_ids()
+        purging = {version.id for key in self._keys.purging() for version in key.versions}
+        rows = {
+            version_id: owner for version_id, owner in self._keys.version_ids().items() if version_id not in purging
+        }
         pending = {row.version_id for row in self._keys.pending()}
         findings = [
             Finding("attributes", False, f"{found.version_id} has the wrong {found.unsafe}")
@@ -112,7 +126,7 @@ class Doctor:
                 "object without row", False, f"{version_id} ({found.label}): kept, the database may be an old backup"
             )
             for version_id, found in objects.items()
-            if version_id not in rows and version_id not in pending
+            if version_id not in rows and version_id not in pending | purging
         ]
         findings += self._impostors(set(objects))
         both = len(rows.keys() & objects.keys())
@@ -145,6 +159,9 @@ class Doctor:
             except (KeyMaterialMissing, OperatorError) as error:
                 findings.append(Finding("check value", False, f"version {version.id} of {key_id}: {error.message}"))
         return findings
+
+    def _interrupted(self) -> list[Finding]:
+        return [Finding("interrupted purge", False, f"{key.id}: --repair ends it") for key in self._keys.purging()]
 
     def _pending(self) -> list[Finding]:
         return [

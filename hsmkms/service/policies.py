@@ -13,7 +13,7 @@ from hsmkms.domain.ids import is_key_ring_id, new_id
 from hsmkms.domain.policies import PLATFORM_SERVICES, Policy, PolicyKind, PolicyState, PolicyWish, same_region
 from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance
-from hsmkms.errors import Invalid, NotFound, PolicyConflict
+from hsmkms.errors import Invalid, PolicyConflict, PolicyNotFound
 from hsmkms.iam.grants import Grants
 from hsmkms.service.authorize import authorize
 from hsmkms.service.rights import Delete, Insert, Replace, RightsWriter, require_version
@@ -100,13 +100,15 @@ class PolicyService:
     def set_state(
         self, caller: Caller, policy_id: str, if_match: str | None, state: PolicyState
     ) -> tuple[Record, Policy]:
-        """Take a policy's effect away or give it back. Raises NotFound, VersionRequired, VersionStale,
+        """Take a policy's effect away or give it back. Raises NotFound, VersionRequired, VersionStale, PolicyConflict,
         LastAdministrator."""
         authorize(caller, Action.POLICY_WRITE, Target(caller.account))
         self._snapshot.refresh()
         record, policy = self._require(policy_id, caller.account)
         require_version(record, if_match)
         changed = dataclasses.replace(policy, state=state, modified_at=self._clock(), modified_by=caller.iam_id)
+        if state is PolicyState.ACTIVE:
+            self._require_new(changed)
         self._rights.commit(caller.account, [Replace(record, changed)])
         return self._require(policy_id, caller.account)
 
@@ -120,7 +122,7 @@ class PolicyService:
     def _require(self, policy_id: str, account: str) -> tuple[Record, Policy]:
         found = self._grants.record(Policy, policy_id)
         if found is None or found[1].account != account:
-            raise NotFound("policy")
+            raise PolicyNotFound
         return found
 
     def _require_valid(self, caller: Caller, wish: PolicyWish) -> None:

@@ -68,8 +68,8 @@ class TokenService:
         """
         api_key, identity = self._authenticate(secret, address)
         now = self._clock()
-        used_at = self._records.last_use(api_key.id)
-        if used_at is None or now - used_at >= _USE_NOTED_EVERY:
+        use = self._records.last_use(api_key.id)
+        if use is None or now - use.last_at >= _USE_NOTED_EVERY:
             self._records.note_use(api_key.id, now)
         ends_at = (now + issuing.SESSION_LIFETIME).replace(microsecond=0)
         fences = (identity.fence, api_key.fence)

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from hsmkms.domain.ids import canonical_uuid, is_alias
+from hsmkms.domain.key_policies import MONTH, KeyPolicy, KeyPolicyKind
 from hsmkms.domain.keys import Key, KeyState, KeyVersion, key_owner
 from hsmkms.domain.query import KeyQuery
 from hsmkms.domain.tenants import PendingObject
@@ -58,9 +75,9 @@ class KeyStore:
                 for version in key.versions:
                     _insert_version(connection, key.id, 1, version)
                 for alias in key.aliases:
-                    connection.execute(
-                        insert(t.key_alias).values(instance_id=key.instance_id, alias=alias, key_id=key.id)
-                    )
+                    _insert_alias(connection, key, alias, key.created_at, key.created_by)
+                for policy in key.policies:
+                    _put_policy(connection, key.id, policy)
         except IntegrityError as error:
             raise AliasNotUnique from error
 
@@ -73,9 +90,118 @@ class KeyStore:
 
     def mark_deleted(self, seen: Key, now: datetime, by: str) -> None:
         """Commit the deletion of a key; its material and rows stay until it is purged. Raises StaleKey."""
+        self._set(
+            seen,
+            state=int(KeyState.DESTROYED),
+            deleted_at=now,
+            deleted_by=by,
+            updated_at=now,
+            deletion_set_at=None,
+            deletion_set_by=None,
+        )
+
+    def suspend(self, seen: Key, now: datetime) -> None:
+        """Commit that a key is suspended. Raises StaleKey."""
+        self._set(seen, state=int(KeyState.SUSPENDED), disabled_at=now, updated_at=now)
+
+    def activate(self, seen: Key, now: datetime) -> None:
+        """Commit that a suspended or deleted key is active. Raises StaleKey."""
+        self._set(seen, state=int(KeyState.ACTIVE), disabled_at=None, deleted_at=None, deleted_by=None, updated_at=now)
+
+    def set_for_deletion(self, seen: Key, now: datetime | None, by: str | None) -> None:
+        """Commit the first of two words for a deletion, or with None take it back. Raises StaleKey."""
+        self._set(seen, deletion_set_at=now, deletion_set_by=by)
+
+    def expire(self, seen: Key, now: datetime) -> None:
+        """Commit that a key whose expiration date has passed is deactivated. Raises StaleKey."""
+        self._set(seen, state=int(KeyState.DEACTIVATED), updated_at=now)
+
+    def expired(self, now: datetime, most: int | None) -> list[Key]:
+        """Active keys whose expiration date has passed."""
+        due = (t.key.c.state == int(KeyState.ACTIVE), t.key.c.expires_at <= now)
+        return self._due(_select().where(*due).order_by(t.key.c.expires_at).limit(most))
+
+    def due_for_purge(self, deleted_before: datetime, most: int | None) -> list[Key]:
+        """Keys that were deleted by then."""
+        due = (t.key.c.state == int(KeyState.DESTROYED), t.key.c.deleted_at <= deleted_before)
+        return self._due(_select().where(*due).order_by(t.key.c.deleted_at).limit(most))
+
+    def due_for_rotation(self, now: datetime, most: int | None) -> list[Key]:
+        """Active root keys whose rotation policy is enabled and whose interval is over."""
+        since = type_coerce(func.coalesce(t.key.c.rotated_at, t.key.c.created_at), BigInteger)
+        months = cast(t.key_policy.c.interval_month, BigInteger)
+        due_at = since + months * literal(MONTH // timedelta(microseconds=1), BigInteger)
+        moment = literal(t.microseconds(now), BigInteger)
+        statement = (
+            _select()
+            .join(t.key_policy, t.key_policy.c.key_id == t.key.c.id)
+            .where(
+                t.key_policy.c.kind == KeyPolicyKind.ROTATION.value,
+                t.key_policy.c.enabled,
+                t.key.c.state == int(KeyState.ACTIVE),
+                or_(t.key.c.expires_at.is_(None), t.key.c.expires_at > now),
+                due_at <= moment,
+            )
+            .order_by(t.key.c.id)
+            .limit(most)
+        )
+        return self._due(statement)
+
+    def _due(self, statement: Select[tuple[object, ...]]) -> list[Key]:
+        with self._database.read() as connection:
+            return _load(connection, statement)
+
+    def begin_purge(self, seen: Key, now: datetime) -> None:
+        """Commit that a key is being purged: from now on nobody sees it. Raises StaleKey."""
+        self._set(seen, purge_began_at=now)
+
+    def purging(self) -> list[Key]:
+        """Keys whose purge began and has not ended."""
+        with self._database.read() as connection:
+            return _load(connection, _select(purging=True))
+
+    def end_purge(self, key_id: str) -> None:
+        """Commit that nothing is left of a key whose material was destroyed."""
+        with self._database.write() as connection:
+            record_change(connection, KEY, key_id)
+            for table in (t.key_alias, t.key_version, t.key_policy):
+                connection.execute(delete(table).where(table.c.key_id == key_id))
+            connection.execute(delete(t.key).where(t.key.c.id == key_id, t.key.c.purge_began_at.is_not(None)))
+
+    def add_alias(self, seen: Key, alias: str, now: datetime, by: str, most: int) -> bool:
+        """Commit an alias unless the key has `most` already, which gives False. Raises AliasNotUnique."""
+        try:
+            with self._database.write() as connection:
+                # The change number first: it serialises writers, so that two cannot both pass the count.
+                record_change(connection, KEY, seen.id)
+                held = select(func.count()).select_from(t.key_alias).where(t.key_alias.c.key_id == seen.id)
+                if connection.execute(held).scalar_one() >= most:
+                    return False
+                _insert_alias(connection, seen, alias, now, by)
+        except IntegrityError as error:
+            raise AliasNotUnique from error
+        return True
+
+    def remove_alias(self, seen: Key, alias: str) -> bool:
+        """Commit that a key has an alias no more; False if it had none of this name."""
         with self._database.write() as connection:
             record_change(connection, KEY, seen.id)
-            _update_seen(connection, seen, state=int(KeyState.DESTROYED), deleted_at=now, deleted_by=by, updated_at=now)
+            gone = connection.execute(
+                delete(t.key_alias).where(t.key_alias.c.key_id == seen.id, t.key_alias.c.alias == alias)
+            )
+            return gone.rowcount == 1
+
+    def put_policies(self, seen: Key, policies: Iterable[KeyPolicy]) -> None:
+        """Commit policies of a key, each in the place of one of its kind."""
+        with self._database.write() as connection:
+            record_change(connection, KEY, seen.id)
+            for policy in policies:
+                _put_policy(connection, seen.id, policy)
+
+    def _set(self, seen: Key, **values: object) -> None:
+        with self._database.write() as connection:
+            record_change(connection, KEY, seen.id)
+            _update_seen(connection, seen, **values)
 
     def move(self, seen: Key, key_ring_id: str, now: datetime) -> None:
         """Commit another ring for a key. Raises StaleKey."""
@@ -156,8 +282,38 @@ def _in_rings(ring_ids: Iterable[str] | None) -> list[ColumnElement[bool]]:
     return [] if ring_ids is None else [or_(*(t.key.c.key_ring_id == ring_id for ring_id in ring_ids))]
 
 
-def _select() -> Select[tuple[object, ...]]:
-    return select(*(column for column in t.key.c if column is not t.key.c.sealed_payload))
+def _select(*, purging: bool = False) -> Select[tuple[object, ...]]:
+    """Keys without their payloads; those that are being purged are there only for who does it."""
+    began = t.key.c.purge_began_at
+    return select(*(column for column in t.key.c if column is not t.key.c.sealed_payload)).where(
+        began.is_not(None) if purging else began.is_(None)
+    )
+
+
+def _insert_alias(connection: Connection, key: Key, alias: str, now: datetime, by: str) -> None:
+    connection.execute(
+        insert(t.key_alias).values(
+            instance_id=key.instance_id, alias=alias, key_id=key.id, created_at=now, created_by=by
+        )
+    )
+
+
+def _put_policy(connection: Connection, key_id: str, policy: KeyPolicy) -> None:
+    place = (t.key_policy.c.key_id == key_id, t.key_policy.c.kind == policy.kind.value)
+    connection.execute(delete(t.key_policy).where(*place))
+    connection.execute(
+        insert(t.key_policy).values(
+            key_id=key_id,
+            kind=policy.kind.value,
+            id=policy.id,
+            enabled=policy.enabled,
+            interval_month=policy.interval_month,
+            created_at=policy.created_at,
+            created_by=policy.created_by,
+            updated_at=policy.updated_at,
+            updated_by=policy.updated_by,
+        )
+    )
 
 
 def _settle(connection: Connection, version_id: str) -> None:
@@ -186,6 +342,10 @@ def _update_seen(connection: Connection, seen: Key, **values: object) -> None:
             t.key.c.state == int(seen.state),
             t.key.c.key_ring_id == seen.key_ring_id,
             t.key.c.rotated_at.is_not_distinct_from(seen.rotated_at),
+            t.key.c.deleted_at.is_not_distinct_from(seen.deleted_at),
+            t.key.c.disabled_at.is_not_distinct_from(seen.disabled_at),
+            t.key.c.deletion_set_at.is_not_distinct_from(seen.deletion_set_at),
+            t.key.c.purge_began_at.is_(None),
         )
         .values(**values)
     )
@@ -232,10 +392,33 @@ def _load(connection: Connection, statement: Select[tuple[object, ...]]) -> list
         select(t.key_alias).where(t.key_alias.c.key_id.in_(ids)).order_by(t.key_alias.c.alias)
     ):
         aliases.setdefault(row.key_id, []).append(row.alias)
-    return [_key(row, versions.get(row.id, []), aliases.get(row.id, [])) for row in rows]
+    policies: dict[str, list[KeyPolicy]] = {}
+    for row in connection.execute(
+        select(t.key_policy).where(t.key_policy.c.key_id.in_(ids)).order_by(t.key_policy.c.kind)
+    ):
+        policies.setdefault(row.key_id, []).append(_policy(row))
+    return [_key(row, versions.get(row.id, []), aliases.get(row.id, []), policies.get(row.id, [])) for row in rows]
 
 
-def _key(row: Row[tuple[object, ...]], versions: Sequence[KeyVersion], aliases: Sequence[str]) -> Key:
+def _policy(row: Any) -> KeyPolicy:
+    return KeyPolicy(
+        id=row.id,
+        kind=KeyPolicyKind(row.kind),
+        enabled=row.enabled,
+        interval_month=row.interval_month,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        updated_at=row.updated_at,
+        updated_by=row.updated_by,
+    )
+
+
+def _key(
+    row: Row[tuple[object, ...]],
+    versions: Sequence[KeyVersion],
+    aliases: Sequence[str],
+    policies: Sequence[KeyPolicy],
+) -> Key:
     return Key(
         id=row.id,
         instance_id=row.instance_id,
@@ -255,4 +438,8 @@ def _key(row: Row[tuple[object, ...]], versions: Sequence[KeyVersion], aliases: 
         deleted_at=row.deleted_at,
         deleted_by=row.deleted_by,
         versions=tuple(versions),
+        disabled_at=row.disabled_at,
+        deletion_set_at=row.deletion_set_at,
+        deletion_set_by=row.deletion_set_by,
+        policies=tuple(policies),
     )

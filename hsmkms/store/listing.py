@@ -38,7 +38,8 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
 
 def key_conditions(instance_id: str, query: KeyQuery, now: datetime) -> list[ColumnElement[bool]]:
     """Everything a key must satisfy to be in the answer to `query` at `now`."""
-    conditions = [t.key.c.instance_id == instance_id, _in_states(query.states, now)]
+    here = (t.key.c.instance_id == instance_id, t.key.c.purge_began_at.is_(None))
+    conditions = [*here, _in_states(query.states, now)]
     if query.extractable is not None:
         conditions.append(t.key.c.extractable == query.extractable)
     conditions += [_filter(term, now) for term in query.filters]

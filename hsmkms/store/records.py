@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
+from hsmkms.domain.identities import ApiKeyUse
 from hsmkms.domain.records import Record
 from hsmkms.store import tables as t
 from hsmkms.store.changes import record_change
@@ -49,20 +50,24 @@ class RecordStore:
         """Remember when an API key was last used."""
         with self._database.write() as connection:
             changed = connection.execute(
-                update(t.api_key_use).where(t.api_key_use.c.api_key_id == api_key_id).values(last_used_at=used_at)
+                update(t.api_key_use)
+                .where(t.api_key_use.c.api_key_id == api_key_id)
+                .values(last_used_at=used_at, uses=t.api_key_use.c.uses + 1)
             )
             if changed.rowcount == 0:
                 # Another process may be first; then its time is as good as ours.
                 with contextlib.suppress(IntegrityError), connection.begin_nested():
-                    connection.execute(insert(t.api_key_use).values(api_key_id=api_key_id, last_used_at=used_at))
+                    connection.execute(
+                        insert(t.api_key_use).values(api_key_id=api_key_id, last_used_at=used_at, uses=1)
+                    )
 
-    def last_use(self, api_key_id: str) -> datetime | None:
+    def last_use(self, api_key_id: str) -> ApiKeyUse | None:
         """When an API key was last used, if ever."""
         with self._database.read() as connection:
-            found: datetime | None = connection.execute(
-                select(t.api_key_use.c.last_used_at).where(t.api_key_use.c.api_key_id == api_key_id)
-            ).scalar_one_or_none()
-        return found
+            row = connection.execute(
+                select(t.api_key_use).where(t.api_key_use.c.api_key_id == api_key_id)
+            ).one_or_none()
+        return None if row is None else ApiKeyUse(row.last_used_at, row.uses)
 
 
 class RecordWriter:

@@ -28,6 +28,11 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
+def microseconds(moment: datetime) -> int:
+    """A moment as it is stored, for arithmetic in SQL."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
 class UtcTime(TypeDecorator[datetime]):
     """An aware datetime in UTC, stored as an integer of microseconds."""
 
@@ -35,7 +40,7 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
+        return None if value is None else microseconds(value)
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         return None if value is None else _EPOCH + value * _MICROSECOND
@@ -93,6 +98,7 @@ api_key_use = Table(
     metadata,
     Column("api_key_id", String(64), primary_key=True),
     Column("last_used_at", UtcTime, nullable=False),
+    Column("uses", Integer, nullable=False, server_default="0"),
 )
 
 key_ring = Table(
@@ -126,8 +132,15 @@ key = Table(
     Column("deleted_at", UtcTime),
     Column("deleted_by", Text),
     Column("sealed_payload", LargeBinary),
+    Column("disabled_at", UtcTime),
+    Column("deletion_set_at", UtcTime),
+    Column("deletion_set_by", Text),
+    # From here on nobody sees the key; its material is being destroyed, and its rows go last.
+    Column("purge_began_at", UtcTime),
     Index("ix_key_instance_id_state", "instance_id", "state", "id"),
     Index("ix_key_instance_id_key_ring_id", "instance_id", "key_ring_id"),
+    Index("ix_key_deleted_at", "deleted_at"),
+    Index("ix_key_expires_at", "expires_at"),
 )
 
 key_version = Table(
@@ -147,6 +160,22 @@ key_alias = Table(
     Column("instance_id", _UUID, ForeignKey("instance.id"), primary_key=True),
     Column("alias", String(90), primary_key=True),
     Column("key_id", _UUID, ForeignKey("key.id"), nullable=False, index=True),
+    Column("created_at", UtcTime),
+    Column("created_by", Text),
+)
+
+key_policy = Table(
+    "key_policy",
+    metadata,
+    Column("key_id", _UUID, ForeignKey("key.id"), primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("id", _UUID, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("interval_month", Integer),
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("updated_by", Text, nullable=False),
 )
 
 pending_object = Table(
@@ -155,6 +184,24 @@ pending_object = Table(
     Column("version_id", _UUID, primary_key=True),
     Column("purpose", Text, nullable=False),
     Column("created_at", UtcTime, nullable=False),
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("until", UtcTime, nullable=False),
+)
+
+job_run = Table(
+    "job_run",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("ended_at", UtcTime, nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
 )
 
 change_clock = Table(

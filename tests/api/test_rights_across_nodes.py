@@ -53,7 +53,7 @@ def suspend_grant(iam: Iam, _: Somebody, policy: str, __: str) -> None:
 
 
 def lock_key(iam: Iam, somebody: Somebody, _: str, __: str) -> None:
-    assert iam.http.post(f"/v1/apikeys/{somebody.api_key_id}/lock").status_code == 200
+    assert iam.http.post(f"/v1/apikeys/{somebody.api_key_id}/lock").status_code == 204
 
 
 def disable_key(iam: Iam, somebody: Somebody, _: str, __: str) -> None:
@@ -65,7 +65,7 @@ def delete_key(iam: Iam, somebody: Somebody, _: str, __: str) -> None:
 
 
 def lock_identity(iam: Iam, somebody: Somebody, _: str, __: str) -> None:
-    assert iam.http.post(f"/v1/serviceids/{somebody.id}/lock").status_code == 200
+    assert iam.http.post(f"/v1/serviceids/{somebody.id}/lock").status_code == 204
 
 
 def delete_identity(iam: Iam, somebody: Somebody, _: str, __: str) -> None:

@@ -24,7 +24,9 @@ SUITE: Final = "test/integration/test_ibm_key_protect_api_v2.py"
 SERVED: Final = tuple(
     (
         "get_key_collection_metadata create_key get_keys get_key get_key_metadata get_key_versions wrap_key unwrap_key "
-        "rewrap_key rotate_key list_key_rings create_key_ring patch_key delete_key delete_key_ring cleanup_resources"
+        "rewrap_key rotate_key list_key_rings create_key_ring patch_key delete_key delete_key_ring cleanup_resources "
+        "create_key_with_policies_overrides disable_key enable_key restore_key put_policy get_policy "
+        "create_key_alias delete_key_alias"
     ).split()
 )
 SKIPPED_BY_IBM: Final = tuple(
@@ -32,28 +34,15 @@ SKIPPED_BY_IBM: Final = tuple(
         "get_allowed_ip_port purge_key set_key_for_deletion unset_key_for_deletion get_kmip_object delete_kmip_object"
     ).split()
 )
-WAITING: Final = MappingProxyType(
-    {
-        "put_policy": "key policies",
-        "get_policy": "key policies",
-        "sync_associated_resources": "registrations",
-    }
-)
-"""Served later; until then they skip themselves, for want of the key of create_key_with_policies_overrides."""
 NOT_SERVED: Final = MappingProxyType(
     {
-        "create_key_with_policies_overrides": "key policies",
-        "disable_key": "lifecycle",
-        "enable_key": "lifecycle",
-        "restore_key": "lifecycle",
+        "sync_associated_resources": "registrations",
         "put_instance_policy": "instance policies",
         "get_instance_policy": "instance policies",
         "post_import_token": "import",
         "get_import_token": "import",
         "get_registrations": "registrations",
         "get_registrations_all_keys": "registrations",
-        "create_key_alias": "aliases",
-        "delete_key_alias": "aliases",
         "get_kmip_adapters": "KMIP",
         "create_kmip_adapter": "KMIP",
         "get_kmip_adapter": "KMIP",
@@ -98,7 +87,7 @@ def test_suite_is_as_ibm_published_it() -> None:
 
 def test_every_test_is_listed(outcomes: dict[str, str]) -> None:
     """A new release of the wheel cannot bring a test that nobody decided about."""
-    assert set(outcomes) == {*SERVED, *SKIPPED_BY_IBM, *WAITING, *NOT_SERVED}
+    assert set(outcomes) == {*SERVED, *SKIPPED_BY_IBM, *NOT_SERVED}
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -111,7 +100,7 @@ def test_served(outcomes: dict[str, str], name: str) -> None:
     "name",
     [
         pytest.param(name, marks=pytest.mark.xfail(reason=why, strict=True, raises=AssertionError))
-        for name, why in {**WAITING, **NOT_SERVED}.items()
+        for name, why in NOT_SERVED.items()
     ],
 )
 def test_not_served_yet(outcomes: dict[str, str], name: str) -> None:
@@ -125,7 +114,7 @@ def test_not_served_is_said_with_404(outcomes: dict[str, str], name: str) -> Non
     assert outcomes[name].endswith("Status code: 404")
 
 
-@pytest.mark.parametrize("name", [*SKIPPED_BY_IBM, *WAITING])
+@pytest.mark.parametrize("name", SKIPPED_BY_IBM)
 def test_skipped_by_ibm(outcomes: dict[str, str], name: str) -> None:
     """IBM's suite skips these itself."""
     assert outcomes[name] == "skipped"

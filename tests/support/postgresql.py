@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import psycopg
 
 from tests.support.ports import free_port
+
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class PostgresServer:
         shutil.rmtree(self.directory)
 
     def new_database(self, name: str) -> str:
-        """Create an empty database; its URL."""
+        """Create an empty database whose name begins with `name`; its URL."""
+        name = f"{name}_{next(_numbers)}"
         with psycopg.connect(f"postgresql://hsmkms@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
             connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
         return f"postgresql://hsmkms@127.0.0.1:{self.port}/{name}"

@@ -31,6 +31,7 @@ COMMANDS = [
     ("unwrap",),
     ("doctor",),
     ("call",),
+    ("jobs",),
     ("version",),
     ("keys",),
     *(("keys", command) for command in ("list", "create", "show", "rotate", "delete")),

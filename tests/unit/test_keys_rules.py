@@ -16,10 +16,11 @@ from hsmkms.domain.keys import (
     KeyState,
     KeyVersion,
     effective_state,
-    require_rotation_due,
     require_usable,
 )
+from hsmkms.domain.lifecycle import require_rotation_due
 from hsmkms.domain.new_key import NewKey, require_valid
+from hsmkms.domain.waits import Waits
 from hsmkms.errors import HsmkmsError, InvalidField, KeyDeleted, KeyRootRequired, KeyStateConflict, RotationTooEarly
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -56,6 +57,8 @@ STATE_TABLE: dict[KeyAction, tuple[type[HsmkmsError] | None, ...]] = {
     KeyAction.UNWRAP: (OK, CONFLICT, OK, GONE),
     KeyAction.REWRAP: (OK, CONFLICT, OK, GONE),
     KeyAction.ROTATE: (OK, CONFLICT, OK, GONE),
+    KeyAction.DISABLE: (OK, CONFLICT, CONFLICT, GONE),
+    KeyAction.ENABLE: (CONFLICT, OK, CONFLICT, GONE),
 }
 """Contract section 3 and additions section 4, copied by hand."""
 
@@ -123,13 +126,13 @@ def test_expiry_changes_active_keys_only(state: KeyState) -> None:
 
 
 def test_rotation_needs_an_hour_since_the_last_one() -> None:
-    require_rotation_due(replace(KEY, rotated_at=NOW - HOUR), NOW)
+    require_rotation_due(replace(KEY, rotated_at=NOW - HOUR), Waits(), NOW)
     with pytest.raises(RotationTooEarly, match="after 2026-07-01T12:00:00Z"):
-        require_rotation_due(replace(KEY, rotated_at=NOW - HOUR + MOMENT), NOW)
+        require_rotation_due(replace(KEY, rotated_at=NOW - HOUR + MOMENT), Waits(), NOW)
 
 
 def test_creation_is_no_rotation() -> None:
-    require_rotation_due(replace(KEY, created_at=NOW, rotated_at=None), NOW)
+    require_rotation_due(replace(KEY, created_at=NOW, rotated_at=None), Waits(), NOW)
 
 
 def test_newest_version_wraps_and_all_are_found() -> None:

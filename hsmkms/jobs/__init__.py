@@ -1,0 +1,1 @@
+"""What happens without anybody asking: expiry, rotation, purge. Each is one service call under a database lease."""

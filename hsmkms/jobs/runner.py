@@ -1,0 +1,79 @@
+"""Runs the jobs in one process of all, as a thread of each worker.
+
+Whoever holds the lease works; the others look again every PERIOD_S. A lease ends LEASE after it was last renewed, so
+the place of a process that died is taken within LEASE and one PERIOD_S.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from hsmkms.clock import Clock
+from hsmkms.domain.jobs import JobRun
+from hsmkms.errors import HsmkmsError
+from hsmkms.service.jobs import Done, JobService
+
+PERIOD_S: Final = 5.0
+LEASE: Final = timedelta(seconds=20)
+NAME: Final = "jobs"
+
+_log = structlog.get_logger(__name__)
+
+
+class JobRunner:
+    """The thread. `holder` names this process among all."""
+
+    def __init__(self, service: JobService, holder: str, clock: Clock, *, period_s: float = PERIOD_S) -> None:
+        self._service = service
+        self._holder = holder
+        self._clock = clock
+        self._period_s = period_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the key that is being worked on, and leave the lease to others."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        silent = False
+        while not self._stop.wait(self._period_s):
+            try:
+                self._once()
+            except HsmkmsError as error:
+                if not silent:
+                    _log.warning("jobs wait", reason=error.message)
+                silent = True
+            else:
+                silent = False
+        try:
+            self._service.give_lease(NAME, self._holder)
+        except HsmkmsError:
+            _log.warning("the lease of the jobs was not given back and ends by itself")
+
+    def _once(self) -> None:
+        jobs: Mapping[str, Callable[[Callable[[], bool]], Done]] = {
+            "expiry": self._service.expire_due,
+            "rotation": self._service.rotate_due,
+            "purge": self._service.purge_due,
+        }
+        for name, job in jobs.items():
+            if not self._may_go_on():
+                return
+            done = job(self._may_go_on)
+            self._service.note(JobRun(name, self._holder, self._clock(), done.changed, done.failed))
+
+    def _may_go_on(self) -> bool:
+        """Asked before each key: whether this process still has the lease and is not stopping."""
+        return not self._stop.is_set() and self._service.take_lease(NAME, self._holder, LEASE)

@@ -1,0 +1,120 @@
+"""What is due by time alone. There is no caller: the policy that somebody set, or the contract, is the order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from hsmkms.clock import Clock
+from hsmkms.domain.jobs import JobRun
+from hsmkms.domain.keys import Key, key_owner
+from hsmkms.domain.waits import Waits
+from hsmkms.errors import HsmkmsError
+from hsmkms.service.lifecycle import LifecycleService
+from hsmkms.service.material import Material
+from hsmkms.service.snapshot import Snapshot
+from hsmkms.store.jobs import JobStore
+from hsmkms.store.keys import KeyStore, StaleKey
+
+BATCH: Final = 100
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How many keys a job changed, and how many it could not and will try again."""
+
+    changed: int
+    failed: int
+
+
+class JobService:
+    """Each job asks `go_on` before each key, and leaves the rest to the next run when that says no."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        keys: KeyStore,
+        material: Material,
+        lifecycle: LifecycleService,
+        snapshot: Snapshot,
+        waits: Waits,
+        clock: Clock,
+    ) -> None:
+        self._jobs = jobs
+        self._keys = keys
+        self._material = material
+        self._lifecycle = lifecycle
+        self._snapshot = snapshot
+        self._waits = waits
+        self._clock = clock
+
+    def take_lease(self, name: str, holder: str, length: timedelta) -> bool:
+        """Take or renew a lease; False while another process has it."""
+        return self._jobs.take_lease(name, holder, self._clock(), length)
+
+    def give_lease(self, name: str, holder: str) -> None:
+        """Leave it to others."""
+        self._jobs.give_lease(name, holder)
+
+    def note(self, run: JobRun) -> None:
+        """Remember what a job did."""
+        self._jobs.note(run)
+
+    def runs(self) -> Sequence[JobRun]:
+        """The last run of each job."""
+        return self._jobs.runs()
+
+    def due(self) -> dict[str, int]:
+        """How many keys each job would change now."""
+        now = self._clock()
+        return {
+            "expiry": len(self._keys.expired(now, None)),
+            "rotation": len(self._keys.due_for_rotation(now, None)),
+            "purge": len(self._keys.due_for_purge(now - self._waits.purge_scheduled, None)),
+        }
+
+    def expire_due(self, go_on: Callable[[], bool]) -> Done:
+        """Write Deactivated where an expiration date has passed; it counted as such from that moment on."""
+        now = self._clock()
+        return self._each(self._keys.expired(now, BATCH), go_on, lambda key: self._keys.expire(key, now))
+
+    def rotate_due(self, go_on: Callable[[], bool]) -> Done:
+        """Rotate keys whose policy says so: its interval after their creation or last rotation."""
+
+        def rotate(key: Key) -> None:
+            self._material.make(
+                key_owner(key.instance_id, key.id), lambda version: self._keys.rotate(key, version, version.created_at)
+            )
+
+        return self._each(self._keys.due_for_rotation(self._clock(), BATCH), go_on, rotate)
+
+    def purge_due(self, go_on: Callable[[], bool]) -> Done:
+        """Destroy keys 90 days after their deletion, and end purges that a crash interrupted."""
+        before = self._clock() - self._waits.purge_scheduled
+        interrupted = self._each(self._keys.purging(), go_on, self._lifecycle.finish_purge)
+        purged = self._each(self._keys.due_for_purge(before, BATCH), go_on, self._lifecycle.purge_without_caller)
+        return Done(interrupted.changed + purged.changed, interrupted.failed + purged.failed)
+
+    def _each(self, keys: Sequence[Key], go_on: Callable[[], bool], change: Callable[[Key], None]) -> Done:
+        changed = failed = 0
+        for key in keys:
+            if not go_on():
+                break
+            try:
+                change(key)
+            except StaleKey:
+                # Somebody changed the key meanwhile; if it is still due, the next run sees it.
+                continue
+            except HsmkmsError as error:
+                _log.warning("a job could not change a key", key=key.id, reason=error.message)
+                failed += 1
+                continue
+            self._snapshot.forget(key.id)
+            changed += 1
+        return Done(changed, failed)
