@@ -18,6 +18,7 @@ from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
 from hsmkms.api.requests import Gate
 from hsmkms.clock import system_clock
+from hsmkms.domain.access import Caller
 from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import KeyMaterialMissing, SettingsInvalid, StoreRefused, TokenRefused, TokenUnavailable
@@ -29,12 +30,14 @@ from hsmkms.iam.throttle import Throttle
 from hsmkms.jobs.runner import JobRunner
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
+from hsmkms.service.authorize import require_place
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.deployment import Deployment
 from hsmkms.service.doctor import Doctor
 from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
 from hsmkms.service.identities import IdentityService
+from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.instances import InstanceService
 from hsmkms.service.jobs import JobService
 from hsmkms.service.key_access import KeyAccess
@@ -186,10 +189,16 @@ def _services(
     ]
     access = KeyAccess(stores.keys, stores.tenants, snapshot, clock)
     waits = SHORT if settings.shorten_waits_for_tests else Waits()
+    instance_policies = InstancePolicyService(grants, rights, access, snapshot, clock)
+
+    def restrict(caller: Caller, instance_id: str, address: str) -> None:
+        require_place(caller, grants.restrictions(instance_id), address)
+
     lifecycle = LifecycleService(token, stores.keys, access, waits, clock)
     callers = Callers(grants, verifier, outside, clock)
     return Services(
-        keys=KeyService(token, stores.keys, access, material, waits, clock),
+        keys=KeyService(token, stores.keys, access, instance_policies, material, waits, clock),
+        instance_policies=instance_policies,
         lifecycle=lifecycle,
         aliases=AliasService(stores.keys, access, clock),
         key_policies=KeyPolicyService(stores.keys, access, clock),
@@ -203,7 +212,7 @@ def _services(
         instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
         health=HealthService(token, database),
         snapshot=snapshot,
-        gate=Gate(snapshot, callers, threads),
+        gate=Gate(snapshot, callers, restrict, threads),
         jobs=JobService(stores.jobs, stores.keys, material, lifecycle, snapshot, waits, clock),
         waits=waits,
         clock=clock,

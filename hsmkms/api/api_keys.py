@@ -10,8 +10,8 @@ from fastapi.concurrency import run_in_threadpool
 from hsmkms.api import described as d
 from hsmkms.api import iam_wire as w
 from hsmkms.api.cold import PlatformRoute, answer, body_of, caller_of, described, path_id, services
-from hsmkms.api.identity import address_of
 from hsmkms.api.paging import page_of
+from hsmkms.api.requests import address_of
 from hsmkms.api.service_ids import require_plain, tagged, time_of
 from hsmkms.domain.access import Action
 from hsmkms.domain.identities import ApiKey
@@ -91,7 +91,7 @@ async def get_api_key_details(request: Request) -> Response:
     if not secret:
         raise Invalid("The header IAM-ApiKey is missing.")
     here, caller = services(request), caller_of(request)
-    named = await run_in_threadpool(here.tokens.api_key_of, SecretText(secret), address_of(request))
+    named = await run_in_threadpool(here.tokens.api_key_of, SecretText(secret), address_of(request.scope))
     return _answer(await run_in_threadpool(here.api_keys.get, caller, named.id))
 
 

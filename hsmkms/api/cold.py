@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 
 from hsmkms.api.bodies import COLD_LIMIT, Model, decode_object, parse, read_body
 from hsmkms.api.problems import guard, kms_problem, platform_problem, token_problem
-from hsmkms.api.requests import Envelope, Gate, authenticate, correlation_id, envelope, header_map
+from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.tenants import Instance
@@ -29,6 +29,7 @@ from hsmkms.service.crypto import CryptoService
 from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
 from hsmkms.service.identities import IdentityService
+from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.instances import InstanceService
 from hsmkms.service.jobs import JobService
 from hsmkms.service.key_policies import KeyPolicyService
@@ -51,6 +52,7 @@ class Services:
     lifecycle: LifecycleService
     aliases: AliasService
     key_policies: KeyPolicyService
+    instance_policies: InstancePolicyService
     key_rings: KeyRingService
     crypto: CryptoService
     tokens: TokenService
@@ -143,6 +145,7 @@ class KmsRoute(OpenRoute):
         InvalidQueryParam where the query names the action and names none."""
         call = request.state.call = envelope(headers, caller_of(request))
         require_any(call.caller, self.action_of(request), services(request).snapshot.instance(call.instance_id))
+        services(request).gate.restrict(call.caller, call.instance_id, address_of(request.scope))
 
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """Key Protect's error body, which begins with what could not be done."""

@@ -21,6 +21,8 @@ _MODELS: Final[list[type[pydantic.BaseModel]]] = [
     wire.KeyWithPoliciesBody,
     wire.KeyPolicyBody,
     wire.KeyPolicyCollection,
+    wire.InstancePolicyBody,
+    wire.InstancePolicyCollection,
     wire.AliasCollection,
     wire.KeyPatchBody,
     wire.WrapBody,
@@ -127,6 +129,7 @@ VERSION_LISTING: Final = [
     _query("allKeyStates", "true: also for keys that are not Active"),
 ]
 KEY_POLICY: Final = _query("policy", "rotation or dualAuthDelete; without it all of them")
+INSTANCE_POLICY: Final = _query("policy", "Name of one policy; without it all of them")
 FORCE: Final = _query("force", "true: move deleted keys to the ring default")
 RING_LISTING: Final = [*_PAGE, _query("totalCount", "true: metadata.totalCount")]
 

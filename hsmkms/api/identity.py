@@ -15,6 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from hsmkms.api import described as d
 from hsmkms.api import wire
 from hsmkms.api.cold import TokenRoute, answer, raw_body_of, services
+from hsmkms.api.requests import address_of
 from hsmkms.domain.identities import SigningKey
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import TokenRequestInvalid
@@ -37,7 +38,7 @@ async def issue_token(request: Request) -> Response:
     tokens = services(request).tokens
     if form.get("grant_type") == GRANT_API_KEY:
         secret = SecretText(_field(form, "apikey"))
-        issued = await run_in_threadpool(tokens.exchange_api_key, secret, address_of(request))
+        issued = await run_in_threadpool(tokens.exchange_api_key, secret, address_of(request.scope))
     elif form.get("grant_type") == GRANT_REFRESH:
         issued = await run_in_threadpool(tokens.refresh, SecretText(_field(form, "refresh_token")))
     else:
@@ -62,11 +63,6 @@ async def revoke_token(request: Request) -> Response:
     form = _form(raw_body_of(request))
     await run_in_threadpool(services(request).tokens.revoke, SecretText(_field(form, "token")))
     return Response(status_code=200)
-
-
-def address_of(request: Request) -> str:
-    """Where a request came from, as far as the socket tells."""
-    return request.client.host if request.client is not None else ""
 
 
 @router.get("/identity/keys", openapi_extra=d.plain("Public keys of access tokens", "Identity", wire.JsonWebKeySet))

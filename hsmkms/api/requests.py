@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -27,10 +27,11 @@ CERTIFICATE: Final = "client_certificate"
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What it takes to know who is calling."""
+    """What it takes to know who is calling, and from where."""
 
     snapshot: Snapshot
     callers: Callers
+    restrict: Callable[[Caller, str, str], None]
     threads: ThreadPoolExecutor
 
 
@@ -77,6 +78,12 @@ async def authenticate(gate: Gate, headers: Mapping[str, str], scope: Scope) -> 
     if caller is None:
         caller = await loop.run_in_executor(gate.threads, gate.callers.resolve, *shown)
     return caller
+
+
+def address_of(scope: Scope) -> str:
+    """Where a request came from, as far as the socket tells."""
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def envelope(headers: Mapping[str, str], caller: Caller) -> Envelope:

@@ -106,6 +106,32 @@ class RotateBody(_Request):
     encryptionAlgorithm: str | None = None
 
 
+class InstancePolicyAttributes(_Request):
+    allowed_network: str | None = None
+    allowed_ip: list[str] | None = None
+    create_root_key: bool | None = None
+    create_standard_key: bool | None = None
+    import_root_key: bool | None = None
+    import_standard_key: bool | None = None
+    enforce_token: bool | None = None
+    interval_month: int | None = None
+
+
+class InstancePolicyData(_Request):
+    enabled: bool
+    attributes: InstancePolicyAttributes | None = None
+
+
+class InstancePolicyWriteResource(_Request):
+    policy_type: str
+    policy_data: InstancePolicyData
+
+
+class InstancePolicyBody(_Request):
+    metadata: CollectionMetadata
+    resources: list[InstancePolicyWriteResource]
+
+
 CANONICAL_NAMES: Final = {
     name.lower(): name
     for model in (
@@ -118,6 +144,9 @@ CANONICAL_NAMES: Final = {
         RotateBody,
         RotationWish,
         DualAuthWish,
+        InstancePolicyAttributes,
+        InstancePolicyData,
+        InstancePolicyWriteResource,
     )
     for name in model.model_fields
 }
@@ -232,6 +261,20 @@ class KeyPolicyResource(_Response):
 class KeyPolicyCollection(_Response):
     metadata: ListMetadata
     resources: list[KeyPolicyResource] | None = None
+
+
+class InstancePolicyResource(_Response):
+    policy_type: str
+    policy_data: InstancePolicyData
+    creationDate: str
+    createdBy: str
+    updatedBy: str
+    lastUpdated: str
+
+
+class InstancePolicyCollection(_Response):
+    metadata: ListMetadata
+    resources: list[InstancePolicyResource]
 
 
 class VersionCollection(_Response):

@@ -72,6 +72,16 @@ def restore(guid: Guid, account: AccountOption = None) -> None:
         show([_describe(here.services.instances.restore(operator, guid.lower()))], json=False)
 
 
+@app.command("open-network")
+def open_network(guid: Guid) -> None:
+    """Take away the policies allowedIP and allowedNetwork, for who locked himself out."""
+    with rooms() as here:
+        found = here.services.snapshot.instance(guid.lower())
+        if found is None:
+            raise NotFound("instance")
+        here.services.instance_policies.open_network(here.deployment.operator(found.account), found.id)
+
+
 def _describe(instance: Instance) -> dict[str, Any]:
     return {
         "guid": instance.id,

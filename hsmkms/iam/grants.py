@@ -16,12 +16,13 @@ import structlog
 
 from hsmkms.domain.access import Rights, Role, Scope
 from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, Login, RevokedSession, SigningKey
+from hsmkms.domain.instance_policies import InstancePolicy, Restrictions
 from hsmkms.domain.policies import Policy, PolicyState, grants_of_source
 from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance, SealedInstance
 from hsmkms.iam import integrity
 
-T = TypeVar("T", Identity, ApiKey, AccessGroup, Policy, Login, SigningKey, RevokedSession)
+T = TypeVar("T", Identity, ApiKey, AccessGroup, Policy, Login, SigningKey, RevokedSession, InstancePolicy)
 
 _log = structlog.get_logger(__name__)
 _ALL: Final = None
@@ -51,6 +52,7 @@ class Grants:
         self._genuine: set[bytes] = set()
         self._forged: dict[bytes, float] = {}
         self._instances: list[Instance] = []
+        self._restrictions: tuple[int, dict[str, Restrictions]] = (0, {})
         self.revoked_sessions: frozenset[str] = frozenset()
         self.epoch = 0
 
@@ -132,6 +134,16 @@ class Grants:
             return Rights(grants_of_source(identity.sources, policies, instances, any_region=self._any_region))
         return Rights(self._own_grants(identity))
 
+    def restrictions(self, instance_id: str) -> Restrictions:
+        """From where an instance may be called."""
+        epoch, known = self._restrictions
+        if epoch != self.epoch:
+            epoch, known = self._restrictions = (self.epoch, {})
+        found = known.get(instance_id)
+        if found is None:
+            found = known[instance_id] = Restrictions(self.about(InstancePolicy, instance_id))
+        return found
+
     def of_account(self, account: str) -> list[integrity.Sealable]:
         """All believed values of an account."""
         with self._lock:
@@ -204,5 +216,7 @@ def _subjects(value: integrity.Sealable) -> tuple[str | None, ...]:
             subject = value.subject
             service = None if subject.service is None else f"service:{subject.service}"
             return (_ALL, subject.iam_id or subject.access_group_id or service or "")
+        case InstancePolicy():
+            return (_ALL, value.instance_id)
         case SigningKey() | RevokedSession():
             return (_ALL,)

@@ -14,11 +14,12 @@ from typing import Final, TypeAlias
 import msgspec
 
 from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, Login, RevokedSession, SigningKey
+from hsmkms.domain.instance_policies import InstancePolicy
 from hsmkms.domain.policies import Policy
 from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance, SealedInstance
 
-Sealable: TypeAlias = Identity | ApiKey | AccessGroup | Policy | Login | SigningKey | RevokedSession
+Sealable: TypeAlias = Identity | ApiKey | AccessGroup | Policy | Login | SigningKey | RevokedSession | InstancePolicy
 Mac = Callable[[bytes], bytes]
 """message → HMAC-SHA-256 of 32 bytes, made in the token. Raises Unavailable."""
 
@@ -30,6 +31,7 @@ KINDS: Final[dict[type[Sealable], str]] = {
     Login: "login",
     SigningKey: "signing_key",
     RevokedSession: "revoked_session",
+    InstancePolicy: "instance_policy",
 }
 _TYPES: Final[dict[str, type[Sealable]]] = {kind: known for known, kind in KINDS.items()}
 _PURPOSE: Final = b"hsmkms sealed record 1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hsmkms.domain.access import Action, Caller, Target, allows
+from hsmkms.domain.instance_policies import Restrictions
 from hsmkms.domain.tenants import Instance
 from hsmkms.errors import Unauthorized
 
@@ -17,6 +18,13 @@ def require_any(caller: Caller, action: Action, instance: Instance | None) -> No
 def require_any_in_account(caller: Caller, action: Action) -> None:
     """The same for calls that are not about one instance."""
     if not caller.rights.have(action):
+        raise Unauthorized
+
+
+def require_place(caller: Caller, restrictions: Restrictions, address: str) -> None:
+    """Raise Unauthorized for a call from where the instance's policies do not admit it; they do not bind source
+    services (contract section 1.4)."""
+    if not caller.source_services and not restrictions.admit(address):
         raise Unauthorized
 
 

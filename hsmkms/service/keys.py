@@ -29,6 +29,7 @@ from hsmkms.domain.secrets import SecretBytes
 from hsmkms.domain.waits import Waits
 from hsmkms.errors import KeyNotFound, KeySearchTooBroad, KeyStateConflict, Unauthorized
 from hsmkms.service.authorize import authorize_within
+from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.key_access import KeyAccess
 from hsmkms.service.key_policies import policy_of
 from hsmkms.service.material import Material
@@ -59,11 +60,19 @@ class KeyService:
     """The life of keys. Each method authorizes its caller first and raises Unauthorized."""
 
     def __init__(
-        self, token: Token, keys: KeyStore, access: KeyAccess, material: Material, waits: Waits, clock: Clock
+        self,
+        token: Token,
+        keys: KeyStore,
+        access: KeyAccess,
+        instance_policies: InstancePolicyService,
+        material: Material,
+        waits: Waits,
+        clock: Clock,
     ) -> None:
         self._token = token
         self._keys = keys
         self._access = access
+        self._instance_policies = instance_policies
         self._material = material
         self._waits = waits
         self._clock = clock
@@ -77,7 +86,8 @@ class KeyService:
         policies: Sequence[KeyPolicyWish] | None = None,
     ) -> KeyWithPayload:
         """Create a root key in the token or a standard key sealed by it; with `policies` of its own, which takes a
-        right of its own. Raises InvalidField, KeyRingNotFound, KeyRootRequired, AliasNotUnique."""
+        right of its own. Raises InvalidField, KeyRingNotFound, KeyRootRequired, KeyCreationForbidden,
+        AliasNotUnique."""
         ring = key_ring_id or DEFAULT_KEY_RING
         action = Action.KEY_CREATE if policies is None else Action.KEY_CREATE_WITH_POLICIES
         instance = self._access.instance(caller, action, instance_id, ring)
@@ -85,7 +95,9 @@ class KeyService:
         require_valid(wish, now)
         self._access.require_ring(instance_id, ring)
         bare = _new_key(wish, instance_id, ring, caller, now)
-        held = tuple(policy_of(one, bare, caller.iam_id, now) for one in policies or ())
+        inherited = self._instance_policies.inherited(instance_id, extractable=wish.extractable, imported=False)
+        wanted = inherited if policies is None else policies
+        held = tuple(policy_of(one, bare, caller.iam_id, now) for one in wanted)
         key = dataclasses.replace(bare, policies=held)
         if wish.extractable:
             payload = self._token.random(STANDARD_KEY_BYTES)

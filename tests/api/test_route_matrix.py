@@ -52,6 +52,10 @@ BODIES: dict[tuple[str, str], Any] = {
         "metadata": {"collectionType": "application/vnd.ibm.kms.policy+json", "collectionTotal": 1},
         "resources": [{"dualAuthDelete": {"enabled": False}}],
     },
+    ("PUT", "/api/v2/instance/policies"): {
+        "metadata": {"collectionType": "application/vnd.ibm.kms.policy+json", "collectionTotal": 1},
+        "resources": [{"policy_type": "metrics", "policy_data": {"enabled": False}}],
+    },
     ("PATCH", "/api/v2/keys/{id}"): {"keyRingID": "default"},
     ("POST", "/api/v2/keys/{id}/actions/unwrap"): {"ciphertext": "AAAA"},
     ("POST", "/api/v2/keys/{id}/actions/rewrap"): {"ciphertext": "AAAA"},

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.deployment import Service
+from tests.support.deployment import Service, State
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 CHECKS = (
@@ -39,6 +40,7 @@ def test_description_is_complete(shared_service: Service) -> None:
         "/api/v2/keys/{id}/policies": {"get", "put"},
         "/api/v2/keys/{id}/aliases/{alias}": {"post", "delete"},
         "/api/v2/keys_with_policy_overrides": {"post"},
+        "/api/v2/instance/policies": {"get", "put"},
         "/api/v2/key_rings": {"get"},
         "/api/v2/key_rings/{key_ring_id}": {"post", "delete"},
         "/identity/token": {"post"},
@@ -71,15 +73,17 @@ def test_description_is_complete(shared_service: Service) -> None:
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_no_request_gives_500(shared_service: Service, mode: str, tmp_path: Path) -> None:
-    """Generated requests with a valid token: well-formed and deliberately broken ones."""
+def test_no_request_gives_500(state: State, run_service: Callable[..., Service], mode: str, tmp_path: Path) -> None:
+    """Generated requests with a valid token: well-formed and deliberately broken ones, on a service of their own, for
+    some of them change its policies."""
+    service = run_service(state)
     done = subprocess.run(
         [
             str(SCHEMATHESIS),
             "run",
-            f"{shared_service.url}/openapi.json",
-            f"--header=Authorization: Bearer {shared_service.token()}",
-            f"--header=Bluemix-Instance: {shared_service.state.instance_id}",
+            f"{service.url}/openapi.json",
+            f"--header=Authorization: Bearer {service.token()}",
+            f"--header=Bluemix-Instance: {state.instance_id}",
             f"--mode={mode}",
             f"--checks={CHECKS}",
             "--phases=examples,coverage,fuzzing",

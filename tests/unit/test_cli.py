@@ -36,7 +36,7 @@ COMMANDS = [
     ("keys",),
     *(("keys", command) for command in ("list", "create", "show", "rotate", "delete")),
     ("instances",),
-    *(("instances", command) for command in ("list", "show", "create", "delete", "restore")),
+    *(("instances", command) for command in ("list", "show", "create", "delete", "restore", "open-network")),
     ("authorizations",),
     *(("authorizations", command) for command in ("list", "create", "delete")),
     ("iam",),
