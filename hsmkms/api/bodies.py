@@ -17,7 +17,7 @@ from starlette.types import Receive
 
 from hsmkms.api import wire
 from hsmkms.api.problems import BodyTooLarge
-from hsmkms.errors import BadBody
+from hsmkms.errors import BadBody, CollectionTotalMismatch, ResourceCount
 
 COLD_LIMIT: Final = 64 * 1024
 HOT_LIMIT: Final = 1024 * 1024
@@ -73,6 +73,17 @@ def parse(model: type[Model], value: dict[str, Any]) -> Model:
     except pydantic.ValidationError as error:
         # Not chained: pydantic's text quotes the input.
         raise _refusal(error) from None
+
+
+def require_policies(metadata: wire.CollectionMetadata, count: int, *, one: bool) -> None:
+    """Raise BadBody, CollectionTotalMismatch or ResourceCount for a collection of policies that is not one; with `one`
+    the parameter `policy` named a single policy (contract section 1.4)."""
+    if metadata.collectionType != wire.POLICY_TYPE:
+        raise BadBody(f"The member metadata.collectionType must be {wire.POLICY_TYPE}.")
+    if metadata.collectionTotal != count:
+        raise CollectionTotalMismatch
+    if one and count != 1:
+        raise ResourceCount
 
 
 def _fold(value: dict[str, Any]) -> dict[str, Any]:

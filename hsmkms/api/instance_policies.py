@@ -9,10 +9,11 @@ from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import wire
+from hsmkms.api.bodies import require_policies
 from hsmkms.api.cold import KmsRoute, answer, body_of, call_of, described, services
 from hsmkms.domain.access import Action
 from hsmkms.domain.instance_policies import CreateAccess, InstancePolicy, InstancePolicyKind, InstancePolicyWish
-from hsmkms.errors import BadBody, CollectionTotalMismatch, InvalidQueryParam, QueryMismatch, ResourceCount
+from hsmkms.errors import BadBody, InvalidQueryParam, QueryMismatch
 
 router = APIRouter(prefix="/api/v2", route_class=KmsRoute, default_response_class=Response)
 
@@ -75,12 +76,7 @@ async def put_policies(request: Request) -> Response:
     """Set one policy, or several without the parameter `policy`: an empty 204."""
     call, kind = call_of(request), _kind(request)
     body = body_of(request, wire.InstancePolicyBody)
-    if body.metadata.collectionType != wire.POLICY_TYPE:
-        raise BadBody(f"The member metadata.collectionType must be {wire.POLICY_TYPE}.")
-    if body.metadata.collectionTotal != len(body.resources):
-        raise CollectionTotalMismatch
-    if kind is not None and len(body.resources) != 1:
-        raise ResourceCount
+    require_policies(body.metadata, len(body.resources), one=kind is not None)
     wishes = [_wish(resource) for resource in body.resources]
     kinds = [wish.kind for wish in wishes]
     if not kinds or len(set(kinds)) != len(kinds):

@@ -7,12 +7,13 @@ from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import wire
+from hsmkms.api.bodies import require_policies
 from hsmkms.api.cold import KmsRoute, answer, body_of, call_of, described, instance_of, path_id, services
 from hsmkms.api.requests import Envelope
 from hsmkms.domain.access import Action
 from hsmkms.domain.key_policies import KeyPolicyKind, KeyPolicyWish
 from hsmkms.domain.keys import Key
-from hsmkms.errors import BadBody, CollectionTotalMismatch, InvalidQueryParam, QueryMismatch, ResourceCount
+from hsmkms.errors import BadBody, InvalidQueryParam, QueryMismatch
 
 router = APIRouter(prefix="/api/v2", route_class=KmsRoute, default_response_class=Response)
 
@@ -61,12 +62,7 @@ async def put_policies(request: Request) -> Response:
     """Set one policy, or several without the parameter `policy`."""
     call, kind = call_of(request), _kind(request)
     body = body_of(request, wire.KeyPolicyBody)
-    if body.metadata.collectionType != wire.POLICY_TYPE:
-        raise BadBody(f"The member metadata.collectionType must be {wire.POLICY_TYPE}.")
-    if body.metadata.collectionTotal != len(body.resources):
-        raise CollectionTotalMismatch
-    if kind is not None and len(body.resources) != 1:
-        raise ResourceCount
+    require_policies(body.metadata, len(body.resources), one=kind is not None)
     wishes = [wish for resource in body.resources for wish in policy_wishes(resource)]
     kinds = [wish.kind for wish in wishes]
     if not kinds or len(set(kinds)) != len(kinds):

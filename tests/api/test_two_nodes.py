@@ -42,6 +42,17 @@ def test_deletion_is_obeyed_within_a_second(client: httpx.Client, other: httpx.C
             assert time.monotonic() - deleted_at < 1.0
 
 
+def test_a_disabled_key_is_refused_within_a_second(client: httpx.Client, other: httpx.Client) -> None:
+    for _ in range(3):
+        key = create_key(client)
+        assert other.post(f"/keys/{key}/actions/wrap").status_code == 200
+        assert client.post(f"/keys/{key}/actions/disable").status_code == 204
+        disabled_at = time.monotonic()
+        assert client.post(f"/keys/{key}/actions/wrap").status_code == 409
+        while other.post(f"/keys/{key}/actions/wrap").status_code != 409:
+            assert time.monotonic() - disabled_at < 1.0
+
+
 def test_simultaneous_rotations_make_one_version(client: httpx.Client, other: httpx.Client) -> None:
     key = create_key(client)
     with ThreadPoolExecutor(2) as threads:
