@@ -7,6 +7,7 @@ the place of a process that died is taken within LEASE and one PERIOD_S.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Final
@@ -20,6 +21,8 @@ from hsmkms.service.jobs import Done, JobService
 
 PERIOD_S: Final = 5.0
 LEASE: Final = timedelta(seconds=20)
+RENEWED_EVERY_S: Final = 4.0
+NOTED_FOR_S: Final = 60.0
 NAME: Final = "jobs"
 
 _log = structlog.get_logger(__name__)
@@ -33,6 +36,8 @@ class JobRunner:
         self._holder = holder
         self._clock = clock
         self._period_s = period_s
+        self._renew_at = 0.0
+        self._noted_until: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
 
@@ -72,8 +77,18 @@ class JobRunner:
             if not self._may_go_on():
                 return
             done = job(self._may_go_on)
-            self._service.note(JobRun(name, self._holder, self._clock(), done.changed, done.failed))
+            # A run that found nothing to do is worth a row now and then, not a write every few seconds.
+            if done.changed or done.failed or time.monotonic() >= self._noted_until.get(name, 0.0):
+                self._noted_until[name] = time.monotonic() + NOTED_FOR_S
+                self._service.note(JobRun(name, self._holder, self._clock(), done.changed, done.failed))
 
     def _may_go_on(self) -> bool:
         """Asked before each key: whether this process still has the lease and is not stopping."""
-        return not self._stop.is_set() and self._service.take_lease(NAME, self._holder, LEASE)
+        if self._stop.is_set():
+            return False
+        if time.monotonic() >= self._renew_at:
+            if not self._service.take_lease(NAME, self._holder, LEASE):
+                self._renew_at = 0.0
+                return False
+            self._renew_at = time.monotonic() + RENEWED_EVERY_S
+        return True

@@ -83,10 +83,9 @@ def first_schema(state: State, path: Path) -> Path:
         connection.commit()
     with sqlite3.connect(path) as database:
         database.execute("ATTACH ? AS new", (str(state.path / "hsmkms.db"),))
-        kept = "id, name, region, account, created_at, sealing_id, sealing_created_at, sealing_check_value"
-        database.execute(f"INSERT INTO instance ({kept}) SELECT {kept} FROM new.instance")
-        for table in ("key", "key_version", "key_alias"):
-            database.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
+        for table in ("instance", "key", "key_version", "key_alias"):
+            kept = ", ".join(row[1] for row in database.execute(f"PRAGMA main.table_info({table})"))
+            database.execute(f"INSERT INTO main.{table} ({kept}) SELECT {kept} FROM new.{table}")
     database.close()
     return path
 
