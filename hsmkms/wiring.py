@@ -28,6 +28,7 @@ from hsmkms.iam.grants import Grants
 from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
 from hsmkms.jobs.runner import JobRunner
+from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.authorize import require_place
@@ -182,6 +183,7 @@ def _services(
 ) -> Services:
     clock, any_region = system_clock, settings.allow_authorizations_across_regions
     rights = RightsWriter(stores.records, grants, token.mac, snapshot, clock)
+    account = AccountRecords(grants, snapshot)
     verifier = TokenVerifier(grants, settings.issuer, clock)
     outside = [
         OutsideIssuer(IssuerSettings(one.issuer, one.audience, one.ca_file, one.keys_max_age_s), clock)
@@ -205,10 +207,10 @@ def _services(
         key_rings=KeyRingService(stores.tenants, snapshot, clock),
         crypto=CryptoService(token, snapshot, clock, threads),
         tokens=TokenService(token, grants, rights, stores.records, snapshot, callers, verifier, Throttle(), clock),
-        identities=IdentityService(grants, rights, snapshot, clock),
-        api_keys=ApiKeyService(token, grants, rights, stores.records, snapshot, clock),
-        groups=GroupService(grants, rights, snapshot, clock),
-        policies=PolicyService(grants, rights, snapshot, clock, any_region=any_region),
+        identities=IdentityService(grants, account, rights, clock),
+        api_keys=ApiKeyService(token, grants, account, rights, stores.records, clock),
+        groups=GroupService(grants, account, rights, clock),
+        policies=PolicyService(grants, account, rights, snapshot, clock, any_region=any_region),
         instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
         health=HealthService(token, database),
         snapshot=snapshot,

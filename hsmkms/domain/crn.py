@@ -19,7 +19,6 @@ REGIONLESS: Final = "global"
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _PREFIX: Final = "crn:v1:bluemix:public"
-_PLATFORM_ROLES: Final = frozenset({Role.VIEWER, Role.OPERATOR, Role.EDITOR, Role.ADMINISTRATOR})
 _COMMON_ROLES: Final = frozenset({Role.READER, Role.WRITER, Role.MANAGER})
 
 
@@ -70,7 +69,7 @@ def instance_id_of(text: str, account: str) -> str | None:
 
 def role_id(role: Role) -> str:
     """The id of a role, as IAM policies name it (contract section 4)."""
-    if role in _PLATFORM_ROLES:
+    if role not in KEY_ROLES:
         return f"{_PREFIX}:iam::::role:{role.value}"
     owner = "iam" if role in _COMMON_ROLES else KEY_SERVICE
     return f"{_PREFIX}:{owner}::::serviceRole:{role.value}"
@@ -78,4 +77,4 @@ def role_id(role: Role) -> str:
 
 ROLES_BY_ID: Final = {role_id(role): role for role in Role}
 SERVICE_ROLES: Final = tuple(role for role in Role if role in KEY_ROLES)
-PLATFORM_ROLES: Final = tuple(role for role in Role if role in _PLATFORM_ROLES)
+PLATFORM_ROLES: Final = tuple(role for role in Role if role not in KEY_ROLES)

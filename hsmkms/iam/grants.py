@@ -108,16 +108,14 @@ class Grants:
     def about(self, kind: type[T], subject: str | None = _ALL) -> list[T]:
         """All believed values of a kind that concern a subject (an `iam_id`, a group id, `service:<name>`, an OIDC
         issuer), or all of the kind for None."""
+        return [value for _, value in self.entries(kind, subject)]
+
+    def entries(self, kind: type[T], subject: str | None = _ALL) -> list[tuple[Record, T]]:
+        """The same with their records, which a change of them must name."""
         with self._lock:
             places = self._index.get((integrity.KINDS[kind], subject), set())
             found = [self._records[place] for place in places]
-        return [value for record, value in found if isinstance(value, kind) and self.believes(record)]
-
-    def records_about(self, kind: type[integrity.Sealable], subject: str) -> list[Record]:
-        """The believed records of a kind that concern a subject, for who wants to change them."""
-        with self._lock:
-            found = [self._records[place][0] for place in self._index.get((integrity.KINDS[kind], subject), set())]
-        return [record for record in found if self.believes(record)]
+        return [(record, value) for record, value in found if isinstance(value, kind) and self.believes(record)]
 
     def identity(self, iam_id: str) -> Identity | None:
         """The identity behind an `iam_id`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 import msgspec
@@ -76,6 +76,11 @@ def seal_instance(mac: Mac, instance: Instance) -> SealedInstance:
 def is_sealed_instance(mac: Mac, sealed: SealedInstance) -> bool:
     """Whether the instance is as this deployment wrote it. Raises Unavailable."""
     return sealed.mac is not None and hmac.compare_digest(mac(_instance_message(sealed.instance)), sealed.mac)
+
+
+def unsealed(mac: Mac, instances: Iterable[SealedInstance]) -> list[Instance]:
+    """Those that this deployment did not write as they are. Raises Unavailable."""
+    return [one.instance for one in instances if not is_sealed_instance(mac, one)]
 
 
 def digest(record: Record) -> bytes:

@@ -31,11 +31,10 @@ _log = structlog.get_logger(__name__)
 class JobRunner:
     """The thread. `holder` names this process among all."""
 
-    def __init__(self, service: JobService, holder: str, clock: Clock, *, period_s: float = PERIOD_S) -> None:
+    def __init__(self, service: JobService, holder: str, clock: Clock) -> None:
         self._service = service
         self._holder = holder
         self._clock = clock
-        self._period_s = period_s
         self._renew_at = 0.0
         self._noted_until: dict[str, float] = {}
         self._stop = threading.Event()
@@ -53,7 +52,7 @@ class JobRunner:
 
     def _run(self) -> None:
         silent = False
-        while not self._stop.wait(self._period_s):
+        while not self._stop.wait(PERIOD_S):
             try:
                 self._once()
             except HsmkmsError as error:

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hsmkms.clock import Clock
-from hsmkms.domain.access import Action, Caller, Target
+from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.identities import ApiKey, ApiKeyUse
 from hsmkms.domain.records import Record
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import Invalid, Locked, NotFound
 from hsmkms.iam import api_keys
 from hsmkms.iam.grants import Grants
-from hsmkms.service.authorize import authorize
+from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.rights import Delete, Insert, Replace, RightsWriter, require_version
-from hsmkms.service.snapshot import Snapshot
 from hsmkms.store.records import RecordStore
 from hsmkms.token.room import Token
 
@@ -41,16 +40,16 @@ class ApiKeyService:
         self,
         token: Token,
         grants: Grants,
+        account: AccountRecords,
         rights: RightsWriter,
         records: RecordStore,
-        snapshot: Snapshot,
         clock: Clock,
     ) -> None:
         self._token = token
         self._grants = grants
+        self._account = account
         self._rights = rights
         self._records = records
-        self._snapshot = snapshot
         self._clock = clock
 
     def create(
@@ -65,8 +64,7 @@ class ApiKeyService:
         disabled: bool = False,
     ) -> NewApiKey:
         """A new key of an identity. Raises NotFound, Locked, Invalid."""
-        authorize(caller, Action.API_KEY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.API_KEY_WRITE)
         identity = self._grants.identity(iam_id)
         if identity is None or identity.account != caller.account:
             raise NotFound("identity")
@@ -95,27 +93,24 @@ class ApiKeyService:
 
     def require_valid(self, name: str, description: str | None, expires_at: datetime | None) -> None:
         """Raise Invalid for what cannot be a key, before anything else is made for it."""
-        _require_valid(name, description, expires_at, self._clock())
+        if not 1 <= len(name) <= MAX_NAME or len(description or "") > MAX_NAME:
+            raise Invalid(f"A name has 1 to {MAX_NAME} characters, a description at most {MAX_NAME}.")
+        if expires_at is not None and expires_at <= self._clock():
+            raise Invalid("expires_at must be in the future.")
 
     def list(self, caller: Caller, iam_id: str | None) -> Sequence[tuple[Record, ApiKey]]:
         """The keys of an identity, or of the whole account, oldest first."""
-        authorize(caller, Action.API_KEY_READ, Target(caller.account))
-        self._snapshot.refresh()
-        every = self._grants.about(ApiKey) if iam_id is None else self._grants.about(ApiKey, iam_id)
-        found = sorted(
-            (key for key in every if key.account == caller.account), key=lambda key: (key.created_at, key.id)
-        )
-        return [self._require(api_key.id, caller.account) for api_key in found]
+        self._account.enter(caller, Action.API_KEY_READ)
+        return self._account.all(ApiKey, caller.account, iam_id)
 
     def get(self, caller: Caller, key_id: str) -> tuple[Record, ApiKey]:
         """One key."""
-        authorize(caller, Action.API_KEY_READ, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.API_KEY_READ)
         return self._require(key_id, caller.account)
 
     def last_use(self, caller: Caller, key_id: str) -> ApiKeyUse | None:
         """When a key was last exchanged for a token, to the minute."""
-        authorize(caller, Action.API_KEY_READ, Target(caller.account))
+        self._account.enter(caller, Action.API_KEY_READ)
         self._require(key_id, caller.account)
         return self._records.last_use(key_id)
 
@@ -129,11 +124,10 @@ class ApiKeyService:
         expires_at: datetime | None,
     ) -> tuple[Record, ApiKey]:
         """Change what is not None. Raises NotFound, Locked, VersionRequired, VersionStale, Invalid."""
-        authorize(caller, Action.API_KEY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.API_KEY_WRITE)
         record, api_key = self._require(key_id, caller.account)
         require_version(record, if_match)
-        _require_valid(name or api_key.name, description, expires_at, self._clock())
+        self.require_valid(name or api_key.name, description, expires_at)
         if api_key.locked:
             raise Locked("API key")
         changed = dataclasses.replace(
@@ -146,8 +140,7 @@ class ApiKeyService:
 
     def rotate(self, caller: Caller, key_id: str) -> NewApiKey:
         """A new secret for a key; the old one, and every token made with it, is refused from now on. Raises Locked."""
-        authorize(caller, Action.API_KEY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.API_KEY_WRITE)
         record, api_key = self._require(key_id, caller.account)
         if api_key.locked:
             raise Locked("API key")
@@ -157,15 +150,13 @@ class ApiKeyService:
 
     def set_locked(self, caller: Caller, key_id: str, *, locked: bool) -> tuple[Record, ApiKey]:
         """Lock: the key is refused and cannot be changed. Or unlock. Raises NotFound, LastAdministrator."""
-        authorize(caller, Action.API_KEY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.API_KEY_WRITE)
         record, api_key = self._require(key_id, caller.account)
         return self._replace(record, dataclasses.replace(api_key, locked=locked))
 
     def set_disabled(self, caller: Caller, key_id: str, *, disabled: bool) -> tuple[Record, ApiKey]:
         """Disable: the key is refused. Or enable. Raises NotFound, Locked, LastAdministrator."""
-        authorize(caller, Action.API_KEY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.API_KEY_WRITE)
         record, api_key = self._require(key_id, caller.account)
         if api_key.locked:
             raise Locked("API key")
@@ -173,8 +164,7 @@ class ApiKeyService:
 
     def delete(self, caller: Caller, key_id: str) -> None:
         """Raises NotFound, Locked, LastAdministrator."""
-        authorize(caller, Action.API_KEY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.API_KEY_WRITE)
         record, api_key = self._require(key_id, caller.account)
         if api_key.locked:
             raise Locked("API key")
@@ -186,14 +176,4 @@ class ApiKeyService:
         return self._require(changed.id, changed.account)
 
     def _require(self, key_id: str, account: str) -> tuple[Record, ApiKey]:
-        found = self._grants.record(ApiKey, key_id)
-        if found is None or found[1].account != account:
-            raise NotFound("API key")
-        return found
-
-
-def _require_valid(name: str, description: str | None, expires_at: datetime | None, now: datetime) -> None:
-    if not 1 <= len(name) <= MAX_NAME or len(description or "") > MAX_NAME:
-        raise Invalid(f"A name has 1 to {MAX_NAME} characters, a description at most {MAX_NAME}.")
-    if expires_at is not None and expires_at <= now:
-        raise Invalid("expires_at must be in the future.")
+        return self._account.one(ApiKey, account, key_id, NotFound("API key"))

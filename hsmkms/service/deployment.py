@@ -89,8 +89,7 @@ class Deployment:
 
     def unsealed_instances(self) -> Sequence[Instance]:
         """Instances without a right MAC: of a database of the first schema, or changed by somebody else."""
-        mac = self._token.mac
-        return [one.instance for one in self._tenants.instances() if not integrity.is_sealed_instance(mac, one)]
+        return integrity.unsealed(self._token.mac, self._tenants.instances())
 
     def recover(self, account: str) -> SecretText:
         """A new administrator of an account, and a signing key if there is none. Raises TokenRefused for a token that

@@ -77,10 +77,10 @@ class Doctor:
     def repair(self, pending_older_than: timedelta) -> list[Finding]:
         """Settle pending objects older than that: those that no row names are destroyed."""
         before = self._clock() - pending_older_than
-        findings = [
-            Finding("interrupted purge", True, f"{key.id} ended: nothing is left of it")
-            for key in self._lifecycle.finish_purges()
-        ]
+        findings = []
+        for key in self._keys.purging():
+            self._lifecycle.finish_purge(key)
+            findings.append(Finding("interrupted purge", True, f"{key.id} ended: nothing is left of it"))
         for pending in self._keys.pending():
             if pending.created_at > before:
                 findings.append(Finding("pending object", True, f"{pending.version_id} is young: left alone"))
@@ -136,13 +136,8 @@ class Doctor:
         """Records and instances that somebody wrote who cannot use the token; none of them grants anything."""
         if not self._token.has_mac_key():
             return [Finding("rights", False, "the key that seals them is missing: `hsmkms iam recover`")]
-        mac = self._token.mac
-        forged = [*self._grants.forged()]
-        forged += [
-            ("instance", sealed.instance.id)
-            for sealed in self._tenants.instances()
-            if not integrity.is_sealed_instance(mac, sealed)
-        ]
+        unsealed = integrity.unsealed(self._token.mac, self._tenants.instances())
+        forged = [*self._grants.forged(), *(("instance", instance.id) for instance in unsealed)]
         findings = [
             Finding("forged", False, f"{kind} {record_id}: not written by this deployment, ignored")
             for kind, record_id in sorted(forged)

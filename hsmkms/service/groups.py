@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from hsmkms.clock import Clock
-from hsmkms.domain.access import Action, Caller, Target
+from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.identities import AccessGroup, Identity, Member
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.policies import Policy
 from hsmkms.domain.records import Record
 from hsmkms.errors import Conflict, Invalid, NotFound
 from hsmkms.iam.grants import Grants
-from hsmkms.service.authorize import authorize
-from hsmkms.service.rights import Change, Delete, Insert, Replace, RightsWriter, require_version
-from hsmkms.service.snapshot import Snapshot
+from hsmkms.service.account_records import AccountRecords
+from hsmkms.service.rights import Delete, Insert, Replace, RightsWriter, require_version
 
 MAX_NAME: int = 100
 MAX_DESCRIPTION: int = 250
@@ -26,29 +25,25 @@ class GroupService:
     """Each method authorizes its caller on the account first and raises Unauthorized; a group of another account is
     NotFound, as if it did not exist."""
 
-    def __init__(self, grants: Grants, rights: RightsWriter, snapshot: Snapshot, clock: Clock) -> None:
+    def __init__(self, grants: Grants, account: AccountRecords, rights: RightsWriter, clock: Clock) -> None:
         self._grants = grants
+        self._account = account
         self._rights = rights
-        self._snapshot = snapshot
         self._clock = clock
 
     def list(self, caller: Caller) -> Sequence[tuple[Record, AccessGroup]]:
         """All groups of the caller's account, by name."""
-        authorize(caller, Action.GROUP_READ, Target(caller.account))
-        self._snapshot.refresh()
-        found = sorted(self._of(caller.account), key=lambda group: (group.name, group.id))
-        return [self._require(group.id, caller.account) for group in found]
+        self._account.enter(caller, Action.GROUP_READ)
+        return sorted(self._account.all(AccessGroup, caller.account), key=lambda entry: (entry[1].name, entry[1].id))
 
     def get(self, caller: Caller, group_id: str) -> tuple[Record, AccessGroup]:
         """One group."""
-        authorize(caller, Action.GROUP_READ, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.GROUP_READ)
         return self._require(group_id, caller.account)
 
     def create(self, caller: Caller, name: str, description: str | None) -> tuple[Record, AccessGroup]:
         """A group without members. Raises Invalid, Conflict."""
-        authorize(caller, Action.GROUP_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.GROUP_WRITE)
         self._require_valid(caller.account, None, name, description)
         now = self._clock()
         group = AccessGroup(
@@ -68,8 +63,7 @@ class GroupService:
         self, caller: Caller, group_id: str, if_match: str | None, name: str | None, description: str | None
     ) -> tuple[Record, AccessGroup]:
         """Change what is not None. Raises NotFound, VersionRequired, VersionStale, Invalid, Conflict."""
-        authorize(caller, Action.GROUP_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.GROUP_WRITE)
         record, group = self._require(group_id, caller.account)
         require_version(record, if_match)
         self._require_valid(caller.account, group_id, name or group.name, description)
@@ -83,8 +77,7 @@ class GroupService:
 
     def add_members(self, caller: Caller, group_id: str, iam_ids: Sequence[str]) -> tuple[Record, AccessGroup]:
         """Add identities of the account; those that are members stay. Raises NotFound, Invalid."""
-        authorize(caller, Action.GROUP_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.GROUP_WRITE)
         record, group = self._require(group_id, caller.account)
         known = {member.iam_id for member in group.members}
         for iam_id in iam_ids:
@@ -102,8 +95,7 @@ class GroupService:
 
     def remove_member(self, caller: Caller, group_id: str, iam_id: str) -> None:
         """Raises NotFound, LastAdministrator."""
-        authorize(caller, Action.GROUP_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.GROUP_WRITE)
         record, group = self._require(group_id, caller.account)
         rest = tuple(member for member in group.members if member.iam_id != iam_id)
         if len(rest) == len(group.members):
@@ -113,14 +105,12 @@ class GroupService:
     def delete(self, caller: Caller, group_id: str, *, force: bool) -> None:
         """Delete a group with its policies; one with members only by `force`. Raises NotFound, Conflict,
         LastAdministrator."""
-        authorize(caller, Action.GROUP_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.GROUP_WRITE)
         record, group = self._require(group_id, caller.account)
         if group.members and not force:
             raise Conflict("The group has members. Remove them, or add force=true.")
-        changes: list[Change] = [Delete(record)]
-        changes += [Delete(found) for found in self._grants.records_about(Policy, group_id)]
-        self._rights.commit(caller.account, changes)
+        granted = [Delete(found) for found, _ in self._grants.entries(Policy, group_id)]
+        self._rights.commit(caller.account, [Delete(record), *granted])
 
     def _replace(self, caller: Caller, record: Record, group: AccessGroup, **to: object) -> tuple[Record, AccessGroup]:
         stamped = {**to, "modified_at": self._clock(), "modified_by": caller.iam_id}
@@ -128,17 +118,12 @@ class GroupService:
         self._rights.commit(caller.account, [Replace(record, changed)])
         return self._require(group.id, caller.account)
 
-    def _of(self, account: str) -> Iterable[AccessGroup]:
-        return (group for group in self._grants.about(AccessGroup) if group.account == account)
-
     def _require(self, group_id: str, account: str) -> tuple[Record, AccessGroup]:
-        found = self._grants.record(AccessGroup, group_id)
-        if found is None or found[1].account != account:
-            raise NotFound("access group")
-        return found
+        return self._account.one(AccessGroup, account, group_id, NotFound("access group"))
 
     def _require_valid(self, account: str, own_id: str | None, name: str, description: str | None) -> None:
         if not 1 <= len(name) <= MAX_NAME or len(description or "") > MAX_DESCRIPTION:
             raise Invalid(f"A name has 1 to {MAX_NAME} characters, a description at most {MAX_DESCRIPTION}.")
-        if any(group.name == name and group.id != own_id for group in self._of(account)):
+        held = self._account.all(AccessGroup, account)
+        if any(group.name == name and group.id != own_id for _, group in held):
             raise Conflict("The account has a group of this name. Choose another name.")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from hsmkms.clock import Clock
-from hsmkms.domain.access import Action, Caller, Target
+from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.crn import parse_source_crn
 from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, IdentityKind, Login, LoginMethod
 from hsmkms.domain.ids import new_id
@@ -15,9 +15,8 @@ from hsmkms.domain.records import Record
 from hsmkms.errors import Conflict, Invalid, Locked, NotFound
 from hsmkms.iam import certificates
 from hsmkms.iam.grants import Grants
-from hsmkms.service.authorize import authorize
+from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.rights import Change, Delete, Insert, Replace, RightsWriter, require_version
-from hsmkms.service.snapshot import Snapshot
 
 MAX_NAME: int = 256
 MAX_DESCRIPTION: int = 256
@@ -28,28 +27,20 @@ class IdentityService:
     """Each method authorizes its caller on the account first and raises Unauthorized. What is not in the caller's
     account is NotFound, as if it did not exist."""
 
-    def __init__(self, grants: Grants, rights: RightsWriter, snapshot: Snapshot, clock: Clock) -> None:
+    def __init__(self, grants: Grants, account: AccountRecords, rights: RightsWriter, clock: Clock) -> None:
         self._grants = grants
+        self._account = account
         self._rights = rights
-        self._snapshot = snapshot
         self._clock = clock
 
     def list(self, caller: Caller, kind: IdentityKind) -> Sequence[tuple[Record, Identity]]:
         """All identities of a kind in the caller's account, oldest first."""
-        authorize(caller, Action.IDENTITY_READ, Target(caller.account))
-        self._snapshot.refresh()
-        found = [
-            identity
-            for identity in self._grants.about(Identity)
-            if identity.account == caller.account and identity.kind is kind
-        ]
-        found.sort(key=lambda identity: (identity.created_at, identity.id))
-        return [self._require(identity.id, caller.account) for identity in found]
+        self._account.enter(caller, Action.IDENTITY_READ)
+        return [entry for entry in self._account.all(Identity, caller.account) if entry[1].kind is kind]
 
     def get(self, caller: Caller, identity_id: str) -> tuple[Record, Identity]:
         """One identity, by its id or `iam_id`."""
-        authorize(caller, Action.IDENTITY_READ, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.IDENTITY_READ)
         return self._require(identity_id, caller.account)
 
     def create(
@@ -66,7 +57,7 @@ class IdentityService:
 
         Raises Invalid.
         """
-        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
+        self._account.enter(caller, Action.IDENTITY_WRITE)
         _require_texts(name, description)
         self._require_sources(caller.account, source_crns)
         now, identity_id = self._clock(), new_id()
@@ -97,8 +88,7 @@ class IdentityService:
         source_crns: Sequence[str] | None,
     ) -> tuple[Record, Identity]:
         """Change what is not None. Raises NotFound, Locked, VersionRequired, VersionStale, Invalid."""
-        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.IDENTITY_WRITE)
         record, identity = self._require(identity_id, caller.account)
         require_version(record, if_match)
         if identity.locked:
@@ -120,8 +110,7 @@ class IdentityService:
 
     def set_locked(self, caller: Caller, identity_id: str, *, locked: bool) -> tuple[Record, Identity]:
         """Lock: every token and API key of the identity is refused, and it cannot be changed. Or unlock."""
-        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.IDENTITY_WRITE)
         record, identity = self._require(identity_id, caller.account)
         changed = dataclasses.replace(identity, locked=locked, modified_at=self._clock())
         self._rights.commit(caller.account, [Replace(record, changed)])
@@ -130,35 +119,34 @@ class IdentityService:
     def end_tokens(self, caller: Caller, identity_id: str) -> None:
         """End every log-in of the identity so far, and refuse outside issuers' tokens from before now. A client
         certificate goes on: remove its login for that."""
-        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.IDENTITY_WRITE)
         record, identity = self._require(identity_id, caller.account)
         changed = dataclasses.replace(identity, fence=identity.fence + 1, tokens_end_at=self._clock())
         self._rights.commit(caller.account, [Replace(record, changed)])
 
     def delete(self, caller: Caller, identity_id: str) -> None:
         """Delete an identity with its API keys, logins, policies and memberships. Raises Locked, LastAdministrator."""
-        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.IDENTITY_WRITE)
         record, identity = self._require(identity_id, caller.account)
         if identity.locked:
             raise Locked("service id")
-        changes: list[Change] = [Delete(record)]
-        for kind in (ApiKey, Login, Policy):
-            changes += [Delete(found) for found in self._grants.records_about(kind, identity.iam_id)]
-        for group in self._grants.about(AccessGroup, identity.iam_id):
-            held = self._grants.record(AccessGroup, group.id)
-            if held is not None:
-                rest = tuple(member for member in group.members if member.iam_id != identity.iam_id)
-                changes.append(Replace(held[0], dataclasses.replace(group, members=rest)))
+        held_records = (
+            record,
+            *(found for found, _ in self._grants.entries(ApiKey, identity.iam_id)),
+            *(found for found, _ in self._grants.entries(Login, identity.iam_id)),
+            *(found for found, _ in self._grants.entries(Policy, identity.iam_id)),
+        )
+        changes: list[Change] = [Delete(held) for held in held_records]
+        for held, group in self._grants.entries(AccessGroup, identity.iam_id):
+            rest = tuple(member for member in group.members if member.iam_id != identity.iam_id)
+            changes.append(Replace(held, dataclasses.replace(group, members=rest)))
         self._rights.commit(caller.account, changes)
 
     def add_login(
         self, caller: Caller, identity_id: str, method: LoginMethod, issuer: str, claim: str, value: str
     ) -> Login:
         """Let who shows this claim in as the identity. Raises NotFound, Invalid, Conflict."""
-        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.IDENTITY_WRITE)
         _, identity = self._require(identity_id, caller.account)
         if not value or not claim:
             raise Invalid("A login needs a claim and the exact value that it must have.")
@@ -183,26 +171,18 @@ class IdentityService:
 
     def logins(self, caller: Caller) -> Sequence[Login]:
         """All logins of the caller's account, oldest first."""
-        authorize(caller, Action.IDENTITY_READ, Target(caller.account))
-        self._snapshot.refresh()
-        found = [login for login in self._grants.about(Login) if login.account == caller.account]
-        return sorted(found, key=lambda login: login.created_at)
+        self._account.enter(caller, Action.IDENTITY_READ)
+        return [login for _, login in self._account.all(Login, caller.account)]
 
     def remove_login(self, caller: Caller, login_id: str) -> None:
         """Raises NotFound, LastAdministrator."""
-        authorize(caller, Action.IDENTITY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
-        found = self._grants.record(Login, login_id)
-        if found is None or found[1].account != caller.account:
-            raise NotFound("login")
-        self._rights.commit(caller.account, [Delete(found[0])])
+        self._account.enter(caller, Action.IDENTITY_WRITE)
+        record, _ = self._account.one(Login, caller.account, login_id, NotFound("login"))
+        self._rights.commit(caller.account, [Delete(record)])
 
     def _require(self, identity_id: str, account: str) -> tuple[Record, Identity]:
         named = self._grants.identity(identity_id)
-        found = self._grants.record(Identity, identity_id if named is None else named.id)
-        if found is None or found[1].account != account:
-            raise NotFound("identity")
-        return found
+        return self._account.one(Identity, account, identity_id if named is None else named.id, NotFound("identity"))
 
     def _has_own_rights(self, identity: Identity) -> bool:
         return bool(self._grants.about(Policy, identity.iam_id) or self._grants.about(AccessGroup, identity.iam_id))

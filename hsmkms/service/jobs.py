@@ -11,7 +11,7 @@ import structlog
 
 from hsmkms.clock import Clock
 from hsmkms.domain.jobs import JobRun
-from hsmkms.domain.keys import Key, key_owner
+from hsmkms.domain.keys import Key
 from hsmkms.domain.waits import Waits
 from hsmkms.errors import HsmkmsError
 from hsmkms.service.lifecycle import LifecycleService
@@ -74,9 +74,9 @@ class JobService:
         """How many keys each job would change now."""
         now = self._clock()
         return {
-            "expiry": len(self._keys.expired(now, None)),
-            "rotation": len(self._keys.due_for_rotation(now, None)),
-            "purge": len(self._keys.due_for_purge(now - self._waits.purge_scheduled, None)),
+            "expiry": self._keys.count_expired(now),
+            "rotation": self._keys.count_due_for_rotation(now),
+            "purge": self._keys.count_due_for_purge(now - self._waits.purge_scheduled),
         }
 
     def expire_due(self, go_on: Callable[[], bool]) -> Done:
@@ -86,13 +86,7 @@ class JobService:
 
     def rotate_due(self, go_on: Callable[[], bool]) -> Done:
         """Rotate keys whose policy says so: its interval after their creation or last rotation."""
-
-        def rotate(key: Key) -> None:
-            self._material.make(
-                key_owner(key.instance_id, key.id), lambda version: self._keys.rotate(key, version, version.created_at)
-            )
-
-        return self._each(self._keys.due_for_rotation(self._clock(), BATCH), go_on, rotate)
+        return self._each(self._keys.due_for_rotation(self._clock(), BATCH), go_on, self._material.rotate)
 
     def purge_due(self, go_on: Callable[[], bool]) -> Done:
         """Destroy keys 90 days after their deletion, and end purges that a crash interrupted."""

@@ -69,8 +69,8 @@ class KeyAccess:
 
         `act` raises what it refuses, or StaleKey. Raises Unauthorized, KeyNotFound, KeyStateConflict.
         """
-        key_id = self.begin(caller, action, instance_id, reference, key_ring_id, act)
-        changed = self._keys.get(instance_id, key_id)
+        key = self.begin(caller, action, instance_id, reference, key_ring_id, act)
+        changed = self._keys.get(instance_id, key.id)
         if changed is None:
             raise KeyNotFound
         return changed
@@ -83,8 +83,8 @@ class KeyAccess:
         reference: str,
         key_ring_id: str | None,
         act: Callable[[Key, datetime], None],
-    ) -> str:
-        """The same for what leaves no key that could be read again; the key's id."""
+    ) -> Key:
+        """The same for what leaves no key that could be read again; the key as it was."""
         for _ in range(_ATTEMPTS):
             key = self.key(caller, action, instance_id, reference, key_ring_id)
             try:
@@ -92,7 +92,7 @@ class KeyAccess:
             except StaleKey:
                 continue
             self._snapshot.forget(key.id)
-            return key.id
+            return key
         raise KeyStateConflict("a settled")
 
     def require_ring(self, instance_id: str, ring_id: str) -> None:

@@ -162,9 +162,7 @@ class KeyService:
         def rotate(key: Key, now: datetime) -> None:
             require_usable(key, KeyAction.ROTATE, now)
             require_rotation_due(key, self._waits, now)
-            self._material.make(
-                key_owner(instance_id, key.id), lambda version: self._keys.rotate(key, version, version.created_at)
-            )
+            self._material.rotate(key)
 
         return self._access.change(caller, Action.KEY_ROTATE, instance_id, reference, key_ring_id, rotate)
 

@@ -90,37 +90,25 @@ class LifecycleService:
     def purge(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
         """Destroy a deleted key: its material in the token, verified there, then every row. The key as it was.
 
-        From the first commit on nobody sees the key; what a crash interrupts `finish_purges` ends.
+        From the first commit on nobody sees the key; what a crash interrupts `finish_purge` ends.
         Raises KeyStateConflict, TooEarly.
         """
-        purged: list[Key] = []
 
         def begin(key: Key, now: datetime) -> None:
             require_purge(key, self._waits, now)
             self._keys.begin_purge(key, now)
-            purged.append(key)
 
-        self._access.begin(caller, Action.KEY_PURGE, instance_id, reference, key_ring_id, begin)
-        self._destroy(purged[0])
-        return purged[0]
+        key = self._access.begin(caller, Action.KEY_PURGE, instance_id, reference, key_ring_id, begin)
+        self.finish_purge(key)
+        return key
 
     def purge_without_caller(self, key: Key) -> None:
         """The same for the job, 90 days after the deletion. Raises StaleKey."""
         self._keys.begin_purge(key, self._clock())
-        self._destroy(key)
+        self.finish_purge(key)
 
     def finish_purge(self, key: Key) -> None:
-        """End a purge that was interrupted."""
-        self._destroy(key)
-
-    def finish_purges(self) -> list[Key]:
-        """End every purge that was interrupted, for the operator; the keys as they were."""
-        begun = self._keys.purging()
-        for key in begun:
-            self._destroy(key)
-        return begun
-
-    def _destroy(self, key: Key) -> None:
+        """Do what is left of a purge that began, also of one that was interrupted."""
         for version in key.versions:
             self._token.destroy_key(version.id)
         self._keys.end_purge(key.id)

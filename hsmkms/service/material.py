@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from hsmkms.clock import Clock
 from hsmkms.domain.ids import new_id
-from hsmkms.domain.keys import KeyVersion
+from hsmkms.domain.keys import Key, KeyVersion, key_owner
 from hsmkms.domain.tenants import PendingObject
 from hsmkms.errors import Unavailable
 from hsmkms.store.keys import KeyStore
@@ -51,6 +51,12 @@ class Material:
                 # What cannot be settled now stays pending, and `doctor` settles it.
                 with contextlib.suppress(Unavailable):
                     self.settle(version_id)
+
+    def rotate(self, key: Key) -> None:
+        """Give a root key a new version. Raises StaleKey when somebody changed the key meanwhile."""
+        self.make(
+            key_owner(key.instance_id, key.id), lambda version: self._keys.rotate(key, version, version.created_at)
+        )
 
     def settle(self, version_id: str) -> bool:
         """Resolve a pending object: keep it if a row names it, else destroy it. True if an object was destroyed."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from hsmkms.clock import Clock
-from hsmkms.domain.access import KEY_ROLES, Action, Caller, Scope, Target
+from hsmkms.domain.access import KEY_ROLES, Action, Caller, Scope
 from hsmkms.domain.crn import SOURCE_SERVICES
 from hsmkms.domain.identities import AccessGroup, Identity
 from hsmkms.domain.ids import is_key_ring_id, new_id
@@ -15,7 +15,7 @@ from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance
 from hsmkms.errors import Invalid, PolicyConflict, PolicyNotFound
 from hsmkms.iam.grants import Grants
-from hsmkms.service.authorize import authorize
+from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.rights import Delete, Insert, Replace, RightsWriter, require_version
 from hsmkms.service.snapshot import Snapshot
 
@@ -27,9 +27,17 @@ class PolicyService:
     NotFound, as if it did not exist."""
 
     def __init__(
-        self, grants: Grants, rights: RightsWriter, snapshot: Snapshot, clock: Clock, *, any_region: bool
+        self,
+        grants: Grants,
+        account: AccountRecords,
+        rights: RightsWriter,
+        snapshot: Snapshot,
+        clock: Clock,
+        *,
+        any_region: bool,
     ) -> None:
         self._grants = grants
+        self._account = account
         self._rights = rights
         self._snapshot = snapshot
         self._clock = clock
@@ -37,22 +45,17 @@ class PolicyService:
 
     def list(self, caller: Caller, wanted: Callable[[Policy], bool]) -> Sequence[tuple[Record, Policy]]:
         """The policies of the caller's account that are `wanted`, oldest first."""
-        authorize(caller, Action.POLICY_READ, Target(caller.account))
-        self._snapshot.refresh()
-        found = [policy for policy in self._grants.about(Policy) if policy.account == caller.account and wanted(policy)]
-        found.sort(key=lambda policy: (policy.created_at, policy.id))
-        return [self._require(policy.id, caller.account) for policy in found]
+        self._account.enter(caller, Action.POLICY_READ)
+        return [entry for entry in self._account.all(Policy, caller.account) if wanted(entry[1])]
 
     def get(self, caller: Caller, policy_id: str) -> tuple[Record, Policy]:
         """One policy."""
-        authorize(caller, Action.POLICY_READ, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.POLICY_READ)
         return self._require(policy_id, caller.account)
 
     def create(self, caller: Caller, wish: PolicyWish) -> tuple[Record, Policy]:
         """Grant. Raises Invalid, PolicyConflict."""
-        authorize(caller, Action.POLICY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.POLICY_WRITE)
         self._require_valid(caller, wish)
         now = self._clock()
         policy = Policy(
@@ -76,8 +79,7 @@ class PolicyService:
     def replace(self, caller: Caller, policy_id: str, if_match: str | None, wish: PolicyWish) -> tuple[Record, Policy]:
         """Grant something else instead. Raises NotFound, VersionRequired, VersionStale, Invalid, PolicyConflict,
         LastAdministrator."""
-        authorize(caller, Action.POLICY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.POLICY_WRITE)
         record, policy = self._require(policy_id, caller.account)
         require_version(record, if_match)
         if wish.kind is not policy.kind:
@@ -102,8 +104,7 @@ class PolicyService:
     ) -> tuple[Record, Policy]:
         """Take a policy's effect away or give it back. Raises NotFound, VersionRequired, VersionStale, PolicyConflict,
         LastAdministrator."""
-        authorize(caller, Action.POLICY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.POLICY_WRITE)
         record, policy = self._require(policy_id, caller.account)
         require_version(record, if_match)
         changed = dataclasses.replace(policy, state=state, modified_at=self._clock(), modified_by=caller.iam_id)
@@ -114,16 +115,12 @@ class PolicyService:
 
     def delete(self, caller: Caller, policy_id: str) -> None:
         """Raises NotFound, LastAdministrator."""
-        authorize(caller, Action.POLICY_WRITE, Target(caller.account))
-        self._snapshot.refresh()
+        self._account.enter(caller, Action.POLICY_WRITE)
         record, _ = self._require(policy_id, caller.account)
         self._rights.commit(caller.account, [Delete(record)])
 
     def _require(self, policy_id: str, account: str) -> tuple[Record, Policy]:
-        found = self._grants.record(Policy, policy_id)
-        if found is None or found[1].account != account:
-            raise PolicyNotFound
-        return found
+        return self._account.one(Policy, account, policy_id, PolicyNotFound())
 
     def _require_valid(self, caller: Caller, wish: PolicyWish) -> None:
         if not wish.roles:

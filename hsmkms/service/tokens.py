@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
@@ -127,16 +128,13 @@ class TokenService:
         retires_at = now + overlap
         changes: list[Change] = []
         gone = []
-        for known in self._grants.about(SigningKey):
-            found = self._grants.record(SigningKey, known.id)
-            if found is None:
-                continue
+        for record, known in self._grants.entries(SigningKey):
             ends = retires_at if known.retires_at is None else min(known.retires_at, retires_at)
             if ends <= now:
-                changes.append(Delete(found[0]))
+                changes.append(Delete(record))
                 gone.append(known.id)
             elif ends != known.retires_at:
-                changes.append(Replace(found[0], dataclasses.replace(known, retires_at=ends)))
+                changes.append(Replace(record, dataclasses.replace(known, retires_at=ends)))
         public_pem = self._token.generate_signing_key(key_id)
         signing_key = SigningKey(id=key_id, public_pem=public_pem, created_at=now)
         committed = False
@@ -183,14 +181,9 @@ class TokenService:
 
     def _ended_sessions(self) -> list[Change]:
         """Revocations that nothing needs any more."""
-        ended: list[Change] = []
-        for session in self._grants.about(RevokedSession):
-            found = self._grants.record(RevokedSession, session.id)
-            if len(ended) >= _CLEARED_AT_ONCE:
-                break
-            if found is not None and self._clock() > session.ends_at + CLOCK_SKEW:
-                ended.append(Delete(found[0]))
-        return ended
+        before = self._clock() - CLOCK_SKEW
+        ended = (record for record, session in self._grants.entries(RevokedSession) if session.ends_at < before)
+        return [Delete(record) for record in itertools.islice(ended, _CLEARED_AT_ONCE)]
 
     def _revoke_alone(self, session: RevokedSession) -> None:
         if self._grants.get(RevokedSession, session.id) is None:

@@ -116,40 +116,37 @@ class KeyStore:
         """Commit that a key whose expiration date has passed is deactivated. Raises StaleKey."""
         self._set(seen, state=int(KeyState.DEACTIVATED), updated_at=now)
 
-    def expired(self, now: datetime, most: int | None) -> list[Key]:
+    def expired(self, now: datetime, most: int) -> list[Key]:
         """Active keys whose expiration date has passed."""
-        due = (t.key.c.state == int(KeyState.ACTIVE), t.key.c.expires_at <= now)
-        return self._due(_select().where(*due).order_by(t.key.c.expires_at).limit(most))
+        return self._due(_expired(now).order_by(t.key.c.expires_at), most)
 
-    def due_for_purge(self, deleted_before: datetime, most: int | None) -> list[Key]:
+    def count_expired(self, now: datetime) -> int:
+        """How many there are."""
+        return self._count(_expired(now))
+
+    def due_for_purge(self, deleted_before: datetime, most: int) -> list[Key]:
         """Keys that were deleted by then."""
-        due = (t.key.c.state == int(KeyState.DESTROYED), t.key.c.deleted_at <= deleted_before)
-        return self._due(_select().where(*due).order_by(t.key.c.deleted_at).limit(most))
+        return self._due(_deleted(deleted_before).order_by(t.key.c.deleted_at), most)
 
-    def due_for_rotation(self, now: datetime, most: int | None) -> list[Key]:
+    def count_due_for_purge(self, deleted_before: datetime) -> int:
+        """How many there are."""
+        return self._count(_deleted(deleted_before))
+
+    def due_for_rotation(self, now: datetime, most: int) -> list[Key]:
         """Active root keys whose rotation policy is enabled and whose interval is over."""
-        since = type_coerce(func.coalesce(t.key.c.rotated_at, t.key.c.created_at), BigInteger)
-        months = cast(t.key_policy.c.interval_month, BigInteger)
-        due_at = since + months * literal(MONTH // timedelta(microseconds=1), BigInteger)
-        moment = literal(t.microseconds(now), BigInteger)
-        statement = (
-            _select()
-            .join(t.key_policy, t.key_policy.c.key_id == t.key.c.id)
-            .where(
-                t.key_policy.c.kind == KeyPolicyKind.ROTATION.value,
-                t.key_policy.c.enabled,
-                t.key.c.state == int(KeyState.ACTIVE),
-                or_(t.key.c.expires_at.is_(None), t.key.c.expires_at > now),
-                due_at <= moment,
-            )
-            .order_by(t.key.c.id)
-            .limit(most)
-        )
-        return self._due(statement)
+        return self._due(_due_for_rotation(now).order_by(t.key.c.id), most)
 
-    def _due(self, statement: Select[tuple[object, ...]]) -> list[Key]:
+    def count_due_for_rotation(self, now: datetime) -> int:
+        """How many there are."""
+        return self._count(_due_for_rotation(now))
+
+    def _due(self, statement: Select[tuple[object, ...]], most: int) -> list[Key]:
         with self._database.read() as connection:
-            return _load(connection, statement)
+            return _load(connection, statement.limit(most))
+
+    def _count(self, statement: Select[tuple[object, ...]]) -> int:
+        with self._database.read() as connection:
+            return connection.execute(select(func.count()).select_from(statement.subquery())).scalar_one()
 
     def begin_purge(self, seen: Key, now: datetime) -> None:
         """Commit that a key is being purged: from now on nobody sees it. Raises StaleKey."""
@@ -287,6 +284,31 @@ def _select(*, purging: bool = False) -> Select[tuple[object, ...]]:
     began = t.key.c.purge_began_at
     return select(*(column for column in t.key.c if column is not t.key.c.sealed_payload)).where(
         began.is_not(None) if purging else began.is_(None)
+    )
+
+
+def _expired(now: datetime) -> Select[tuple[object, ...]]:
+    return _select().where(t.key.c.state == int(KeyState.ACTIVE), t.key.c.expires_at <= now)
+
+
+def _deleted(before: datetime) -> Select[tuple[object, ...]]:
+    return _select().where(t.key.c.state == int(KeyState.DESTROYED), t.key.c.deleted_at <= before)
+
+
+def _due_for_rotation(now: datetime) -> Select[tuple[object, ...]]:
+    since = type_coerce(func.coalesce(t.key.c.rotated_at, t.key.c.created_at), BigInteger)
+    months = cast(t.key_policy.c.interval_month, BigInteger)
+    due_at = since + months * literal(MONTH // timedelta(microseconds=1), BigInteger)
+    return (
+        _select()
+        .join(t.key_policy, t.key_policy.c.key_id == t.key.c.id)
+        .where(
+            t.key_policy.c.kind == KeyPolicyKind.ROTATION.value,
+            t.key_policy.c.enabled,
+            t.key.c.state == int(KeyState.ACTIVE),
+            or_(t.key.c.expires_at.is_(None), t.key.c.expires_at > now),
+            due_at <= literal(t.microseconds(now), BigInteger),
+        )
     )
 
 

@@ -169,14 +169,7 @@ class Token:
                     self._signing_handles = {place: signing.find(session, key_id)}
             return signing.sign(session, self._signing_handles[place], message)
 
-        try:
-            return self._call(sign)
-        except TokenUnavailable as error:
-            if isinstance(error.__cause__, ObjectMissing):
-                raise TokenUnavailable(
-                    "The key that signs access tokens is not on the token. Run `hsmkms doctor`."
-                ) from error
-            raise
+        return self._call(sign, missing="The key that signs access tokens is not on the token. Run `hsmkms doctor`.")
 
     def destroy_signing_key(self, key_id: str) -> None:
         """Destroy both halves of a signing key; none may be there."""
@@ -220,12 +213,7 @@ class Token:
                     known = self._mac_handle = (generation, integrity.find(session))
             return integrity.mac(session, known[1], message)
 
-        try:
-            return self._call(compute)
-        except TokenUnavailable as error:
-            if isinstance(error.__cause__, ObjectMissing):
-                raise TokenUnavailable("The key that seals rights is not on the token. Run `hsmkms doctor`.") from error
-            raise
+        return self._call(compute, missing="The key that seals rights is not on the token. Run `hsmkms doctor`.")
 
     def check(self) -> None:
         """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot."""
@@ -272,8 +260,9 @@ class Token:
         with self._objects_lock:
             return self._index.look_up(session, self._pool.generation, version_id)
 
-    def _call(self, act: Callable[[ck.Session], T], *, attempts: int = 2) -> T:
-        """Run `act`; when session, login or device was lost, open the token anew and run it once more."""
+    def _call(self, act: Callable[[ck.Session], T], *, attempts: int = 2, missing: str = _UNAVAILABLE) -> T:
+        """Run `act`; when session, login or device was lost, open the token anew and run it once more. `missing` is
+        what to say of an object that was not found even then."""
         failure: Exception
         for _ in range(attempts):
             session = self._pool.take()
@@ -285,7 +274,7 @@ class Token:
             finally:
                 self._pool.give(session)
             self._pool.reopen(generation)
-        raise _explain(failure) from failure
+        raise _explain(failure, missing) from failure
 
     def _on_key(self, version: KeyVersion, act: Callable[[ck.Session, int], T], *, input_is_ours: bool = True) -> T:
         """Run `act` with the handle of `version`: again after a search, and again after a fresh start."""
@@ -372,8 +361,8 @@ class Token:
         return sang
 
 
-def _explain(failure: Exception) -> HsmkmsError:
+def _explain(failure: Exception, missing: str = _UNAVAILABLE) -> HsmkmsError:
     """What a second failure proved."""
     if isinstance(failure, ObjectAmbiguous):
         return TokenRefused("The token holds several keys under one CKA_ID. Remove the ones that are not yours.")
-    return TokenUnavailable(_UNAVAILABLE)
+    return TokenUnavailable(missing if isinstance(failure, ObjectMissing) else _UNAVAILABLE)
