@@ -18,7 +18,6 @@ from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
 from hsmkms.api.requests import Gate
 from hsmkms.clock import system_clock
-from hsmkms.domain.access import Caller
 from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import KeyMaterialMissing, SettingsInvalid, StoreRefused, TokenRefused, TokenUnavailable
@@ -31,7 +30,6 @@ from hsmkms.jobs.runner import JobRunner
 from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
-from hsmkms.service.authorize import require_place
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.deployment import Deployment
 from hsmkms.service.doctor import Doctor
@@ -192,10 +190,6 @@ def _services(
     access = KeyAccess(stores.keys, stores.tenants, snapshot, clock)
     waits = SHORT if settings.shorten_waits_for_tests else Waits()
     instance_policies = InstancePolicyService(grants, rights, access, snapshot, clock)
-
-    def restrict(caller: Caller, instance_id: str, address: str) -> None:
-        require_place(caller, grants.restrictions(instance_id), address)
-
     lifecycle = LifecycleService(token, stores.keys, access, waits, clock)
     callers = Callers(grants, verifier, outside, clock)
     return Services(
@@ -214,7 +208,7 @@ def _services(
         instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
         health=HealthService(token, database),
         snapshot=snapshot,
-        gate=Gate(snapshot, callers, restrict, threads),
+        gate=Gate(snapshot, callers, grants.restrictions, threads),
         jobs=JobService(stores.jobs, stores.keys, material, lifecycle, snapshot, waits, clock),
         waits=waits,
         clock=clock,

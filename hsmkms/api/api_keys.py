@@ -9,15 +9,25 @@ from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import iam_wire as w
-from hsmkms.api.cold import PlatformRoute, answer, body_of, caller_of, described, path_id, services
+from hsmkms.api.cold import (
+    PlatformRoute,
+    answer,
+    body_of,
+    caller_of,
+    described,
+    own_account_of,
+    path_id,
+    services,
+    tagged,
+)
 from hsmkms.api.paging import page_of
 from hsmkms.api.requests import address_of
-from hsmkms.api.service_ids import require_plain, tagged, time_of
+from hsmkms.api.service_ids import require_plain, time_of
 from hsmkms.domain.access import Action
 from hsmkms.domain.identities import ApiKey
 from hsmkms.domain.records import Record
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import Invalid, NotFound
+from hsmkms.errors import Invalid
 
 router = APIRouter(prefix="/v1/apikeys", route_class=PlatformRoute, default_response_class=Response)
 
@@ -40,9 +50,7 @@ _ID = ("id",)
 )
 async def list_api_keys(request: Request) -> Response:
     """The keys of `iam_id`; with scope=account those of all identities; else the caller's own."""
-    caller, query = caller_of(request), request.query_params
-    if query.get("account_id", caller.account) != caller.account:
-        raise NotFound("account")
+    caller, query = own_account_of(request), request.query_params
     every = query.get("scope") == "account"
     iam_id = query.get("iam_id") or (None if every else caller.iam_id)
     found = await run_in_threadpool(services(request).api_keys.list, caller, iam_id)

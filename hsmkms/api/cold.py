@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Final
 
 import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from hsmkms.api import wire
 from hsmkms.api.bodies import COLD_LIMIT, Model, decode_object, parse, read_body
 from hsmkms.api.problems import guard, kms_problem, platform_problem, token_problem
-from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
+from hsmkms.api.requests import Envelope, Gate, authenticate, correlation_id, envelope, header_map
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action, Caller
+from hsmkms.domain.keys import Key
+from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance
 from hsmkms.domain.waits import Waits
-from hsmkms.errors import InvalidQueryParam, NoBody, Unauthorized
+from hsmkms.errors import InvalidQueryParam, NoBody, NotFound, Unauthorized
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
-from hsmkms.service.authorize import require_any, require_any_in_account
+from hsmkms.service.authorize import require_any_in_account
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
@@ -37,6 +41,7 @@ from hsmkms.service.key_rings import KeyRingService
 from hsmkms.service.keys import KeyService
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.policies import PolicyService
+from hsmkms.service.rights import entity_tag
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
 
@@ -87,7 +92,7 @@ class OpenRoute(APIRoute):
     def admit(self, request: Request, headers: Mapping[str, str]) -> None:
         """Refuse who has no right that could be enough. Raises Unauthorized."""
 
-    @property
+    @cached_property
     def action(self) -> Action:
         """The action that the route declares."""
         return Action((self.openapi_extra or {})["x-action"])
@@ -125,7 +130,7 @@ class KmsRoute(OpenRoute):
 
     authenticated = True
 
-    @property
+    @cached_property
     def actions(self) -> dict[str, Action]:
         """The actions of a route whose parameter `action` names one."""
         return {name: Action(value) for name, value in (self.openapi_extra or {}).get("x-actions", {}).items()}
@@ -144,8 +149,7 @@ class KmsRoute(OpenRoute):
         """By the instance; a bad instance header comes first. Raises Unauthorized, InvalidInstance, and
         InvalidQueryParam where the query names the action and names none."""
         call = request.state.call = envelope(headers, caller_of(request))
-        require_any(call.caller, self.action_of(request), services(request).snapshot.instance(call.instance_id))
-        services(request).gate.restrict(call.caller, call.instance_id, address_of(request.scope))
+        services(request).gate.admit(call.caller, self.action_of(request), call.instance_id, request.scope)
 
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """Key Protect's error body, which begins with what could not be done."""
@@ -184,6 +188,14 @@ def call_of(request: Request) -> Envelope:
     return found
 
 
+def own_account_of(request: Request) -> Caller:
+    """The caller, unless the parameter `account_id` names another account: that one does not exist. Raises NotFound."""
+    caller = caller_of(request)
+    if request.query_params.get("account_id", caller.account) != caller.account:
+        raise NotFound("account")
+    return caller
+
+
 def instance_of(request: Request, call: Envelope) -> Instance:
     """The instance of a call that the service has authorized. Raises Unauthorized."""
     instance = services(request).snapshot.instance(call.instance_id)
@@ -215,6 +227,21 @@ def optional_body_of(request: Request, model: type[Model]) -> Model | None:
 def answer(content: dict[str, Any], kind: str, status: int = 200) -> Response:
     """A JSON answer of a media type."""
     return Response(msgspec.json.encode(content), status, media_type=kind)
+
+
+def key_answer(request: Request, key: Key, status: int = 200, **shown: Any) -> Response:
+    """One key in its envelope; `shown` as `wire.key_resource` takes it."""
+    here = services(request)
+    resource = wire.key_resource(key, instance_of(request, call_of(request)), here.waits, here.clock(), **shown)
+    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE, status)
+
+
+def tagged(content: dict[str, Any], record: Record, status: int = 200) -> Response:
+    """An answer of IAM with the ETag of its record."""
+    response = answer(content, "application/json", status)
+    response.headers["ETag"] = f'"{entity_tag(record)}"'
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def described(operation: dict[str, Any], action: Action, failed: str = _NOT_DONE) -> dict[str, Any]:

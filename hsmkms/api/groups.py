@@ -9,9 +9,18 @@ from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import iam_wire as w
-from hsmkms.api.cold import PlatformRoute, answer, body_of, caller_of, described, path_id, services
+from hsmkms.api.cold import (
+    PlatformRoute,
+    answer,
+    body_of,
+    caller_of,
+    described,
+    own_account_of,
+    path_id,
+    services,
+    tagged,
+)
 from hsmkms.api.paging import page_of
-from hsmkms.api.service_ids import tagged
 from hsmkms.domain.access import Action
 from hsmkms.errors import Invalid, NotFound
 
@@ -32,9 +41,7 @@ _MEMBER_TYPES = frozenset({"user", "service"})
 )
 async def list_groups(request: Request) -> Response:
     """List groups; with `iam_id` those that it is a member of."""
-    caller = caller_of(request)
-    if request.query_params.get("account_id", caller.account) != caller.account:
-        raise NotFound("account")
+    caller = own_account_of(request)
     found = await run_in_threadpool(services(request).groups.list, caller)
     iam_id = request.query_params.get("iam_id")
     if iam_id:
@@ -54,10 +61,8 @@ async def list_groups(request: Request) -> Response:
 )
 async def create_group(request: Request) -> Response:
     """Create a group."""
-    caller = caller_of(request)
     body = body_of(request, w.GroupBody)
-    if request.query_params.get("account_id", caller.account) != caller.account:
-        raise NotFound("account")
+    caller = own_account_of(request)
     record, group = await run_in_threadpool(services(request).groups.create, caller, body.name, body.description)
     return tagged(w.group(group), record, 201)
 

@@ -23,10 +23,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hsmkms.api import wire
 from hsmkms.api.bodies import HOT_LIMIT, decode_object, parse, read_body
 from hsmkms.api.problems import guard, kms_problem
-from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
+from hsmkms.api.requests import Envelope, Gate, authenticate, correlation_id, envelope, header_map
 from hsmkms.domain.access import Action
 from hsmkms.errors import InvalidField, NoBody
-from hsmkms.service.authorize import require_any
 from hsmkms.service.crypto import CryptoService
 
 _ENTERED_FOR_S: Final = 0.1
@@ -97,8 +96,7 @@ class HotPath:
 
     async def _enter(self, action: str, headers: dict[str, str], scope: Scope) -> Envelope:
         call = envelope(headers, await authenticate(self._gate, headers, scope))
-        require_any(call.caller, ACTIONS[action], self._gate.snapshot.instance(call.instance_id))
-        self._gate.restrict(call.caller, call.instance_id, address_of(scope))
+        self._gate.admit(call.caller, ACTIONS[action], call.instance_id, scope)
         return call
 
     async def _wrap(self, call: Envelope, reference: str, body: bytes) -> dict[str, Any]:

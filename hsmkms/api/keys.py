@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
@@ -16,12 +17,15 @@ from hsmkms.api.cold import (
     call_of,
     described,
     instance_of,
+    key_answer,
     optional_body_of,
     path_id,
     services,
 )
 from hsmkms.api.key_policies import policy_wishes
+from hsmkms.api.requests import Envelope
 from hsmkms.domain.access import Action
+from hsmkms.domain.key_policies import KeyPolicyWish
 from hsmkms.domain.new_key import NewKey
 from hsmkms.domain.query import KeyQuery, parse_key_query, parse_version_query
 from hsmkms.errors import BadBody, CollectionTotalMismatch, FeatureRestricted, InvalidField, InvalidQueryParam
@@ -55,13 +59,7 @@ async def create_key(request: Request) -> Response:
     """Create a key."""
     call = call_of(request)
     wish = _new_key(body_of(request, wire.KeyCreateBody))
-    here = services(request)
-    created = await run_in_threadpool(here.keys.create, call.caller, call.instance_id, call.key_ring_id, wish)
-    payload = None if call.minimal else created.payload
-    resource = wire.key_resource(
-        created.key, instance_of(request, call), here.waits, here.clock(), fresh=True, payload=payload
-    )
-    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE, 201)
+    return await _created(request, call, wish)
 
 
 @router.post(
@@ -85,14 +83,7 @@ async def create_key_with_policies(request: Request) -> Response:
     call = call_of(request)
     body = body_of(request, wire.KeyWithPoliciesBody)
     wish = _new_key(body)
-    policies = policy_wishes(body.resources[0])
-    here = services(request)
-    created = await run_in_threadpool(here.keys.create, call.caller, call.instance_id, call.key_ring_id, wish, policies)
-    payload = None if call.minimal else created.payload
-    resource = wire.key_resource(
-        created.key, instance_of(request, call), here.waits, here.clock(), fresh=True, payload=payload
-    )
-    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE, 201)
+    return await _created(request, call, wish, policy_wishes(body.resources[0]))
 
 
 @router.get(
@@ -161,8 +152,7 @@ async def get_key(request: Request) -> Response:
     call = call_of(request)
     here = services(request)
     found = await run_in_threadpool(here.keys.read, call.caller, call.instance_id, path_id(request), call.key_ring_id)
-    resource = wire.key_resource(found.key, instance_of(request, call), here.waits, here.clock(), payload=found.payload)
-    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
+    return key_answer(request, found.key, payload=found.payload)
 
 
 @router.get(
@@ -186,8 +176,7 @@ async def get_key_metadata(request: Request) -> Response:
     key = await run_in_threadpool(
         here.keys.read_metadata, call.caller, call.instance_id, path_id(request), call.key_ring_id
     )
-    resource = wire.key_resource(key, instance_of(request, call), here.waits, here.clock())
-    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
+    return key_answer(request, key)
 
 
 @router.get(
@@ -244,8 +233,7 @@ async def patch_key(request: Request) -> Response:
     key = await run_in_threadpool(
         here.keys.move, call.caller, call.instance_id, path_id(request), call.key_ring_id, ring_id
     )
-    resource = wire.key_resource(key, instance_of(request, call), here.waits, here.clock())
-    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE)
+    return key_answer(request, key)
 
 
 @router.post(
@@ -274,6 +262,14 @@ async def rotate_key(request: Request) -> Response:
         services(request).keys.rotate, call.caller, call.instance_id, path_id(request), call.key_ring_id
     )
     return Response(status_code=204)
+
+
+async def _created(
+    request: Request, call: Envelope, wish: NewKey, policies: Sequence[KeyPolicyWish] | None = None
+) -> Response:
+    create = services(request).keys.create
+    created = await run_in_threadpool(create, call.caller, call.instance_id, call.key_ring_id, wish, policies)
+    return key_answer(request, created.key, 201, fresh=True, payload=None if call.minimal else created.payload)
 
 
 def _new_key(body: wire.KeyCreateBody | wire.KeyWithPoliciesBody) -> NewKey:

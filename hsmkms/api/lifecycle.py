@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import wire
-from hsmkms.api.cold import KmsRoute, answer, by_query, call_of, described, instance_of, path_id, services
+from hsmkms.api.cold import KmsRoute, answer, by_query, call_of, described, key_answer, path_id, services
 from hsmkms.api.keys import rotate_key
 from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.keys import Key
@@ -28,12 +28,6 @@ async def _turn(request: Request, turn: Turn) -> Key:
     call = call_of(request)
     act = turn(services(request).lifecycle)
     return await run_in_threadpool(act, call.caller, call.instance_id, path_id(request), call.key_ring_id)
-
-
-def _with_key(request: Request, key: Key, status: int = 200) -> Response:
-    here = services(request)
-    resource = wire.key_resource(key, instance_of(request, call_of(request)), here.waits, here.clock())
-    return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE, status)
 
 
 def _action(summary: str, action: Action) -> dict[str, Any]:
@@ -99,7 +93,7 @@ async def unset_key_for_deletion(request: Request) -> Response:
 async def delete_key(request: Request) -> Response:
     """Delete a key."""
     key = await _turn(request, lambda lifecycle: lifecycle.delete)
-    return _with_key(request, key) if call_of(request).representation else Response(status_code=204)
+    return key_answer(request, key) if call_of(request).representation else Response(status_code=204)
 
 
 @router.delete(
@@ -109,7 +103,7 @@ async def delete_key(request: Request) -> Response:
 async def purge_key(request: Request) -> Response:
     """Destroy a deleted key and its material in the token."""
     key = await _turn(request, lambda lifecycle: lifecycle.purge)
-    return _with_key(request, key) if call_of(request).representation else Response(status_code=204)
+    return key_answer(request, key) if call_of(request).representation else Response(status_code=204)
 
 
 @router.post(
@@ -130,7 +124,7 @@ async def purge_key(request: Request) -> Response:
 )
 async def restore_key(request: Request) -> Response:
     """Bring a deleted key back: 201 with the key, which Go reads without a look (additions section 10.3)."""
-    return _with_key(request, await _turn(request, lambda lifecycle: lifecycle.restore), 201)
+    return key_answer(request, await _turn(request, lambda lifecycle: lifecycle.restore), 201)
 
 
 @router.post(

@@ -10,14 +10,23 @@ from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import policy_wire as w
-from hsmkms.api.cold import PlatformRoute, answer, body_of, caller_of, described, path_id, services
+from hsmkms.api.cold import (
+    PlatformRoute,
+    answer,
+    body_of,
+    caller_of,
+    described,
+    own_account_of,
+    path_id,
+    services,
+    tagged,
+)
 from hsmkms.api.paging import page_of
-from hsmkms.api.service_ids import tagged
 from hsmkms.domain.access import ROLE_ACTIONS, Action, Role
 from hsmkms.domain.crn import KEY_SERVICE, PLATFORM_ROLES, SERVICE_ROLES, SOURCE_SERVICES, role_id
 from hsmkms.domain.policies import Policy, PolicyState
 from hsmkms.domain.records import Record
-from hsmkms.errors import Invalid, NotFound
+from hsmkms.errors import Invalid
 
 router = APIRouter(route_class=PlatformRoute, default_response_class=Response)
 
@@ -177,8 +186,7 @@ async def delete_policy(request: Request) -> Response:
 async def list_roles(request: Request) -> Response:
     """The roles and their actions; authorizations grant roles of keys only."""
     query = request.query_params
-    if query.get("account_id", caller_of(request).account) != caller_of(request).account:
-        raise NotFound("account")
+    own_account_of(request)
     if query.get("source_service_name", "") not in ("", *SOURCE_SERVICES):
         raise Invalid(f"source_service_name is one of {', '.join(sorted(SOURCE_SERVICES))}.")
     keys = query.get("service_name", KEY_SERVICE) in ("", KEY_SERVICE)
@@ -201,11 +209,10 @@ def _role(role: Role) -> dict[str, Any]:
 
 
 async def _list(request: Request, show: Callable[[Policy], dict[str, Any]]) -> Response:
-    caller, query = caller_of(request), request.query_params
+    query = request.query_params
     if not query.get("account_id"):
         raise Invalid("The parameter account_id is missing.")
-    if query["account_id"] != caller.account:
-        raise NotFound("account")
+    caller = own_account_of(request)
     if query.get("tag_name") or query.get("tag_value"):
         raise Invalid("Policies have no tags here. Leave tag_name and tag_value out.")
     state = _state(query.get("state") or PolicyState.ACTIVE.value)

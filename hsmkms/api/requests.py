@@ -10,17 +10,17 @@ from typing import Final
 
 from starlette.types import Scope
 
-from hsmkms.domain.access import Caller
+from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.ids import canonical_uuid, new_id
+from hsmkms.domain.instance_policies import Restrictions
 from hsmkms.errors import InvalidInstance
 from hsmkms.iam.callers import Callers
+from hsmkms.service.authorize import require_any, require_place
 from hsmkms.service.snapshot import Snapshot
 
 CORRELATION_HEADERS: Final = ("correlation-id", "x-correlation-id")
 """In the order of trust (additions section 0, row 7)."""
 DECISIVE_HEADERS: Final = frozenset({"authorization", "bluemix-instance"})
-
-
 CERTIFICATE: Final = "client_certificate"
 """In the ASGI scope's `state`: DER of the certificate that the TLS handshake verified."""
 
@@ -31,8 +31,14 @@ class Gate:
 
     snapshot: Snapshot
     callers: Callers
-    restrict: Callable[[Caller, str, str], None]
+    restrictions: Callable[[str], Restrictions]
     threads: ThreadPoolExecutor
+
+    def admit(self, caller: Caller, action: Action, instance_id: str, scope: Scope) -> None:
+        """Refuse who has no right in the instance that could be enough, or calls from where its policies do not admit
+        it. Raises Unauthorized, StoreUnavailable."""
+        require_any(caller, action, self.snapshot.instance(instance_id))
+        require_place(caller, self.restrictions(instance_id), address_of(scope))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import iam_wire as w
-from hsmkms.api.cold import PlatformRoute, answer, body_of, caller_of, described, path_id, services
+from hsmkms.api.cold import (
+    PlatformRoute,
+    answer,
+    body_of,
+    caller_of,
+    described,
+    own_account_of,
+    path_id,
+    services,
+    tagged,
+)
 from hsmkms.api.paging import page_of
 from hsmkms.domain.access import Action
 from hsmkms.domain.identities import Identity, IdentityKind
 from hsmkms.domain.records import Record
-from hsmkms.errors import Invalid, NotFound
-from hsmkms.service.rights import entity_tag
+from hsmkms.errors import Invalid
 
 router = APIRouter(prefix="/v1/serviceids", route_class=PlatformRoute, default_response_class=Response)
 
@@ -36,11 +44,8 @@ _ID = ("id",)
 )
 async def list_service_ids(request: Request) -> Response:
     """List service ids."""
-    caller = caller_of(request)
+    caller, query = own_account_of(request), request.query_params
     found = await run_in_threadpool(services(request).identities.list, caller, IdentityKind.SERVICE_ID)
-    query = request.query_params
-    if query.get("account_id", caller.account) != caller.account:
-        raise NotFound("account")
     named = [one for one in found if query.get("name") in (None, "", one[1].name)]
     page, places = page_of(request, named, size="pagesize", start="pagetoken", default=20, plain=True)
     return answer({**places, "serviceids": [w.service_id(*one) for one in page]}, _JSON)
@@ -166,14 +171,6 @@ def time_of(text: str | None) -> datetime | None:
         return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise Invalid("The member expires_at must be an RFC 3339 time.") from error
-
-
-def tagged(shown: dict[str, Any], record: Record, status: int = 200) -> Response:
-    """An answer with the ETag of its record."""
-    response = answer(shown, _JSON, status)
-    response.headers["ETag"] = f'"{entity_tag(record)}"'
-    response.headers["Cache-Control"] = "no-store"
-    return response
 
 
 def _answer(found: tuple[Record, Identity]) -> Response:

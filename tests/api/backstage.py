@@ -44,7 +44,7 @@ def sign_tokens(service: Service, tokens: list[tuple[dict[str, Any], dict[str, A
 
 def row_counts(service: Service) -> dict[str, int]:
     """How many rows each table has."""
-    database = Database(service.extra.get("HSMKMS_DATABASE_URL") or f"sqlite:///{service.state.path / 'hsmkms.db'}")
+    database = Database(service.database_url)
     try:
         with database.read() as connection:
             count = sqlalchemy.func.count()

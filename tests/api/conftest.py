@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.support.deployment import Service, State
+from tests.support.iam import Iam
 from tests.support.postgresql import PostgresServer
 
 
@@ -39,3 +40,10 @@ def client(service: Service) -> Iterator[httpx.Client]:
     """The administrator's HTTP client."""
     with service.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def iam(service: Service) -> Iterator[Iam]:
+    """The administrator, who grants."""
+    with Iam(service) as iam:
+        yield iam

@@ -24,13 +24,6 @@ from tests.support.iam import GRANT, Iam, key_client, log_in
 
 
 @pytest.fixture(scope="module")
-def iam(service: Service) -> Iterator[Iam]:
-    """The administrator."""
-    with Iam(service) as iam:
-        yield iam
-
-
-@pytest.fixture(scope="module")
 def alone(service: Service) -> Iterator[Iam]:
     """The only administrator of another account."""
     other = found_instance(service, "alone", "c" * 32)
@@ -82,7 +75,7 @@ def test_a_right_that_ends_while_the_body_is_on_its_way_is_no_right(
 @contextlib.contextmanager
 def changed(service: Service, table: sqlalchemy.Table, row_id: str, **values: Any) -> Iterator[None]:
     """A row that somebody edits in the database, until the block ends."""
-    database = Database(service.extra.get("HSMKMS_DATABASE_URL") or f"sqlite:///{service.state.path / 'hsmkms.db'}")
+    database = Database(service.database_url)
     before: dict[str, Any] = {}
     for now in (values, before):
         with database.write() as connection:

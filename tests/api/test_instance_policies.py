@@ -15,12 +15,6 @@ from tests.support.iam import Iam, key_client
 POLICY = "application/vnd.ibm.kms.policy+json"
 
 
-@pytest.fixture(scope="module")
-def iam(service: Service) -> Iterator[Iam]:
-    with Iam(service) as iam:
-        yield iam
-
-
 @pytest.fixture
 def own(service: Service, iam: Iam) -> Iterator[httpx.Client]:
     """The administrator in an instance of this test's own."""

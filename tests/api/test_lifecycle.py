@@ -26,16 +26,9 @@ PURGED = (404, "KEY_NOT_FOUND_ERR")
 @pytest.fixture(scope="module")
 def database_of(service: Service) -> Iterator[Database]:
     """The service's database."""
-    url = service.extra.get("HSMKMS_DATABASE_URL") or f"sqlite:///{service.state.path / 'hsmkms.db'}"
-    database = Database(url)
+    database = Database(service.database_url)
     yield database
     database.close()
-
-
-@pytest.fixture(scope="module")
-def iam(service: Service) -> Iterator[Iam]:
-    with Iam(service) as iam:
-        yield iam
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,6 @@ SOURCE = "9b3c5a10-6f5e-4d43-8f0b-0d9a5f8f7a01"
 
 
 @pytest.fixture(scope="module")
-def iam(service: Service) -> Iterator[Iam]:
-    """The administrator, at the first node."""
-    with Iam(service) as iam:
-        yield iam
-
-
-@pytest.fixture(scope="module")
 def second(service: Service) -> Iterator[Service]:
     """Another node."""
     with Service(service.state, workers=1, **service.extra) as second:

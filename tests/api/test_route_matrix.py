@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -120,13 +119,6 @@ def test_the_description_says_the_action(service: Service) -> None:
     for path, calls in paths.items():
         for call in calls.values():
             assert path in OPEN or call["x-action"] in {action.value for action in Action}, path
-
-
-@pytest.fixture(scope="module")
-def iam(service: Service) -> Iterator[Iam]:
-    """The administrator."""
-    with Iam(service) as iam:
-        yield iam
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,7 @@ class Tampered:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.iam = Iam(service)
-        url = service.extra.get("HSMKMS_DATABASE_URL") or f"sqlite:///{service.state.path / 'hsmkms.db'}"
-        self.database = Database(url)
+        self.database = Database(service.database_url)
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The records of a kind."""

@@ -29,7 +29,7 @@ class Nodes:
     def __init__(self, state: State, extra: dict[str, str], run: Callable[..., Service]) -> None:
         self.state, self.extra = state, extra
         self.first, self.second = run(state, workers=1, **extra), run(state, workers=1, **extra)
-        self.database = Database(extra.get("HSMKMS_DATABASE_URL") or f"sqlite:///{state.path / 'hsmkms.db'}")
+        self.database = Database(self.first.database_url)
 
     def jobs(self) -> dict[str, dict[str, Any]]:
         """What `hsmkms jobs` shows, by job."""

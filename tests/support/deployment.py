@@ -121,6 +121,11 @@ class Service:
             except subprocess.TimeoutExpired:
                 self.kill()
 
+    @property
+    def database_url(self) -> str:
+        """Where its database is."""
+        return self.extra.get("HSMKMS_DATABASE_URL") or f"sqlite:///{self.state.path / 'hsmkms.db'}"
+
     def kill(self) -> None:
         """kill -9 the whole process group."""
         os.killpg(self.process.pid, signal.SIGKILL)
