@@ -53,9 +53,24 @@ def embedded_key(_: dict[str, Any], claims: dict[str, Any], __: str) -> str:
     return jwt.encode(claims, key, "ES256", {"kid": public["x"], "jwk": public})
 
 
+def pointed_at_key(header: dict[str, Any], claims: dict[str, Any], _: str) -> str:
+    """Nobody is asked for the key: no such server is there, and the answer comes all the same."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    places = {"x5u": "http://127.0.0.1:9/chain.pem", "jku": "http://127.0.0.1:9/keys"}
+    return jwt.encode(claims, key, "ES256", {"kid": header["kid"], **places})
+
+
 @pytest.mark.parametrize(
     "forge",
-    [alg_none, hs256_with_the_public_key, other_key_with_our_kid, unknown_kid, other_issuer, embedded_key],
+    [
+        alg_none,
+        hs256_with_the_public_key,
+        other_key_with_our_kid,
+        unknown_kid,
+        other_issuer,
+        embedded_key,
+        pointed_at_key,
+    ],
 )
 def test_forged(service: Service, client: httpx.Client, forge: Forge) -> None:
     good = service.token()
