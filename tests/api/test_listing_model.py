@@ -73,9 +73,10 @@ def keys(ring: httpx.Client) -> list[Key]:
         assert ring.post(f"/keys/{ids[number]}/actions/rotate").status_code == 204
     for number in (3, 4, 7):
         assert ring.delete(f"/keys/{ids[number]}").status_code == 204
-    deadline = time.monotonic() + 10
-    # Not by `listed`: the keys may expire between its GET and its HEAD.
-    while len(ring.get("/keys?state=3").json()["resources"]) < 2:
+    deadline = time.monotonic() + 30
+    # Until the expiry job has stamped them too: a key is state 3 from its second on, its lastUpdateDate moves with the
+    # job. Not by `listed`: the keys may expire between its GET and its HEAD.
+    while len([key for key in ring.get("/keys?state=3").json()["resources"] if stamped(key)]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     whole = listed(ring, ALL)
@@ -94,6 +95,10 @@ def listed(ring: httpx.Client, query: str) -> list[Key]:
         assert int(ring.head(f"/keys?{query}").headers["Key-Total"]) == len(body["resources"])
     found: list[Key] = body["resources"]
     return found
+
+
+def stamped(key: Key) -> bool:
+    return bool(key["lastUpdateDate"] >= key["expirationDate"])
 
 
 def ids_of(keys: list[Key]) -> list[str]:
