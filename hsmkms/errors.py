@@ -7,6 +7,8 @@
     │   ├── KeyNotFound · KeyRingNotFound · KeyDeleted · KeyStateConflict · KeyRootRequired
     │   ├── RotationTooEarly · TooEarly · KeyExpired · KeyRestoreExpired · NotDualAuth · AuthorizationsNotMet
     │   ├── AliasNotUnique · AliasQuota · AliasNotFound · KeyCreationForbidden · QueryMismatch · ResourceCount
+    │   ├── ServiceOnly · ResourceOwner · RegistrationNotFound · RegistrationExists · RegistrationKeyNotRoot
+    │   ├── RegistrationKeyState · RegistrationVersion · DeletionPrevented · ProtectedResource · TooManyWaiting
     │   ├── KeyRingNotEmpty · KeyRingExists · KeyRingQuota · KeyRingReserved
     │   ├── UnprocessableCiphertext
     │   ├── CredentialsRefused · TokenRequestInvalid · TooManyAttempts     the token endpoint
@@ -313,6 +315,93 @@ class AuthorizationsNotMet(Refusal):
         super().__init__(
             "1 prior authorization(s) are required for deletion. Somebody else sets the key for deletion first."
         )
+
+
+class ServiceOnly(Refusal):
+    """A user asks for what only a source service may do."""
+
+    code = "SERVICE_ONLY_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("Only a service that is authorized may do this. Use an API key of its service id.")
+
+
+class ResourceOwner(Refusal):
+    """A service names a resource that is not its own."""
+
+    code = "RESOURCE_OWNER_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The resource CRN does not lie in an instance that this service id acts for.")
+
+
+class RegistrationNotFound(Refusal):
+    code = "REGISTRATION_NOT_FOUND_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The key has no registration of this resource.")
+
+
+class RegistrationExists(Refusal):
+    code = "REGISTRATION_ALREADY_EXISTS_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The resource is registered with this key already. Change that registration instead.")
+
+
+class RegistrationKeyNotRoot(Refusal):
+    code = "KEY_ROOT_REQ_REG_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("Only root keys have registrations, and this is a standard key.")
+
+
+class RegistrationKeyState(Refusal):
+    code = "KEY_INVALID_STATE_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("Key is not in active state")
+
+
+class RegistrationVersion(Refusal):
+    """The key version of a registration or an acknowledgement is not one of the key's, or not new enough."""
+
+    code = "KEY_VERSION_INVALID"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class DeletionPrevented(Refusal):
+    """A registration forbids the deletion of its key, by force or not."""
+
+    code = "PREV_KEY_DEL_ERR"
+
+    def __init__(self, resource_crn: str) -> None:
+        super().__init__(
+            f"The registration of {resource_crn} prevents the deletion of the key. Its service has to lift that first."
+        )
+
+
+class ProtectedResource(InvalidQueryParam):
+    """A key that protects resources is deleted by `force` alone."""
+
+    code = "PROTECTED_RESOURCE_ERR"
+
+    def __init__(self, resource_crn: str) -> None:
+        super().__init__(
+            "force",
+            f"The key protects resources, such as {resource_crn}. To delete it nonetheless, use the parameter force.",
+        )
+
+
+class TooManyWaiting(Refusal):
+    """An identity holds more waiting requests for events than it may."""
+
+    retry_after_s: ClassVar[int] = 1
+
+    def __init__(self) -> None:
+        super().__init__("Too many requests of this identity wait for events. Hold one at a time.")
 
 
 class AliasQuota(Refusal):

@@ -30,9 +30,11 @@ from hsmkms.jobs.runner import JobRunner
 from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
+from hsmkms.service.bell import EventBell
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.deployment import Deployment
 from hsmkms.service.doctor import Doctor
+from hsmkms.service.events import EventService
 from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
 from hsmkms.service.identities import IdentityService
@@ -46,15 +48,18 @@ from hsmkms.service.keys import KeyService
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.service.policies import PolicyService
+from hsmkms.service.registrations import RegistrationService
 from hsmkms.service.rights import RightsWriter
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
 from hsmkms.settings import Settings, load
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
+from hsmkms.store.events import EventStore
 from hsmkms.store.jobs import JobStore
 from hsmkms.store.keys import KeyStore
 from hsmkms.store.records import RecordStore
+from hsmkms.store.registrations import RegistrationStore
 from hsmkms.store.tenants import TenantStore
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
@@ -116,20 +121,30 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
             database.migrate()
         elif database.revision() != database.newest_revision():
             raise StoreRefused("The database is not of this version. Run `hsmkms init` (new) or `hsmkms serve` (old).")
-        stores = _Stores(KeyStore(database), TenantStore(database), RecordStore(database), JobStore(database))
+        stores = _Stores(
+            KeyStore(database),
+            TenantStore(database),
+            RecordStore(database),
+            JobStore(database),
+            RegistrationStore(database),
+            EventStore(database),
+        )
         if found:
             _require_own_token(token, stores.tenants)
             if not token.has_mac_key():
                 token.make_mac_key()
         any_region = settings.allow_authorizations_across_regions
         grants = Grants(stores.records.load, token.mac, any_region=any_region)
-        snapshot = Snapshot(stores.keys.get, stores.tenants.instances, grants, partial(changes_since, database))
+        bell = EventBell()
+        feed = partial(changes_since, database)
+        snapshot = Snapshot(stores.keys.get, stores.tenants.instances, grants, feed, bell)
         snapshot.start()
         stack.callback(snapshot.stop)
         threads = ThreadPoolExecutor(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
-        material = Material(token, stores.keys, system_clock)
-        services = _services(settings, token, database, stores, grants, snapshot, threads, material)
+        waits = SHORT if settings.shorten_waits_for_tests else Waits()
+        material = Material(token, stores.keys, waits, system_clock)
+        services = _services(settings, token, database, stores, grants, snapshot, bell, threads, material, waits)
         return Rooms(
             services=services,
             deployment=Deployment(
@@ -167,6 +182,8 @@ class _Stores:
     tenants: TenantStore
     records: RecordStore
     jobs: JobStore
+    registrations: RegistrationStore
+    events: EventStore
 
 
 def _services(
@@ -176,8 +193,10 @@ def _services(
     stores: _Stores,
     grants: Grants,
     snapshot: Snapshot,
+    bell: EventBell,
     threads: ThreadPoolExecutor,
     material: Material,
+    waits: Waits,
 ) -> Services:
     clock, any_region = system_clock, settings.allow_authorizations_across_regions
     rights = RightsWriter(stores.records, grants, token.mac, snapshot, clock)
@@ -188,7 +207,6 @@ def _services(
         for one in settings.oidc_issuers
     ]
     access = KeyAccess(stores.keys, stores.tenants, snapshot, clock)
-    waits = SHORT if settings.shorten_waits_for_tests else Waits()
     instance_policies = InstancePolicyService(grants, rights, access, snapshot, clock)
     lifecycle = LifecycleService(token, stores.keys, access, waits, clock)
     callers = Callers(grants, verifier, outside, clock)
@@ -198,6 +216,9 @@ def _services(
         lifecycle=lifecycle,
         aliases=AliasService(stores.keys, access, clock),
         key_policies=KeyPolicyService(stores.keys, access, clock),
+        registrations=RegistrationService(stores.registrations, access, clock),
+        events=EventService(stores.events, access, clock),
+        bell=bell,
         key_rings=KeyRingService(stores.tenants, snapshot, clock),
         crypto=CryptoService(token, snapshot, clock, threads),
         tokens=TokenService(token, grants, rights, stores.records, snapshot, callers, verifier, Throttle(), clock),

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from hsmkms import __version__
 from hsmkms.api import (
     api_keys,
+    events,
     groups,
     identity,
     instance_policies,
@@ -23,6 +24,7 @@ from hsmkms.api import (
     lifecycle,
     operations,
     policies,
+    registrations,
     service_ids,
 )
 from hsmkms.api.cold import Services
@@ -49,7 +51,10 @@ def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
     )
     app.state.services = services
     for part in (
+        # Before the keys, as `registrations` is the id of none.
+        registrations,
         keys,
+        events,
         lifecycle,
         key_policies,
         instance_policies,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -15,13 +16,37 @@ import pydantic
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from hsmkms.api import wire
+from hsmkms.api import registration_wire, wire
 from hsmkms.api.problems import BodyTooLarge
-from hsmkms.errors import BadBody, CollectionTotalMismatch, ResourceCount
+from hsmkms.errors import BadBody, CollectionTotalMismatch, InvalidField, ResourceCount
 
 COLD_LIMIT: Final = 64 * 1024
 HOT_LIMIT: Final = 1024 * 1024
 """255 AAD strings of 255 characters, each written as a JSON escape of 12 bytes, and 4,096 bytes of plaintext fit."""
+
+_CANONICAL_NAMES: Final = {
+    name.lower(): name
+    for model in (
+        wire.CollectionMetadata,
+        wire.KeyWithPoliciesResource,
+        wire.KeyCreateBody,
+        wire.KeyPatchBody,
+        wire.WrapBody,
+        wire.UnwrapBody,
+        wire.RotateBody,
+        wire.RotationWish,
+        wire.DualAuthWish,
+        wire.InstancePolicyAttributes,
+        wire.InstancePolicyData,
+        wire.InstancePolicyWriteResource,
+        registration_wire.RegistrationWriteResource,
+        registration_wire.ResourceCrnResource,
+        registration_wire.AcknowledgementResource,
+        registration_wire.KeyStateData,
+    )
+    for name in model.model_fields
+}
+"""Lower case to the one spelling; no two members of the API differ by case alone."""
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z_]{0,31}", re.ASCII)
 
@@ -75,22 +100,40 @@ def parse(model: type[Model], value: dict[str, Any]) -> Model:
         raise _refusal(error) from None
 
 
+def require_collection(metadata: wire.CollectionMetadata, kind: str, count: int, *, exactly_one: bool) -> None:
+    """Raise BadBody or CollectionTotalMismatch for a collection that is not of `kind` or not as long as it says."""
+    if metadata.collectionType != kind:
+        raise BadBody(f"The member metadata.collectionType must be {kind}.")
+    if metadata.collectionTotal != count:
+        raise CollectionTotalMismatch
+    if exactly_one and count != 1:
+        raise BadBody("The member resources must hold exactly one resource.")
+
+
 def require_policies(metadata: wire.CollectionMetadata, count: int, *, one: bool) -> None:
     """Raise BadBody, CollectionTotalMismatch or ResourceCount for a collection of policies that is not one; with `one`
     the parameter `policy` named a single policy (contract section 1.4)."""
-    if metadata.collectionType != wire.POLICY_TYPE:
-        raise BadBody(f"The member metadata.collectionType must be {wire.POLICY_TYPE}.")
-    if metadata.collectionTotal != count:
-        raise CollectionTotalMismatch
+    require_collection(metadata, wire.POLICY_TYPE, count, exactly_one=False)
     if one and count != 1:
         raise ResourceCount
+
+
+def parse_time(name: str, text: str) -> datetime:
+    """The RFC 3339 time in the member `name`, in UTC. Raises InvalidField."""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidField(name, f"The field `{name}` must be an RFC 3339 time.") from error
 
 
 def _fold(value: dict[str, Any]) -> dict[str, Any]:
     """Canonical names, nulls dropped; two spellings of one member are refused, as neither is more right."""
     folded: dict[str, Any] = {}
     for name, member in value.items():
-        canonical = wire.CANONICAL_NAMES.get(name.lower(), name)
+        canonical = _CANONICAL_NAMES.get(name.lower(), name)
         if canonical in folded:
             raise BadBody(f"The member {_shown(canonical)} is given twice.")
         if isinstance(member, dict):

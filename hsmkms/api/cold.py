@@ -20,6 +20,7 @@ from hsmkms.api.bodies import COLD_LIMIT, Model, decode_object, parse, read_body
 from hsmkms.api.problems import guard, kms_problem, platform_problem, token_problem
 from hsmkms.api.requests import Envelope, Gate, authenticate, correlation_id, envelope, header_map
 from hsmkms.clock import Clock
+from hsmkms.correlation import correlated
 from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.keys import Key
 from hsmkms.domain.records import Record
@@ -29,7 +30,9 @@ from hsmkms.errors import InvalidQueryParam, NoBody, NotFound, Unauthorized
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.authorize import require_any_in_account
+from hsmkms.service.bell import EventBell
 from hsmkms.service.crypto import CryptoService
+from hsmkms.service.events import EventService
 from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
 from hsmkms.service.identities import IdentityService
@@ -41,6 +44,7 @@ from hsmkms.service.key_rings import KeyRingService
 from hsmkms.service.keys import KeyService
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.policies import PolicyService
+from hsmkms.service.registrations import RegistrationService
 from hsmkms.service.rights import entity_tag
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
@@ -58,6 +62,9 @@ class Services:
     aliases: AliasService
     key_policies: KeyPolicyService
     instance_policies: InstancePolicyService
+    registrations: RegistrationService
+    events: EventService
+    bell: EventBell
     key_rings: KeyRingService
     crypto: CryptoService
     tokens: TokenService
@@ -84,7 +91,8 @@ class OpenRoute(APIRoute):
         """An error in this family's shape."""
         return kms_problem(error, correlation_id)
 
-    async def _enter(self, request: Request) -> None:
+    async def enter(self, request: Request) -> None:
+        """Find out who is calling, and refuse who may not. Raises Unauthorized and as `authenticate`."""
         headers = header_map(request.scope["headers"])
         request.state.caller = await authenticate(services(request).gate, headers, request.scope)
         self.admit(request, headers)
@@ -103,16 +111,18 @@ class OpenRoute(APIRoute):
 
         async def answer(request: Request) -> Response:
             if self.authenticated:
-                await self._enter(request)
+                request.state.route = self
+                await self.enter(request)
             if request.method in _WITH_BODY:
                 request.state.body = await read_body(request.receive, request.scope["headers"], COLD_LIMIT)
                 # Again: a body may take its time, and a right that ended meanwhile must not count.
                 if self.authenticated:
-                    await self._enter(request)
+                    await self.enter(request)
             return await handler(request)
 
         async def guarded(request: Request) -> Response:
-            return await guard(answer(request), self.problem, correlation_id(request.headers))
+            with correlated(correlation_id(request.headers)) as current:
+                return await guard(answer(request), self.problem, current)
 
         return guarded
 
@@ -174,6 +184,12 @@ def services(request: Request) -> Services:
     """The services of this process."""
     found: Services = request.app.state.services
     return found
+
+
+async def enter(request: Request) -> None:
+    """Decide again whether the caller of a request that has been waiting may go on. Raises as the route's `enter`."""
+    route: OpenRoute = request.state.route
+    await route.enter(request)
 
 
 def caller_of(request: Request) -> Caller:

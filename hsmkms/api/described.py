@@ -6,12 +6,12 @@ not those of a framework; so the description is written here, from the same mode
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pydantic
 from pydantic.json_schema import models_json_schema
 
-from hsmkms.api import iam_wire, policy_wire, wire
+from hsmkms.api import iam_wire, policy_wire, registration_wire, wire
 from hsmkms.api.problems import ERROR_TYPE
 from hsmkms.domain.query import MAX_LIMIT
 
@@ -28,6 +28,10 @@ _MODELS: Final[list[type[pydantic.BaseModel]]] = [
     wire.WrapBody,
     wire.UnwrapBody,
     wire.RotateBody,
+    registration_wire.RegistrationBody,
+    registration_wire.RegistrationCollection,
+    registration_wire.AcknowledgementBody,
+    registration_wire.EventCollection,
     wire.KeyCollection,
     wire.VersionCollection,
     wire.KeyRingCollection,
@@ -101,6 +105,13 @@ ALIAS: Final = {
     "description": "Alias",
     "schema": {"type": "string", "minLength": 1},
 }
+CRN: Final = {
+    "name": "crn",
+    "in": "path",
+    "required": True,
+    "description": "CRN of the resource, percent-encoded",
+    "schema": {"type": "string", "minLength": 1},
+}
 RING_ID: Final = {
     "name": "key_ring_id",
     "in": "path",
@@ -130,8 +141,29 @@ VERSION_LISTING: Final = [
 ]
 KEY_POLICY: Final = _query("policy", "rotation or dualAuthDelete; without it all of them")
 INSTANCE_POLICY: Final = _query("policy", "Name of one policy; without it all of them")
+REGISTRATION_LISTING: Final = [
+    *_PAGE,
+    _query("urlEncodedResourceCRNQuery", "A CRN with `*` for any value of a segment, or behind the start of the last"),
+    _query("preventKeyDeletion", "true or false: only those that prevent, or do not prevent, the deletion of the key"),
+    _query("totalCount", "true: metadata.totalCount"),
+]
+EVENT_LIMIT: Final = _query("limit", "1 to 1,000; 0 means 100", {"type": "integer", "minimum": 0, "maximum": 1_000})
+EVENT_LISTING: Final = [
+    _query("after", "Cursor: metadata.cursor of the answer before", {"type": "integer", "minimum": 0}),
+    _query("wait", "Seconds to wait for an event", {"type": "integer", "minimum": 0, "maximum": 60}),
+    EVENT_LIMIT,
+]
+DELETE_FORCE: Final = _query("force", "true: also a key that protects resources")
 FORCE: Final = _query("force", "true: move deleted keys to the ring default")
 RING_LISTING: Final = [*_PAGE, _query("totalCount", "true: metadata.totalCount")]
+
+
+Operation: TypeAlias = dict[str, Any]
+
+
+def json_body(model: type[pydantic.BaseModel], *, required: bool = True) -> Operation:
+    """The part of an operation that says what it takes."""
+    return {"requestBody": {"required": required, "content": {_JSON: {"schema": _reference(model)}}}}
 
 
 def operation(
@@ -159,9 +191,7 @@ def operation(
             **{str(status): _content(text, ERROR_TYPE, wire.ErrorCollection) for status, text in _ERRORS.items()},
         },
     }
-    if body is not None:
-        described["requestBody"] = {"required": body_required, "content": {_JSON: {"schema": _reference(body)}}}
-    return described
+    return described if body is None else described | json_body(body, required=body_required)
 
 
 def plain(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import wire
+from hsmkms.api.bodies import parse_time
 from hsmkms.api.cold import (
     KmsRoute,
     answer,
@@ -28,7 +28,7 @@ from hsmkms.domain.access import Action
 from hsmkms.domain.key_policies import KeyPolicyWish
 from hsmkms.domain.new_key import NewKey
 from hsmkms.domain.query import KeyQuery, parse_key_query, parse_version_query
-from hsmkms.errors import BadBody, CollectionTotalMismatch, FeatureRestricted, InvalidField, InvalidQueryParam
+from hsmkms.errors import BadBody, CollectionTotalMismatch, FeatureRestricted, InvalidQueryParam
 
 router = APIRouter(prefix="/api/v2", route_class=KmsRoute, default_response_class=Response)
 
@@ -288,18 +288,8 @@ def _new_key(body: wire.KeyCreateBody | wire.KeyWithPoliciesBody) -> NewKey:
         tags=tuple(resource.tags),
         aliases=tuple(resource.aliases),
         extractable=resource.extractable,
-        expires_at=None if resource.expirationDate is None else _time(resource.expirationDate),
+        expires_at=None if resource.expirationDate is None else parse_time("expirationDate", resource.expirationDate),
     )
-
-
-def _time(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError
-        return moment.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise InvalidField("expirationDate", "The field `expirationDate` must be an RFC 3339 time.") from error
 
 
 def _search_metadata(query: KeyQuery) -> dict[str, object]:

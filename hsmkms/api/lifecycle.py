@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -34,13 +35,13 @@ def _action(summary: str, action: Action) -> dict[str, Any]:
     return described(d.operation(summary, ok=204, parameters=(d.REFERENCE,)), action, _NOT_DONE)
 
 
-def _giving_key(summary: str, action: Action, failed: str) -> dict[str, Any]:
+def _giving_key(summary: str, action: Action, failed: str, *parameters: dict[str, Any]) -> dict[str, Any]:
     operation = d.operation(
         summary,
         ok=200,
         kind=wire.KEY_TYPE,
         answer=wire.KeyCollection,
-        parameters=(d.REFERENCE,),
+        parameters=(d.REFERENCE, *parameters),
         prefer=True,
         also={204: "Done, without Prefer: return=representation"},
     )
@@ -89,10 +90,22 @@ async def unset_key_for_deletion(request: Request) -> Response:
     return Response(status_code=204)
 
 
-@router.delete("/keys/{id}", openapi_extra=_giving_key("Delete a key", Action.KEY_DELETE, _NOT_DELETED))
+@router.post(
+    "/keys/{id}/actions/sync",
+    status_code=204,
+    openapi_extra=_action("Tell the services of a root key again how it is", Action.KEY_SYNC),
+)
+async def sync_key(request: Request) -> Response:
+    """Tell the services of a root key again how it is."""
+    await _turn(request, lambda lifecycle: lifecycle.sync)
+    return Response(status_code=204)
+
+
+@router.delete("/keys/{id}", openapi_extra=_giving_key("Delete a key", Action.KEY_DELETE, _NOT_DELETED, d.DELETE_FORCE))
 async def delete_key(request: Request) -> Response:
-    """Delete a key."""
-    key = await _turn(request, lambda lifecycle: lifecycle.delete)
+    """Delete a key; with `force` also one that protects resources."""
+    force = request.query_params.get("force", "").lower() == "true"
+    key = await _turn(request, lambda lifecycle: partial(lifecycle.delete, force=force))
     return key_answer(request, key) if call_of(request).representation else Response(status_code=204)
 
 

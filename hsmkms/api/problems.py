@@ -36,6 +36,16 @@ _STATUS: Final[dict[type[errors.HsmkmsError], HTTPStatus]] = {
     errors.AliasQuota: HTTPStatus.CONFLICT,
     errors.AliasNotFound: HTTPStatus.NOT_FOUND,
     errors.KeyCreationForbidden: HTTPStatus.CONFLICT,
+    errors.ServiceOnly: HTTPStatus.FORBIDDEN,
+    errors.ResourceOwner: HTTPStatus.FORBIDDEN,
+    errors.RegistrationNotFound: HTTPStatus.NOT_FOUND,
+    errors.RegistrationExists: HTTPStatus.CONFLICT,
+    errors.RegistrationKeyNotRoot: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.RegistrationKeyState: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.RegistrationVersion: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.DeletionPrevented: HTTPStatus.CONFLICT,
+    errors.ProtectedResource: HTTPStatus.CONFLICT,
+    errors.TooManyWaiting: HTTPStatus.TOO_MANY_REQUESTS,
     errors.KeyRingNotEmpty: HTTPStatus.CONFLICT,
     errors.KeyRingExists: HTTPStatus.CONFLICT,
     errors.KeyRingQuota: HTTPStatus.CONFLICT,
@@ -160,7 +170,7 @@ def _place(error: Exception) -> str:
 
 def _headers(error: Exception, status: HTTPStatus, correlation_id: str) -> dict[str, str]:
     headers = {"Correlation-Id": correlation_id}
-    if isinstance(error, errors.Unavailable | errors.TooManyAttempts):
+    if isinstance(error, errors.Unavailable | errors.TooManyAttempts | errors.TooManyWaiting):
         headers["Retry-After"] = str(error.retry_after_s)
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="hsmkms"'

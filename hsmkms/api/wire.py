@@ -27,16 +27,18 @@ ALIAS_TYPE: Final = "application/vnd.ibm.kms.alias+json"
 POLICY_TYPE: Final = "application/vnd.ibm.kms.policy+json"
 
 
-class _Request(pydantic.BaseModel):
+class RequestModel(pydantic.BaseModel):
+    """What clients send: no member too many, no type taken for another."""
+
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
 
-class CollectionMetadata(_Request):
+class CollectionMetadata(RequestModel):
     collectionType: str
     collectionTotal: int
 
 
-class KeyCreateResource(_Request):
+class KeyCreateResource(RequestModel):
     type: Literal["application/vnd.ibm.kms.key+json"]
     name: str
     aliases: list[str] = []
@@ -50,17 +52,17 @@ class KeyCreateResource(_Request):
     encryptionAlgorithm: str | None = None
 
 
-class KeyCreateBody(_Request):
+class KeyCreateBody(RequestModel):
     metadata: CollectionMetadata
     resources: list[KeyCreateResource]
 
 
-class RotationWish(_Request):
+class RotationWish(RequestModel):
     enabled: bool | None = None
     interval_month: int | None = None
 
 
-class DualAuthWish(_Request):
+class DualAuthWish(RequestModel):
     enabled: bool
 
 
@@ -69,44 +71,44 @@ class KeyWithPoliciesResource(KeyCreateResource):
     dualAuthDelete: DualAuthWish | None = None
 
 
-class KeyWithPoliciesBody(_Request):
+class KeyWithPoliciesBody(RequestModel):
     metadata: CollectionMetadata
     resources: list[KeyWithPoliciesResource]
 
 
-class KeyPolicyWriteResource(_Request):
+class KeyPolicyWriteResource(RequestModel):
     type: str | None = None
     rotation: RotationWish | None = None
     dualAuthDelete: DualAuthWish | None = None
 
 
-class KeyPolicyBody(_Request):
+class KeyPolicyBody(RequestModel):
     metadata: CollectionMetadata
     resources: list[KeyPolicyWriteResource]
 
 
-class KeyPatchBody(_Request):
+class KeyPatchBody(RequestModel):
     keyRingID: str
 
 
-class WrapBody(_Request):
+class WrapBody(RequestModel):
     plaintext: str | None = None
     aad: list[str] = []
 
 
-class UnwrapBody(_Request):
+class UnwrapBody(RequestModel):
     ciphertext: str
     aad: list[str] = []
 
 
-class RotateBody(_Request):
+class RotateBody(RequestModel):
     payload: str | None = None
     encryptedNonce: str | None = None
     iv: str | None = None
     encryptionAlgorithm: str | None = None
 
 
-class InstancePolicyAttributes(_Request):
+class InstancePolicyAttributes(RequestModel):
     allowed_network: str | None = None
     allowed_ip: list[str] | None = None
     create_root_key: bool | None = None
@@ -117,47 +119,28 @@ class InstancePolicyAttributes(_Request):
     interval_month: int | None = None
 
 
-class InstancePolicyData(_Request):
+class InstancePolicyData(RequestModel):
     enabled: bool
     attributes: InstancePolicyAttributes | None = None
 
 
-class InstancePolicyWriteResource(_Request):
+class InstancePolicyWriteResource(RequestModel):
     policy_type: str
     policy_data: InstancePolicyData
 
 
-class InstancePolicyBody(_Request):
+class InstancePolicyBody(RequestModel):
     metadata: CollectionMetadata
     resources: list[InstancePolicyWriteResource]
 
 
-CANONICAL_NAMES: Final = {
-    name.lower(): name
-    for model in (
-        CollectionMetadata,
-        KeyWithPoliciesResource,
-        KeyCreateBody,
-        KeyPatchBody,
-        WrapBody,
-        UnwrapBody,
-        RotateBody,
-        RotationWish,
-        DualAuthWish,
-        InstancePolicyAttributes,
-        InstancePolicyData,
-        InstancePolicyWriteResource,
-    )
-    for name in model.model_fields
-}
-"""Lower case to the one spelling; no two members of the API differ by case alone."""
+class AnswerModel(pydantic.BaseModel):
+    """What they get, for the description."""
 
-
-class _Response(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
 
-class SearchQuery(_Response):
+class SearchQuery(AnswerModel):
     query: str
     scopes: list[str]
     # `not` is a keyword of Python.
@@ -165,7 +148,7 @@ class SearchQuery(_Response):
     exact: bool
 
 
-class ListMetadata(_Response):
+class ListMetadata(AnswerModel):
     collectionType: str
     collectionTotal: int
     totalCount: int | None = None
@@ -173,28 +156,28 @@ class ListMetadata(_Response):
     searchQuery: SearchQuery | None = None
 
 
-class VersionReference(_Response):
+class VersionReference(AnswerModel):
     id: str
     creationDate: str | None = None
 
 
-class AlgorithmMetadata(_Response):
+class AlgorithmMetadata(AnswerModel):
     bitLength: str
     mode: str
 
 
-class DualAuthDelete(_Response):
+class DualAuthDelete(AnswerModel):
     enabled: bool
     keySetForDeletion: bool | None = None
     authExpiration: str | None = None
 
 
-class Rotation(_Response):
+class Rotation(AnswerModel):
     enabled: bool
     interval_month: int | None = None
 
 
-class KeyResource(_Response):
+class KeyResource(AnswerModel):
     type: str
     id: str
     name: str
@@ -229,24 +212,24 @@ class KeyResource(_Response):
     payload: str | None = None
 
 
-class KeyCollection(_Response):
+class KeyCollection(AnswerModel):
     metadata: ListMetadata
     resources: list[KeyResource]
 
 
-class AliasResource(_Response):
+class AliasResource(AnswerModel):
     keyId: str
     alias: str
     creationDate: str
     createdBy: str
 
 
-class AliasCollection(_Response):
+class AliasCollection(AnswerModel):
     metadata: ListMetadata
     resources: list[AliasResource]
 
 
-class KeyPolicyResource(_Response):
+class KeyPolicyResource(AnswerModel):
     type: str
     id: str
     crn: str
@@ -258,12 +241,12 @@ class KeyPolicyResource(_Response):
     dualAuthDelete: DualAuthDelete | None = None
 
 
-class KeyPolicyCollection(_Response):
+class KeyPolicyCollection(AnswerModel):
     metadata: ListMetadata
     resources: list[KeyPolicyResource] | None = None
 
 
-class InstancePolicyResource(_Response):
+class InstancePolicyResource(AnswerModel):
     policy_type: str
     policy_data: InstancePolicyData
     creationDate: str
@@ -272,52 +255,52 @@ class InstancePolicyResource(_Response):
     lastUpdated: str
 
 
-class InstancePolicyCollection(_Response):
+class InstancePolicyCollection(AnswerModel):
     metadata: ListMetadata
     resources: list[InstancePolicyResource]
 
 
-class VersionCollection(_Response):
+class VersionCollection(AnswerModel):
     metadata: ListMetadata
     resources: list[VersionReference]
 
 
-class KeyRingResource(_Response):
+class KeyRingResource(AnswerModel):
     id: str
     creationDate: str | None = None
     createdBy: str | None = None
 
 
-class KeyRingCollection(_Response):
+class KeyRingCollection(AnswerModel):
     metadata: ListMetadata
     resources: list[KeyRingResource]
 
 
-class WrapAnswer(_Response):
+class WrapAnswer(AnswerModel):
     plaintext: str | None = None
     ciphertext: str
     keyVersion: VersionReference
 
 
-class UnwrapAnswer(_Response):
+class UnwrapAnswer(AnswerModel):
     plaintext: str
     keyVersion: VersionReference
     ciphertext: str | None = None
     rewrappedKeyVersion: VersionReference | None = None
 
 
-class RewrapAnswer(_Response):
+class RewrapAnswer(AnswerModel):
     ciphertext: str
     keyVersion: VersionReference
     rewrappedKeyVersion: VersionReference
 
 
-class ErrorTarget(_Response):
+class ErrorTarget(AnswerModel):
     type: str
     name: str
 
 
-class ErrorReason(_Response):
+class ErrorReason(AnswerModel):
     code: str
     message: str
     status: int
@@ -325,17 +308,17 @@ class ErrorReason(_Response):
     target: ErrorTarget | None = None
 
 
-class ErrorResource(_Response):
+class ErrorResource(AnswerModel):
     errorMsg: str
     reasons: list[ErrorReason] | None = None
 
 
-class ErrorCollection(_Response):
+class ErrorCollection(AnswerModel):
     metadata: ListMetadata
     resources: list[ErrorResource]
 
 
-class AccessTokenAnswer(_Response):
+class AccessTokenAnswer(AnswerModel):
     access_token: str
     refresh_token: str
     token_type: str
@@ -344,28 +327,28 @@ class AccessTokenAnswer(_Response):
     scope: str
 
 
-class IamErrorContext(_Response):
+class IamErrorContext(AnswerModel):
     requestId: str
 
 
-class IamError(_Response):
+class IamError(AnswerModel):
     errorCode: str
     errorMessage: str
     context: IamErrorContext
 
 
-class PlatformErrorItem(_Response):
+class PlatformErrorItem(AnswerModel):
     code: str
     message: str
 
 
-class PlatformError(_Response):
+class PlatformError(AnswerModel):
     trace: str
     status_code: int
     errors: list[PlatformErrorItem]
 
 
-class JsonWebKey(_Response):
+class JsonWebKey(AnswerModel):
     kty: str
     crv: str
     x: str
@@ -375,21 +358,21 @@ class JsonWebKey(_Response):
     alg: str
 
 
-class JsonWebKeySet(_Response):
+class JsonWebKeySet(AnswerModel):
     keys: list[JsonWebKey]
 
 
-class Health(_Response):
+class Health(AnswerModel):
     status: str
 
 
-class Readiness(_Response):
+class Readiness(AnswerModel):
     status: str
     token: bool
     database: bool
 
 
-class Version(_Response):
+class Version(AnswerModel):
     name: str
     version: str
 

@@ -53,6 +53,8 @@ class Action(enum.Enum):
     REGISTRATION_REPLACE = "kms.registrations.write"
     REGISTRATION_UPDATE = "kms.registrations.merge"
     REGISTRATION_DELETE = "kms.registrations.delete"
+    EVENT_LIST = "kms.secrets-event.list"
+    EVENT_ACK = "kms.secrets-event.ack"
     KMIP_CREATE = "kms.kmip-management.create"
     KMIP_LIST = "kms.kmip-management.list"
     KMIP_READ = "kms.kmip-management.read"
@@ -93,6 +95,8 @@ SERVICE_ONLY: Final = frozenset(
         Action.REGISTRATION_REPLACE,
         Action.REGISTRATION_UPDATE,
         Action.REGISTRATION_DELETE,
+        Action.EVENT_LIST,
+        Action.EVENT_ACK,
     }
 )
 """What only a source service may do, with any role from Reader up."""
@@ -171,6 +175,16 @@ KEY_ROLES: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class SourceCrn:
+    """The instance of a source service that a service id acts for."""
+
+    service: str
+    region: str
+    account: str
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
     """What a grant reaches inside its account: None means every instance, key ring or key."""
 
@@ -240,14 +254,14 @@ class Rights:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated identity with its rights. `source_services` are the services that a service id acts for;
-    `expires_at` is the end of what it was authenticated with."""
+    """An authenticated identity with its rights. `sources` are what a service id acts for: a caller with some is a
+    service, one without is a user. `expires_at` is the end of what it was authenticated with."""
 
     iam_id: str
     name: str
     account: str
     rights: Rights
-    source_services: frozenset[str]
+    sources: frozenset[SourceCrn]
     expires_at: datetime
 
 
@@ -259,6 +273,6 @@ def allows(caller: Caller, action: Action, target: Target) -> bool:
     """True if `caller` may do `action` on `target`. Deny by default; nobody reaches beyond the own account."""
     if caller.account != target.account:
         return False
-    if action in SERVICE_ONLY and not caller.source_services:
+    if action in SERVICE_ONLY and not caller.sources:
         return False
     return caller.rights.permit(action, target)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
-from hsmkms.domain.access import KEY_ROLES, Role
+from hsmkms.domain.access import KEY_ROLES, Role, SourceCrn
 from hsmkms.domain.ids import is_uuid
 
 KEY_SERVICE: Final = "kms"
@@ -20,16 +19,6 @@ REGIONLESS: Final = "global"
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _PREFIX: Final = "crn:v1:bluemix:public"
 _COMMON_ROLES: Final = frozenset({Role.READER, Role.WRITER, Role.MANAGER})
-
-
-@dataclass(frozen=True, slots=True)
-class SourceCrn:
-    """The instance of a source service that a service id acts for."""
-
-    service: str
-    region: str
-    account: str
-    instance_id: str
 
 
 def key_crn(region: str, account: str, instance_id: str, key_id: str) -> str:

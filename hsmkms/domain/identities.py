@@ -6,7 +6,8 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime
 
-from hsmkms.domain.crn import SourceCrn, parse_source_crn
+from hsmkms.domain.access import SourceCrn
+from hsmkms.domain.crn import parse_source_crn
 
 
 class IdentityKind(enum.Enum):

@@ -101,6 +101,7 @@ class Key:
     disabled_at: datetime | None = None
     deletion_set_at: datetime | None = None
     deletion_set_by: str | None = None
+    noticed_at: datetime | None = None
     policies: tuple[KeyPolicy, ...] = ()
 
     @property

@@ -11,6 +11,7 @@ from hsmkms.errors import (
     KeyDeleted,
     KeyExpired,
     KeyRestoreExpired,
+    KeyRootRequired,
     KeyStateConflict,
     NotDualAuth,
     RotationTooEarly,
@@ -64,6 +65,14 @@ def require_set_for_deletion(key: Key, now: datetime) -> None:
 def is_set_for_deletion(key: Key, waits: Waits, now: datetime) -> bool:
     """Whether the first of two words was given and still counts."""
     return key.deletion_set_at is not None and now < key.deletion_set_at + waits.deletion_authorization
+
+
+def require_sync(key: Key, waits: Waits, now: datetime) -> None:
+    """Raise KeyRootRequired, or TooEarly within an hour of what the key's services were told last."""
+    if key.extractable:
+        raise KeyRootRequired
+    if key.noticed_at is not None and now < key.noticed_at + waits.sync:
+        raise TooEarly("Sync", key.noticed_at + waits.sync)
 
 
 def require_purge(key: Key, waits: Waits, now: datetime) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from hsmkms.domain.access import Role, Scope
-from hsmkms.domain.crn import REGIONLESS, SourceCrn
+from hsmkms.domain.access import Role, Scope, SourceCrn
+from hsmkms.domain.crn import REGIONLESS
 from hsmkms.domain.tenants import Instance
 
 PLATFORM_SERVICES: Final = "platform_service"

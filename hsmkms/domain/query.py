@@ -107,7 +107,7 @@ def parse_key_query(params: Mapping[str, str]) -> KeyQuery:
         limit=_limit(params),
         offset=_offset(params),
         states=_states(params.get("state", ""), ALL_STATES if "state" in filtered else DEFAULT_STATES),
-        extractable=_boolean(params, "extractable"),
+        extractable=flag_of(params, "extractable"),
         search=_search(params.get("search", "")),
         sort=_sort(params.get("sort", "")),
         filters=filters,
@@ -122,21 +122,26 @@ def parse_version_query(params: Mapping[str, str]) -> VersionQuery:
     return VersionQuery(
         limit=_limit(params),
         offset=_offset(params),
-        total_count=_boolean(params, "totalCount") is True,
-        all_key_states=_boolean(params, "allKeyStates") is True,
+        total_count=flag_of(params, "totalCount") is True,
+        all_key_states=flag_of(params, "allKeyStates") is True,
     )
 
 
+def page_of(params: Mapping[str, str]) -> tuple[int, int]:
+    """`limit` and `offset` of every list of the key API. Raises InvalidQueryParam."""
+    return _limit(params), _offset(params)
+
+
 def _limit(params: Mapping[str, str]) -> int:
-    return _integer(params, "limit", MAX_LIMIT) or DEFAULT_LIMIT
+    return integer_of(params, "limit", MAX_LIMIT) or DEFAULT_LIMIT
 
 
 def _offset(params: Mapping[str, str]) -> int:
-    return _integer(params, "offset", MAX_OFFSET)
+    return integer_of(params, "offset", MAX_OFFSET)
 
 
-def _integer(params: Mapping[str, str], name: str, greatest: int) -> int:
-    """A whole number in plain ASCII digits; 0 when absent."""
+def integer_of(params: Mapping[str, str], name: str, greatest: int) -> int:
+    """A whole number in plain ASCII digits; 0 when absent. Raises InvalidQueryParam."""
     text = params.get(name, "")
     if not text:
         return 0
@@ -146,7 +151,8 @@ def _integer(params: Mapping[str, str], name: str, greatest: int) -> int:
     raise InvalidQueryParam(name, f"Give {name} as a whole number from 0 to {greatest}.")
 
 
-def _boolean(params: Mapping[str, str], name: str) -> bool | None:
+def flag_of(params: Mapping[str, str], name: str) -> bool | None:
+    """True, false, or None when absent. Raises InvalidQueryParam."""
     text = params.get(name, "")
     if not text:
         return None

@@ -9,7 +9,8 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """`reversal`: from disable to enable and from delete to restore. The others are named for what they end."""
+    """`reversal`: from disable to enable and from delete to restore. `sync`: between two words to a key's services. The
+    others are named for what they end."""
 
     reversal: timedelta = timedelta(seconds=30)
     rotation: timedelta = timedelta(hours=1)
@@ -17,7 +18,9 @@ class Waits:
     purge_scheduled: timedelta = timedelta(days=90)
     restore: timedelta = timedelta(days=30)
     deletion_authorization: timedelta = timedelta(days=7)
+    acknowledgement: timedelta = timedelta(hours=4)
+    sync: timedelta = timedelta(hours=1)
 
 
-SHORT: Final = Waits(reversal=timedelta(0), rotation=timedelta(0), purge_allowed=timedelta(0))
+SHORT: Final = Waits(reversal=timedelta(0), rotation=timedelta(0), purge_allowed=timedelta(0), sync=timedelta(0))
 """For test deployments, whose suites would otherwise wait; nobody is protected from haste by it."""

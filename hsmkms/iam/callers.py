@@ -123,7 +123,7 @@ class Callers:
             name=identity.name,
             account=identity.account,
             rights=self._grants.rights_of(identity),
-            source_services=frozenset(source.service for source in identity.sources),
+            sources=frozenset(identity.sources),
             expires_at=expires_at,
         )
 

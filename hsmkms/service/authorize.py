@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from hsmkms.domain.access import Action, Caller, Target, allows
+from hsmkms.domain.access import SERVICE_ONLY, Action, Caller, Target, allows
 from hsmkms.domain.instance_policies import Restrictions
 from hsmkms.domain.tenants import Instance
-from hsmkms.errors import Unauthorized
+from hsmkms.errors import ServiceOnly, Unauthorized
 
 
 def require_any(caller: Caller, action: Action, instance: Instance | None) -> None:
     """Raise Unauthorized unless some grant of `action` lies in the instance: what comes before the request is read any
-    further, so that who may not is told nothing about it. The exact decision comes with the exact target."""
+    further, so that who may not is told nothing about it. The exact decision comes with the exact target. Raise
+    ServiceOnly for a user whose role would do if he were a service."""
     if instance is None or caller.account != instance.account or not caller.rights.reach(action, instance.id):
         raise Unauthorized
+    if action in SERVICE_ONLY and not caller.sources:
+        raise ServiceOnly
 
 
 def require_any_in_account(caller: Caller, action: Action) -> None:
@@ -24,7 +27,7 @@ def require_any_in_account(caller: Caller, action: Action) -> None:
 def require_place(caller: Caller, restrictions: Restrictions, address: str) -> None:
     """Raise Unauthorized for a call from where the instance's policies do not admit it; they do not bind source
     services (contract section 1.4)."""
-    if not caller.source_services and not restrictions.admit(address):
+    if not caller.sources and not restrictions.admit(address):
         raise Unauthorized
 
 

@@ -10,6 +10,8 @@ from typing import Final
 import structlog
 
 from hsmkms.clock import Clock
+from hsmkms.correlation import correlated
+from hsmkms.domain.ids import new_id
 from hsmkms.domain.jobs import JobRun
 from hsmkms.domain.keys import Key
 from hsmkms.domain.waits import Waits
@@ -18,7 +20,8 @@ from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.store.jobs import JobStore
-from hsmkms.store.keys import KeyStore, StaleKey
+from hsmkms.store.keys import KeyStore
+from hsmkms.store.seen import StaleKey
 
 BATCH: Final = 100
 
@@ -101,7 +104,8 @@ class JobService:
             if not go_on():
                 break
             try:
-                change(key)
+                with correlated(new_id()):
+                    change(key)
             except StaleKey:
                 # Somebody changed the key meanwhile; if it is still due, the next run sees it.
                 continue

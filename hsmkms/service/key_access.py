@@ -14,7 +14,8 @@ from hsmkms.domain.tenants import Instance
 from hsmkms.errors import KeyNotFound, KeyRingNotFound, KeyStateConflict, Unauthorized
 from hsmkms.service.authorize import authorize, authorize_within
 from hsmkms.service.snapshot import Snapshot
-from hsmkms.store.keys import KeyStore, StaleKey
+from hsmkms.store.keys import KeyStore
+from hsmkms.store.seen import StaleKey
 from hsmkms.store.tenants import TenantStore
 
 _ATTEMPTS: Final = 4
@@ -101,3 +102,22 @@ class KeyAccess:
             return
         if all(ring.id != ring_id for ring in self._tenants.key_rings(instance_id)):
             raise KeyRingNotFound
+
+    def rings(
+        self, caller: Caller, action: Action, instance_id: str, key_ring_id: str | None
+    ) -> tuple[str, ...] | None:
+        """The rings to list: the one named, all (None), or those that the caller's grants of whole rings reach.
+
+        Raises Unauthorized, KeyRingNotFound.
+        """
+        if key_ring_id is not None:
+            self.instance(caller, action, instance_id, key_ring_id)
+            self.require_ring(instance_id, key_ring_id)
+            return (key_ring_id,)
+        account = self.known_instance(instance_id).account
+        if authorize_within(caller, action, Target(account, instance_id)):
+            return None
+        rings = caller.rights.key_rings(action, instance_id)
+        if not rings:
+            raise Unauthorized
+        return tuple(sorted(rings))

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from hsmkms.clock import Clock
-from hsmkms.domain.access import Action, Caller, Target
+from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.ids import DEFAULT_KEY_RING, new_id
 from hsmkms.domain.key_policies import KeyPolicyWish
 from hsmkms.domain.keys import (
@@ -27,8 +27,7 @@ from hsmkms.domain.new_key import NewKey, require_valid
 from hsmkms.domain.query import KeyQuery, VersionQuery
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.domain.waits import Waits
-from hsmkms.errors import KeyNotFound, KeySearchTooBroad, KeyStateConflict, Unauthorized
-from hsmkms.service.authorize import authorize_within
+from hsmkms.errors import KeyNotFound, KeySearchTooBroad, KeyStateConflict
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.key_access import KeyAccess
 from hsmkms.service.key_policies import policy_of
@@ -114,7 +113,7 @@ class KeyService:
 
     def list(self, caller: Caller, instance_id: str, key_ring_id: str | None, query: KeyQuery) -> KeyPage:
         """One page of keys. Raises KeyRingNotFound, KeySearchTooBroad."""
-        rings = self._rings(caller, Action.KEY_LIST, instance_id, key_ring_id)
+        rings = self._access.rings(caller, Action.KEY_LIST, instance_id, key_ring_id)
         now = self._clock()
         if query.search is not None:
             candidates = self._keys.count(instance_id, dataclasses.replace(query, search=None), now, rings)
@@ -128,7 +127,7 @@ class KeyService:
 
     def count(self, caller: Caller, instance_id: str, key_ring_id: str | None, query: KeyQuery) -> int:
         """How many keys match. Raises KeyRingNotFound."""
-        rings = self._rings(caller, Action.KEY_HEAD, instance_id, key_ring_id)
+        rings = self._access.rings(caller, Action.KEY_HEAD, instance_id, key_ring_id)
         return self._keys.count(instance_id, query, self._clock(), rings)
 
     def read(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> KeyWithPayload:
@@ -178,22 +177,6 @@ class KeyService:
                 self._keys.move(key, new_ring_id, now)
 
         return self._access.change(caller, Action.KEY_PATCH, instance_id, reference, key_ring_id, move)
-
-    def _rings(
-        self, caller: Caller, action: Action, instance_id: str, key_ring_id: str | None
-    ) -> tuple[str, ...] | None:
-        """The rings to list: the one named, all (None), or those that the caller's grants of whole rings reach."""
-        if key_ring_id is not None:
-            self._access.instance(caller, action, instance_id, key_ring_id)
-            self._access.require_ring(instance_id, key_ring_id)
-            return (key_ring_id,)
-        account = self._access.known_instance(instance_id).account
-        if authorize_within(caller, action, Target(account, instance_id)):
-            return None
-        rings = caller.rights.key_rings(action, instance_id)
-        if not rings:
-            raise Unauthorized
-        return tuple(sorted(rings))
 
 
 def _payload_context(key_id: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action, Caller
+from hsmkms.domain.events import EventType, event_of_state
 from hsmkms.domain.keys import Key, KeyAction, require_usable
 from hsmkms.domain.lifecycle import (
     require_deletion,
@@ -13,9 +14,11 @@ from hsmkms.domain.lifecycle import (
     require_purge,
     require_restore,
     require_set_for_deletion,
+    require_sync,
 )
 from hsmkms.domain.waits import Waits
 from hsmkms.service.key_access import KeyAccess
+from hsmkms.service.notices import notice_of
 from hsmkms.store.keys import KeyStore
 from hsmkms.token.room import Token
 
@@ -36,7 +39,7 @@ class LifecycleService:
 
         def disable(key: Key, now: datetime) -> None:
             require_usable(key, KeyAction.DISABLE, now)
-            self._keys.suspend(key, now)
+            self._keys.suspend(key, notice_of(EventType.DISABLE, self._waits, now))
 
         return self._access.change(caller, Action.KEY_DISABLE, instance_id, reference, key_ring_id, disable)
 
@@ -45,16 +48,22 @@ class LifecycleService:
 
         def enable(key: Key, now: datetime) -> None:
             require_enable(key, self._waits, now)
-            self._keys.activate(key, now)
+            self._keys.activate(key, notice_of(EventType.ENABLE, self._waits, now))
 
         return self._access.change(caller, Action.KEY_ENABLE, instance_id, reference, key_ring_id, enable)
 
-    def delete(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
-        """Delete a key; its material stays until it is purged. Raises KeyDeleted, AuthorizationsNotMet."""
+    def delete(
+        self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None, *, force: bool = False
+    ) -> Key:
+        """Delete a key; its material stays until it is purged. One that protects resources takes `force`.
+
+        Raises KeyDeleted, AuthorizationsNotMet, DeletionPrevented, ProtectedResource.
+        """
 
         def delete(key: Key, now: datetime) -> None:
             require_deletion(key, caller.iam_id, self._waits, now)
-            self._keys.mark_deleted(key, now, caller.iam_id)
+            notice = notice_of(EventType.DELETE, self._waits, now)
+            self._keys.mark_deleted(key, caller.iam_id, notice, force=force)
 
         return self._access.change(caller, Action.KEY_DELETE, instance_id, reference, key_ring_id, delete)
 
@@ -63,9 +72,18 @@ class LifecycleService:
 
         def restore(key: Key, now: datetime) -> None:
             require_restore(key, self._waits, now)
-            self._keys.activate(key, now)
+            self._keys.activate(key, notice_of(EventType.RESTORE, self._waits, now))
 
         return self._access.change(caller, Action.KEY_RESTORE, instance_id, reference, key_ring_id, restore)
+
+    def sync(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
+        """Tell the services of a root key again how it is, whatever its state. Raises KeyRootRequired, TooEarly."""
+
+        def repeat(key: Key, now: datetime) -> None:
+            require_sync(key, self._waits, now)
+            self._keys.repeat(key, notice_of(event_of_state(key), self._waits, now))
+
+        return self._access.change(caller, Action.KEY_SYNC, instance_id, reference, key_ring_id, repeat)
 
     def set_for_deletion(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
         """Give the first of two words. Raises KeyDeleted, NotDualAuth, KeyStateConflict."""

@@ -15,10 +15,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from hsmkms.clock import Clock
+from hsmkms.domain.events import EventType
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import Key, KeyVersion, key_owner
 from hsmkms.domain.tenants import PendingObject
+from hsmkms.domain.waits import Waits
 from hsmkms.errors import Unavailable
+from hsmkms.service.notices import notice_of
 from hsmkms.store.keys import KeyStore
 from hsmkms.token.room import Token
 
@@ -28,9 +31,10 @@ T = TypeVar("T")
 class Material:
     """Root key material: token object first, then the row."""
 
-    def __init__(self, token: Token, keys: KeyStore, clock: Clock) -> None:
+    def __init__(self, token: Token, keys: KeyStore, waits: Waits, clock: Clock) -> None:
         self._token = token
         self._keys = keys
+        self._waits = waits
         self._clock = clock
 
     def make(self, owner: str, commit: Callable[[KeyVersion], T]) -> T:
@@ -54,9 +58,11 @@ class Material:
 
     def rotate(self, key: Key) -> None:
         """Give a root key a new version. Raises StaleKey when somebody changed the key meanwhile."""
-        self.make(
-            key_owner(key.instance_id, key.id), lambda version: self._keys.rotate(key, version, version.created_at)
-        )
+
+        def commit(version: KeyVersion) -> None:
+            self._keys.rotate(key, version, notice_of(EventType.ROTATE, self._waits, version.created_at))
+
+        self.make(key_owner(key.instance_id, key.id), commit)
 
     def settle(self, version_id: str) -> bool:
         """Resolve a pending object: keep it if a row names it, else destroy it. True if an object was destroyed."""

@@ -18,6 +18,7 @@ from hsmkms.domain.keys import Key
 from hsmkms.domain.tenants import Instance, SealedInstance
 from hsmkms.errors import HsmkmsError, StoreUnavailable
 from hsmkms.iam.grants import Grants
+from hsmkms.service.bell import EventBell
 from hsmkms.store.changes import Changes
 
 POLL_S: Final = 0.25
@@ -36,11 +37,13 @@ class Snapshot:
         load_instances: Callable[[], list[SealedInstance]],
         grants: Grants,
         changes_since: Callable[[int], Changes],
+        bell: EventBell,
     ) -> None:
         self._load_key = load_key
         self._load_instances = load_instances
         self._grants = grants
         self._changes_since = changes_since
+        self._bell = bell
         self._refreshing = threading.Lock()
         self._lock = threading.Lock()
         self._keys: dict[tuple[str, str], Key] = {}
@@ -130,6 +133,8 @@ class Snapshot:
                     self._instances = instances
                 self._sequence = changes.sequence
                 self._fresh_until = max(self._fresh_until, asked_at + MAX_AGE_S)
+        if changes.everything or changes.events:
+            self._bell.ring(None if changes.everything else changes.events)
 
     def _forget(self, key_ids: frozenset[str] | None) -> None:
         self._epoch += 1

@@ -17,24 +17,27 @@ from hsmkms.store.tables import change, change_clock
 KEY: Final = "key"
 INSTANCE: Final = "instance"
 KEY_RING: Final = "key_ring"
-_OTHER_KINDS: Final = frozenset({KEY, INSTANCE, KEY_RING})
+EVENT: Final = "key_event"
+_OTHER_KINDS: Final = frozenset({KEY, INSTANCE, KEY_RING, EVENT})
 _KEPT: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed up to `sequence`: keys by id, sealed records by (kind, id), whether any instance did. `everything`
-    says that too much did to tell, and that all else is empty."""
+    """What changed up to `sequence`: keys by id, sealed records by (kind, id), whether any instance did, the instances
+    with new events. `everything` says that too much did to tell, and that all else is empty."""
 
     sequence: int
     everything: bool = False
     key_ids: frozenset[str] = frozenset()
     records: frozenset[tuple[str, str]] = frozenset()
     instances: bool = False
+    events: frozenset[str] = frozenset()
 
 
 def record_change(connection: Connection, kind: str, subject_id: str) -> None:
-    """Note in the writer's transaction what it changes: KEY, INSTANCE, KEY_RING or the kind of a sealed record."""
+    """Note in the writer's transaction what it changes: KEY, INSTANCE, KEY_RING, the kind of a sealed record, EVENT for
+    new events of an instance."""
     tick = update(change_clock).values(sequence=change_clock.c.sequence + 1).returning(change_clock.c.sequence)
     sequence = connection.execute(tick).scalar_one()
     connection.execute(insert(change).values(sequence=sequence, kind=kind, subject_id=subject_id))
@@ -59,4 +62,5 @@ def changes_since(database: Database, seen: int) -> Changes:
         key_ids=frozenset(row.subject_id for row in rows if row.kind == KEY),
         records=frozenset((row.kind, row.subject_id) for row in rows if row.kind not in _OTHER_KINDS),
         instances=any(row.kind == INSTANCE for row in rows),
+        events=frozenset(row.subject_id for row in rows if row.kind == EVENT),
     )

@@ -20,7 +20,6 @@ from sqlalchemy import (
     or_,
     select,
     type_coerce,
-    update,
 )
 from sqlalchemy.exc import IntegrityError
 
@@ -33,11 +32,10 @@ from hsmkms.errors import AliasNotUnique
 from hsmkms.store import tables as t
 from hsmkms.store.changes import KEY, record_change
 from hsmkms.store.engine import Database
+from hsmkms.store.events import Notice, tell
 from hsmkms.store.listing import key_conditions, key_order
-
-
-class StaleKey(Exception):
-    """The row changed since the caller read it: read again and decide again."""
+from hsmkms.store.registrations import require_deletable
+from hsmkms.store.seen import hold_seen, update_seen
 
 
 class KeyStore:
@@ -81,32 +79,55 @@ class KeyStore:
         except IntegrityError as error:
             raise AliasNotUnique from error
 
-    def rotate(self, seen: Key, version: KeyVersion, now: datetime) -> None:
-        """Commit `version` as the newest of `seen`. Raises StaleKey."""
+    def rotate(self, seen: Key, version: KeyVersion, notice: Notice) -> None:
+        """Commit `version` as the newest of `seen`, and tell its services. Raises StaleKey."""
         with self._database.write() as connection:
             record_change(connection, KEY, seen.id)
-            _update_seen(connection, seen, rotated_at=now, updated_at=now)
+            update_seen(connection, seen, rotated_at=notice.at, updated_at=notice.at)
             _insert_version(connection, seen.id, len(seen.versions) + 1, version)
+            tell(connection, seen, seen.state, version.id, notice)
 
-    def mark_deleted(self, seen: Key, now: datetime, by: str) -> None:
-        """Commit the deletion of a key; its material and rows stay until it is purged. Raises StaleKey."""
-        self._set(
-            seen,
-            state=int(KeyState.DESTROYED),
-            deleted_at=now,
-            deleted_by=by,
-            updated_at=now,
-            deletion_set_at=None,
-            deletion_set_by=None,
-        )
+    def mark_deleted(self, seen: Key, by: str, notice: Notice, *, force: bool) -> None:
+        """Commit the deletion of a key, and tell its services; its material and rows stay until it is purged.
 
-    def suspend(self, seen: Key, now: datetime) -> None:
-        """Commit that a key is suspended. Raises StaleKey."""
-        self._set(seen, state=int(KeyState.SUSPENDED), disabled_at=now, updated_at=now)
+        Raises StaleKey, DeletionPrevented, and ProtectedResource unless `force` is given.
+        """
+        with self._database.write() as connection:
+            record_change(connection, KEY, seen.id)
+            update_seen(
+                connection,
+                seen,
+                state=int(KeyState.DESTROYED),
+                deleted_at=notice.at,
+                deleted_by=by,
+                updated_at=notice.at,
+                deletion_set_at=None,
+                deletion_set_by=None,
+            )
+            require_deletable(connection, seen, force=force)
+            tell(connection, seen, KeyState.DESTROYED, None, notice)
 
-    def activate(self, seen: Key, now: datetime) -> None:
-        """Commit that a suspended or deleted key is active. Raises StaleKey."""
-        self._set(seen, state=int(KeyState.ACTIVE), disabled_at=None, deleted_at=None, deleted_by=None, updated_at=now)
+    def suspend(self, seen: Key, notice: Notice) -> None:
+        """Commit that a key is suspended, and tell its services. Raises StaleKey."""
+        with self._database.write() as connection:
+            record_change(connection, KEY, seen.id)
+            update_seen(connection, seen, state=int(KeyState.SUSPENDED), disabled_at=notice.at, updated_at=notice.at)
+            tell(connection, seen, KeyState.SUSPENDED, None, notice)
+
+    def activate(self, seen: Key, notice: Notice) -> None:
+        """Commit that a suspended or deleted key is active, and tell its services. Raises StaleKey."""
+        values = {"disabled_at": None, "deleted_at": None, "deleted_by": None, "updated_at": notice.at}
+        with self._database.write() as connection:
+            record_change(connection, KEY, seen.id)
+            update_seen(connection, seen, state=int(KeyState.ACTIVE), **values)
+            tell(connection, seen, KeyState.ACTIVE, None, notice)
+
+    def repeat(self, seen: Key, notice: Notice) -> None:
+        """Tell the services of a key again how it is. Raises StaleKey."""
+        with self._database.write() as connection:
+            record_change(connection, KEY, seen.id)
+            hold_seen(connection, seen)
+            tell(connection, seen, seen.state, None, notice)
 
     def set_for_deletion(self, seen: Key, now: datetime | None, by: str | None) -> None:
         """Commit the first of two words for a deletion, or with None take it back. Raises StaleKey."""
@@ -161,7 +182,7 @@ class KeyStore:
         """Commit that nothing is left of a key whose material was destroyed."""
         with self._database.write() as connection:
             record_change(connection, KEY, key_id)
-            for table in (t.key_alias, t.key_version, t.key_policy):
+            for table in (t.key_event, t.registration, t.key_alias, t.key_version, t.key_policy):
                 connection.execute(delete(table).where(table.c.key_id == key_id))
             connection.execute(delete(t.key).where(t.key.c.id == key_id, t.key.c.purge_began_at.is_not(None)))
 
@@ -198,13 +219,13 @@ class KeyStore:
     def _set(self, seen: Key, **values: object) -> None:
         with self._database.write() as connection:
             record_change(connection, KEY, seen.id)
-            _update_seen(connection, seen, **values)
+            update_seen(connection, seen, **values)
 
     def move(self, seen: Key, key_ring_id: str, now: datetime) -> None:
         """Commit another ring for a key. Raises StaleKey."""
         with self._database.write() as connection:
             record_change(connection, KEY, seen.id)
-            _update_seen(connection, seen, key_ring_id=key_ring_id, updated_at=now)
+            update_seen(connection, seen, key_ring_id=key_ring_id, updated_at=now)
 
     def get(self, instance_id: str, reference: str) -> Key | None:
         """The key of an instance by its id or an alias."""
@@ -355,26 +376,6 @@ def _insert_version(connection: Connection, key_id: str, number: int, version: K
     _settle(connection, version.id)
 
 
-def _update_seen(connection: Connection, seen: Key, **values: object) -> None:
-    """Update the row only if nobody changed what the caller's decision stood on."""
-    changed = connection.execute(
-        update(t.key)
-        .where(
-            t.key.c.id == seen.id,
-            t.key.c.state == int(seen.state),
-            t.key.c.key_ring_id == seen.key_ring_id,
-            t.key.c.rotated_at.is_not_distinct_from(seen.rotated_at),
-            t.key.c.deleted_at.is_not_distinct_from(seen.deleted_at),
-            t.key.c.disabled_at.is_not_distinct_from(seen.disabled_at),
-            t.key.c.deletion_set_at.is_not_distinct_from(seen.deletion_set_at),
-            t.key.c.purge_began_at.is_(None),
-        )
-        .values(**values)
-    )
-    if changed.rowcount != 1:
-        raise StaleKey
-
-
 def _columns(key: Key) -> dict[str, object]:
     return {
         "id": key.id,
@@ -463,5 +464,6 @@ def _key(
         disabled_at=row.disabled_at,
         deletion_set_at=row.deletion_set_at,
         deletion_set_by=row.deletion_set_by,
+        noticed_at=row.noticed_at,
         policies=tuple(policies),
     )

@@ -135,6 +135,8 @@ key = Table(
     Column("disabled_at", UtcTime),
     Column("deletion_set_at", UtcTime),
     Column("deletion_set_by", Text),
+    # When the services that registered resources were last told something about the key.
+    Column("noticed_at", UtcTime),
     # From here on nobody sees the key; its material is being destroyed, and its rows go last.
     Column("purge_began_at", UtcTime),
     Index("ix_key_instance_id_state", "instance_id", "state", "id"),
@@ -176,6 +178,57 @@ key_policy = Table(
     Column("created_by", Text, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     Column("updated_by", Text, nullable=False),
+)
+
+registration = Table(
+    "registration",
+    metadata,
+    Column("key_id", _UUID, ForeignKey("key.id"), primary_key=True),
+    Column("resource_crn", String(1200), primary_key=True),
+    # The CRN's segments after the fourth, which a query may ask for one by one.
+    Column("service", String(128), nullable=False),
+    Column("region", String(128), nullable=False),
+    Column("account", String(128), nullable=False),
+    Column("service_instance", String(128), nullable=False),
+    Column("resource_type", String(128), nullable=False),
+    Column("resource", String(512), nullable=False),
+    Column("version_id", _UUID, nullable=False),
+    Column("version_created_at", UtcTime, nullable=False),
+    Column("description", Text),
+    Column("metadata", Text),
+    Column("prevents_deletion", Boolean, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("updated_by", Text, nullable=False),
+    Column("revision", Integer, nullable=False),
+)
+
+# An outbox: written in the transaction of what it tells. Rows are inserted behind the key's change number, so that
+# their own numbers become visible in their order too.
+key_event = Table(
+    "key_event",
+    metadata,
+    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("id", _UUID, nullable=False, unique=True),
+    Column("type", String(16), nullable=False),
+    Column("instance_id", _UUID, nullable=False),
+    Column("key_id", _UUID, ForeignKey("key.id"), nullable=False, index=True),
+    Column("resource_crn", String(1200), nullable=False),
+    # The first eight segments of that CRN: whose the event is.
+    Column("source", String(600), nullable=False),
+    Column("key_state", SmallInteger, nullable=False),
+    Column("version_id", _UUID, nullable=False),
+    Column("correlation_id", _UUID, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("due_at", UtcTime, nullable=False),
+    Column("acknowledged_at", UtcTime),
+    Column("adopter_key_state", String(32)),
+    Column("adopter_version_id", _UUID),
+    Column("adopter_done_at", UtcTime),
+    Index("ix_key_event_instance_id", "instance_id", "source", "sequence"),
+    # A number is never given twice, or a reader's cursor could pass over an event.
+    sqlite_autoincrement=True,
 )
 
 pending_object = Table(

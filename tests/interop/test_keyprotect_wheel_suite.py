@@ -26,7 +26,8 @@ SERVED: Final = tuple(
         "get_key_collection_metadata create_key get_keys get_key get_key_metadata get_key_versions wrap_key unwrap_key "
         "rewrap_key rotate_key list_key_rings create_key_ring patch_key delete_key delete_key_ring cleanup_resources "
         "create_key_with_policies_overrides disable_key enable_key restore_key put_policy get_policy "
-        "create_key_alias delete_key_alias put_instance_policy get_instance_policy"
+        "create_key_alias delete_key_alias put_instance_policy get_instance_policy "
+        "sync_associated_resources get_registrations get_registrations_all_keys"
     ).split()
 )
 SKIPPED_BY_IBM: Final = tuple(
@@ -36,11 +37,8 @@ SKIPPED_BY_IBM: Final = tuple(
 )
 NOT_SERVED: Final = MappingProxyType(
     {
-        "sync_associated_resources": "registrations",
         "post_import_token": "import",
         "get_import_token": "import",
-        "get_registrations": "registrations",
-        "get_registrations_all_keys": "registrations",
         "get_kmip_adapters": "KMIP",
         "create_kmip_adapter": "KMIP",
         "get_kmip_adapter": "KMIP",

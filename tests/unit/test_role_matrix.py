@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from hsmkms.domain.access import SERVICE_ONLY, Action, Caller, Rights, Role, Scope, Target, allows
+from hsmkms.domain.access import SERVICE_ONLY, Action, Caller, Rights, Role, Scope, SourceCrn, Target, allows
 
 # R ReaderPlus-less Reader, P ReaderPlus, W Writer, M Manager, K KeyPurge, A KmipAdapterManager,
 # v Viewer, o Operator, e Editor, a Administrator.
@@ -59,6 +59,8 @@ kms.registrations.create                        RPWM
 kms.registrations.write                         RPWM
 kms.registrations.merge                         RPWM
 kms.registrations.delete                        RPWM
+kms.secrets-event.list                          RPWM
+kms.secrets-event.ack                           RPWM
 kms.secrets-alias.create                        WM
 kms.secrets-alias.delete                        WM
 kms.kmip-management.create                      MA
@@ -94,7 +96,8 @@ Place = tuple[str | None, str | None, str | None]
 
 def caller(*grants: tuple[Role, Scope], service: bool = False) -> Caller:
     """Somebody with these grants; `service` acts for object storage."""
-    sources = frozenset({"cloud-object-storage"}) if service else frozenset[str]()
+    storage = SourceCrn("cloud-object-storage", "global", ACCOUNT, "storage")
+    sources = frozenset({storage}) if service else frozenset[SourceCrn]()
     return Caller("iam-ServiceId-x", "x", ACCOUNT, Rights(grants), sources, datetime.max.replace(tzinfo=UTC))
 
 
