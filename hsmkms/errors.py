@@ -58,7 +58,7 @@ class NoBody(Refusal):
     code = "NO_BODY_ERR"
 
     def __init__(self) -> None:
-        super().__init__("The request needs a JSON body. Send one with the member `ciphertext`.")
+        super().__init__("The request needs a JSON body. See /openapi.json for its members.")
 
 
 class InvalidField(Refusal):

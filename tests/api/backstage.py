@@ -11,13 +11,15 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy
 
 from hsmkms.settings import Settings, load
+from hsmkms.store.changes import record_change
 from hsmkms.store.engine import Database
-from hsmkms.store.tables import metadata
+from hsmkms.store.tables import key, metadata
 from hsmkms.wiring import open_rooms, pin_of
 from tests.support.deployment import ROOT, Service
 
@@ -40,6 +42,16 @@ def sign_tokens(service: Service, tokens: list[tuple[dict[str, Any], dict[str, A
     """JWTs of these headers and claims with a genuine ES256 signature by the deployment's own signing key."""
     signed = _order(service, {"sign": tokens})["tokens"]
     return [str(token) for token in signed]
+
+
+def age(database: Database, key_id: str, **by: timedelta) -> None:
+    """Move moments of a key's row into the past."""
+    with database.write() as connection:
+        here = key.c.id == key_id
+        row = connection.execute(sqlalchemy.select(key).where(here)).mappings().one()
+        moved = {name: row[name] - ago for name, ago in by.items()}
+        connection.execute(sqlalchemy.update(key).where(here).values(moved))
+        record_change(connection, "key", key_id)
 
 
 def row_counts(service: Service) -> dict[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from hsmkms.store.engine import Database
 from tests.support.deployment import Service, State
 from tests.support.iam import Iam
 from tests.support.postgresql import PostgresServer
@@ -47,3 +48,11 @@ def iam(service: Service) -> Iterator[Iam]:
     """The administrator, who grants."""
     with Iam(service) as iam:
         yield iam
+
+
+@pytest.fixture(scope="module")
+def database_of(service: Service) -> Iterator[Database]:
+    """The service's database."""
+    database = Database(service.database_url)
+    yield database
+    database.close()

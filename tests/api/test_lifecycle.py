@@ -9,12 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-import sqlalchemy
 
 from hsmkms.domain.access import Role
-from hsmkms.store.changes import record_change
 from hsmkms.store.engine import Database
-from hsmkms.store.tables import key as key_table
+from tests.api.backstage import age
 from tests.api.refusals import require_refused
 from tests.support.deployment import Service, create_body, create_key
 from tests.support.iam import Iam
@@ -24,30 +22,12 @@ PURGED = (404, "KEY_NOT_FOUND_ERR")
 
 
 @pytest.fixture(scope="module")
-def database_of(service: Service) -> Iterator[Database]:
-    """The service's database."""
-    database = Database(service.database_url)
-    yield database
-    database.close()
-
-
-@pytest.fixture(scope="module")
 def purger(iam: Iam) -> Iterator[httpx.Client]:
     """Somebody who may purge and nothing else."""
     somebody = iam.somebody()
     iam.grant(somebody.iam_id, Role.KEY_PURGE)
     with iam.client(somebody) as http:
         yield http
-
-
-def age(database: Database, key_id: str, **by: timedelta) -> None:
-    """Move moments of a key's row into the past."""
-    with database.write() as connection:
-        here = key_table.c.id == key_id
-        row = connection.execute(sqlalchemy.select(key_table).where(here)).mappings().one()
-        moved = {name: row[name] - ago for name, ago in by.items()}
-        connection.execute(sqlalchemy.update(key_table).where(here).values(moved))
-        record_change(connection, "key", key_id)
 
 
 def state(client: httpx.Client, key_id: str) -> int:

@@ -21,7 +21,7 @@ from tests.support.iam import Iam, key_client, log_in
 WHOLE: dict[str, Any] = {
     "description": "a bucket",
     "preventKeyDeletion": False,
-    "registrationMetadata": "private to us",
+    "registrationMetadata": "ours alone",
 }
 
 
@@ -59,7 +59,7 @@ def test_a_registration_from_its_birth_to_its_end(client: httpx.Client, storage:
         "description": "a bucket",
         "preventKeyDeletion": False,
         "keyVersion": {"id": first, "creationDate": made["keyVersion"]["creationDate"]},
-        "registrationMetadata": "private to us",
+        "registrationMetadata": "ours alone",
     }
     read = storage.write("GET", key, crn)
     assert (read.status_code, read.json()["resources"]) == (200, [made])
@@ -140,10 +140,8 @@ def test_only_a_service_and_only_its_own(
     require_refused(client.post(path, json=body()), 403, "SERVICE_ONLY_ERR")
     require_refused(client.delete(path), 403, "SERVICE_ONLY_ERR")
     for method in ("POST", "PATCH", "DELETE", "GET"):
-        answer = postgres_service.write(
-            method, key, crn, **({} if method in ("DELETE", "GET") else {"description": "x!"})
-        )
-        require_refused(answer, 403, "RESOURCE_OWNER_ERR")
+        members: dict[str, Any] = {} if method in ("DELETE", "GET") else {"description": "x!"}
+        require_refused(postgres_service.write(method, key, crn, **members), 403, "RESOURCE_OWNER_ERR")
     # Neither another instance of its own service, nor another account, region or service of the same instance.
     parts = crn.split(":")
     for place, value in ((4, DATABASES), (5, "eu-de"), (6, "a/" + "f" * 32), (7, str(uuid.uuid4()))):

@@ -16,7 +16,8 @@ import sqlalchemy
 from hsmkms.store.changes import record_change
 from hsmkms.store.engine import Database
 from hsmkms.store.tables import key as key_table
-from tests.api.test_lifecycle import age, put
+from tests.api.backstage import age
+from tests.api.test_lifecycle import put
 from tests.support.deployment import Service, State, create_body, create_key
 from tests.support.postgresql import PostgresServer
 

@@ -12,6 +12,7 @@ from tests.support.iam import Iam
 
 INPUT = "application/vnd.ibm.kms.registration_input+json"
 ACKNOWLEDGE = "application/vnd.ibm.kms.event_acknowledge+json"
+RESOURCE_CRN = "application/vnd.ibm.kms.resource_crn+json"
 STORAGE, DATABASES = "cloud-object-storage", "databases-for-postgresql"
 
 
