@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -31,6 +32,7 @@ from hsmkms.api.cold import Services
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
 from hsmkms.api.problems import kms_problem, platform_problem
+from hsmkms.api.protocol import STOPPING
 from hsmkms.api.requests import correlation_id
 
 
@@ -38,8 +40,8 @@ def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
     """The application over `services`; `close` is called once when the server stops."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
+        yield {STOPPING: asyncio.Event()}
         close()
 
     app = FastAPI(

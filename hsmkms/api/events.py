@@ -18,6 +18,7 @@ from hsmkms.api import registration_wire as w
 from hsmkms.api import wire
 from hsmkms.api.bodies import parse_time, require_collection
 from hsmkms.api.cold import KmsRoute, answer, body_of, call_of, described, enter, instance_of, path_id, services
+from hsmkms.api.protocol import STOPPING
 from hsmkms.domain.access import Action
 from hsmkms.domain.events import Acknowledgement, AdopterKeyState
 from hsmkms.domain.ids import canonical_uuid
@@ -113,9 +114,9 @@ async def _page(request: Request, after: int, limit: int) -> EventPage:
 
 
 async def _waited(request: Request, after: int, limit: int, wait_s: int) -> EventPage:
-    """The first page that is not empty, or an empty one at the end of the time or of the caller's token."""
+    """The first page that is not empty, or an empty one when the time, the caller's token or the server ends."""
     call, here, loop = call_of(request), services(request), asyncio.get_running_loop()
-    rung = asyncio.Event()
+    rung, stopping = asyncio.Event(), request.scope["state"][STOPPING]
     life_s = (call.caller.expires_at - here.clock()).total_seconds()
     until = loop.time() + max(0.0, min(wait_s, life_s - LOOK_S))
 
@@ -126,10 +127,10 @@ async def _waited(request: Request, after: int, limit: int, wait_s: int) -> Even
         while True:
             rung.clear()
             page = await _page(request, after, limit)
-            if page.events or loop.time() >= until:
+            if page.events or loop.time() >= until or stopping.is_set():
                 return page
             after = page.cursor
-            while not rung.is_set() and (left_s := until - loop.time()) > 0:
+            while not (rung.is_set() or stopping.is_set()) and (left_s := until - loop.time()) > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(rung.wait(), min(LOOK_S, left_s))
                 if await request.is_disconnected():

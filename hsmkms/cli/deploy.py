@@ -16,7 +16,7 @@ from typing import Annotated, Final
 import typer
 import uvicorn
 
-from hsmkms.api.tls import CertificateProtocol
+from hsmkms.api.protocol import Protocol
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid, StoreRefused
@@ -132,7 +132,7 @@ def _serve(settings: Settings) -> None:
             # Asked for, not required: most clients bring a token.
             ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_OPTIONAL,
             loop="uvloop",
-            http="httptools" if settings.tls_client_ca is None else CertificateProtocol,
+            http=Protocol,
             access_log=False,
             log_level="warning",
             # Nobody in front is believed about who is calling.

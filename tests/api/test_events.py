@@ -153,6 +153,17 @@ def test_waiting_ends_with_the_right(client: httpx.Client, iam: Iam, storage: Ad
         require_refused(asked.result(timeout=30), 401, None)
 
 
+def test_a_server_that_stops_answers_who_waits(service: Service, storage: Adopter) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with Service(service.state, workers=1, **service.extra) as second:
+            waiting = httpx.Client(base_url=f"{second.url}/api/v2", headers=storage.http.headers, timeout=60)
+            asked = pool.submit(waiting.get, "/events", params={"wait": 60})
+            # Until the other node holds the request: it is the second one that the node has to answer.
+            assert waiting.get("/events").status_code == 200
+        assert (asked.result().status_code, second.process.returncode) == (200, 0)
+        waiting.close()
+
+
 def test_waiting_ends_before_the_token_does(service: Service, storage: Adopter) -> None:
     """A waiting request whose token ends is answered, not refused."""
     token = log_in(service, storage.who.api_key)

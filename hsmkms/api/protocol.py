@@ -1,16 +1,21 @@
-"""Mutual TLS: the client's certificate, as the handshake verified it, in each request's ASGI scope."""
+"""What the application has to know of its connections: who is at the other end, and that the server will stop."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hsmkms.api.requests import CERTIFICATE
 
+STOPPING: Final = "stopping"
+"""In the lifespan's state, and so in each request's: an asyncio.Event."""
 
-class CertificateProtocol(HttpToolsProtocol):
-    """HTTP/1.1 that remembers who is at the other end of the connection."""
+
+class Protocol(HttpToolsProtocol):
+    """HTTP/1.1 that remembers the client's certificate, as the TLS handshake verified it, and passes on the order to
+    stop, so that a request that waits for an event does not hold the server up."""
 
     _certificate: bytes | None = None
 
@@ -25,3 +30,8 @@ class CertificateProtocol(HttpToolsProtocol):
         super().on_message_begin()
         if self._certificate is not None:
             self.scope["state"][CERTIFICATE] = self._certificate
+
+    def shutdown(self) -> None:
+        """The server answers what is under way and takes nothing new."""
+        super().shutdown()
+        self.app_state[STOPPING].set()
