@@ -26,7 +26,7 @@ from hsmkms.iam.callers import Callers
 from hsmkms.iam.grants import Grants
 from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
-from hsmkms.jobs.runner import JobRunner
+from hsmkms.jobs.runner import Job, JobRunner
 from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
@@ -52,6 +52,7 @@ from hsmkms.service.registrations import RegistrationService
 from hsmkms.service.rights import RightsWriter
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
+from hsmkms.service.webhooks import WebhookService
 from hsmkms.settings import Settings, load
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
@@ -61,6 +62,7 @@ from hsmkms.store.keys import KeyStore
 from hsmkms.store.records import RecordStore
 from hsmkms.store.registrations import RegistrationStore
 from hsmkms.store.tenants import TenantStore
+from hsmkms.store.webhooks import DeliveryStore
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
 
@@ -128,6 +130,7 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
             JobStore(database),
             RegistrationStore(database),
             EventStore(database),
+            DeliveryStore(database),
         )
         if found:
             _require_own_token(token, stores.tenants)
@@ -145,6 +148,7 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
         material = Material(token, stores.keys, waits, system_clock)
         services = _services(settings, token, database, stores, grants, snapshot, bell, threads, material, waits)
+        stack.callback(services.webhooks.close)
         return Rooms(
             services=services,
             deployment=Deployment(
@@ -184,6 +188,7 @@ class _Stores:
     jobs: JobStore
     registrations: RegistrationStore
     events: EventStore
+    deliveries: DeliveryStore
 
 
 def _services(
@@ -210,6 +215,7 @@ def _services(
     instance_policies = InstancePolicyService(grants, rights, access, snapshot, clock)
     lifecycle = LifecycleService(token, stores.keys, access, waits, clock)
     callers = Callers(grants, verifier, outside, clock)
+    tokens = TokenService(token, grants, rights, stores.records, snapshot, callers, verifier, Throttle(), clock)
     return Services(
         keys=KeyService(token, stores.keys, access, instance_policies, material, waits, clock),
         instance_policies=instance_policies,
@@ -221,7 +227,7 @@ def _services(
         bell=bell,
         key_rings=KeyRingService(stores.tenants, snapshot, clock),
         crypto=CryptoService(token, snapshot, clock, threads),
-        tokens=TokenService(token, grants, rights, stores.records, snapshot, callers, verifier, Throttle(), clock),
+        tokens=tokens,
         identities=IdentityService(grants, account, rights, clock),
         api_keys=ApiKeyService(token, grants, account, rights, stores.records, clock),
         groups=GroupService(grants, account, rights, clock),
@@ -230,7 +236,8 @@ def _services(
         health=HealthService(token, database),
         snapshot=snapshot,
         gate=Gate(snapshot, callers, grants.restrictions, threads),
-        jobs=JobService(stores.jobs, stores.keys, material, lifecycle, snapshot, waits, clock),
+        jobs=JobService(stores.jobs, stores.keys, stores.events, material, lifecycle, snapshot, waits, clock),
+        webhooks=WebhookService(grants, rights, snapshot, stores.events, stores.deliveries, tokens, clock),
         waits=waits,
         clock=clock,
         base_url=settings.base_url,
@@ -251,7 +258,26 @@ def worker() -> ASGIApp:
     settings = load()
     rooms = open_rooms(settings, pin_of(settings))
     rooms.deployment.require_founded()
-    runner = JobRunner(rooms.services.jobs, f"{socket.gethostname()[:40]}-{os.getpid()}", system_clock)
-    rooms.close.callback(runner.stop)
-    runner.start()
+    for runner in _runners(rooms.services, f"{socket.gethostname()[:40]}-{os.getpid()}"):
+        rooms.close.callback(runner.stop)
+        runner.start()
     return create_app(rooms.services, rooms.close.close)
+
+
+def _runners(services: Services, holder: str) -> list[JobRunner]:
+    """The jobs of a process. Webhooks have a lease of their own: a receiver that hangs must not keep a key from its
+    rotation."""
+    jobs, webhooks = services.jobs, services.webhooks
+    by_lease: dict[str, tuple[float, dict[str, Job]]] = {
+        "jobs": (
+            5.0,
+            {
+                "expiry": jobs.expire_due,
+                "rotation": jobs.rotate_due,
+                "purge": jobs.purge_due,
+                "events": jobs.forget_events,
+            },
+        ),
+        "webhooks": (1.0, {"webhooks": webhooks.deliver_due}),
+    }
+    return [JobRunner(name, work, period_s, jobs, holder, system_clock) for name, (period_s, work) in by_lease.items()]

@@ -48,6 +48,7 @@ from hsmkms.service.registrations import RegistrationService
 from hsmkms.service.rights import entity_tag
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
+from hsmkms.service.webhooks import WebhookService
 
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _NOT_DONE: Final = "Action could not be performed"
@@ -75,6 +76,7 @@ class Services:
     instances: InstanceService
     health: HealthService
     jobs: JobService
+    webhooks: WebhookService
     snapshot: Snapshot
     gate: Gate
     waits: Waits

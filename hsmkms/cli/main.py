@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from hsmkms import __version__
-from hsmkms.cli import authorizations, call, crypto, deploy, doctor, iam, instances, jobs, keys
+from hsmkms.cli import authorizations, call, crypto, deploy, doctor, iam, instances, jobs, keys, webhooks
 from hsmkms.errors import HsmkmsError
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ app.command("unwrap")(crypto.unwrap)
 app.command("doctor")(doctor.doctor)
 app.command("call")(call.call)
 app.command("jobs")(jobs.jobs)
+app.command("events")(webhooks.events)
+app.add_typer(webhooks.app, name="webhooks")
 
 
 @app.command("version")

@@ -14,15 +14,16 @@ from typing import Final, TypeVar
 
 import structlog
 
-from hsmkms.domain.access import Rights, Role, Scope
+from hsmkms.domain.access import Rights, Role, Scope, SourceCrn
 from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, Login, RevokedSession, SigningKey
 from hsmkms.domain.instance_policies import InstancePolicy, Restrictions
 from hsmkms.domain.policies import Policy, PolicyState, grants_of_source
 from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance, SealedInstance
+from hsmkms.domain.webhooks import Webhook
 from hsmkms.iam import integrity
 
-T = TypeVar("T", Identity, ApiKey, AccessGroup, Policy, Login, SigningKey, RevokedSession, InstancePolicy)
+T = TypeVar("T", Identity, ApiKey, AccessGroup, Policy, Login, SigningKey, RevokedSession, InstancePolicy, Webhook)
 
 _log = structlog.get_logger(__name__)
 _ALL: Final = None
@@ -125,12 +126,17 @@ class Grants:
     def rights_of(self, identity: Identity) -> Rights:
         """All that an identity was granted. A service id of a source service has what authorizations grant, no more."""
         if identity.source_crns:
-            with self._lock:
-                instances = [instance for instance in self._instances if instance.account == identity.account]
-            services = {source.service for source in identity.sources}
-            policies = [policy for name in services for policy in self.about(Policy, f"service:{name}")]
-            return Rights(grants_of_source(identity.sources, policies, instances, any_region=self._any_region))
+            return self.rights_of_sources(identity.sources, identity.account)
         return Rights(self._own_grants(identity))
+
+    def rights_of_sources(self, sources: Iterable[SourceCrn], account: str) -> Rights:
+        """What authorizations grant to instances of source services."""
+        named = list(sources)
+        with self._lock:
+            instances = [instance for instance in self._instances if instance.account == account]
+        services = {source.service for source in named}
+        policies = [policy for name in services for policy in self.about(Policy, f"service:{name}")]
+        return Rights(grants_of_source(named, policies, instances, any_region=self._any_region))
 
     def restrictions(self, instance_id: str) -> Restrictions:
         """From where an instance may be called."""
@@ -216,5 +222,7 @@ def _subjects(value: integrity.Sealable) -> tuple[str | None, ...]:
             return (_ALL, subject.iam_id or subject.access_group_id or service or "")
         case InstancePolicy():
             return (_ALL, value.instance_id)
+        case Webhook():
+            return (_ALL, value.source)
         case SigningKey() | RevokedSession():
             return (_ALL,)

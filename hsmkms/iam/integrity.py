@@ -18,8 +18,11 @@ from hsmkms.domain.instance_policies import InstancePolicy
 from hsmkms.domain.policies import Policy
 from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance, SealedInstance
+from hsmkms.domain.webhooks import Webhook
 
-Sealable: TypeAlias = Identity | ApiKey | AccessGroup | Policy | Login | SigningKey | RevokedSession | InstancePolicy
+Sealable: TypeAlias = (
+    Identity | ApiKey | AccessGroup | Policy | Login | SigningKey | RevokedSession | InstancePolicy | Webhook
+)
 Mac = Callable[[bytes], bytes]
 """message → HMAC-SHA-256 of 32 bytes, made in the token. Raises Unavailable."""
 
@@ -32,6 +35,7 @@ KINDS: Final[dict[type[Sealable], str]] = {
     SigningKey: "signing_key",
     RevokedSession: "revoked_session",
     InstancePolicy: "instance_policy",
+    Webhook: "webhook",
 }
 _TYPES: Final[dict[str, type[Sealable]]] = {kind: known for known, kind in KINDS.items()}
 _PURPOSE: Final = b"hsmkms sealed record 1"

@@ -77,15 +77,16 @@ def issue(log_in: LogIn, signing_key: SigningKey, issuer: str, sign: Sign, now: 
 
     def token(use: str, ends_at: datetime) -> SecretText:
         own = {**claims, "jti": new_id(), "token_use": use, "exp": int(ends_at.timestamp())}
-        return _sign(own, signing_key, sign)
+        return SecretText(signed(own, "JWT", signing_key, sign))
 
     return IssuedTokens(token(ACCESS, expires_at), token(REFRESH, log_in.ends_at), expires_at)
 
 
-def _sign(claims: dict[str, Any], signing_key: SigningKey, sign: Sign) -> SecretText:
-    header = {"alg": "ES256", "kid": signing_key.id, "typ": "JWT"}
-    signed = _base64url(msgspec.json.encode(header)) + b"." + _base64url(msgspec.json.encode(claims))
-    return SecretText((signed + b"." + _base64url(sign(signing_key.id, signed))).decode())
+def signed(claims: dict[str, Any], kind: str, signing_key: SigningKey, sign: Sign) -> str:
+    """A JWT of the type `kind`."""
+    header = {"alg": "ES256", "kid": signing_key.id, "typ": kind}
+    message = _base64url(msgspec.json.encode(header)) + b"." + _base64url(msgspec.json.encode(claims))
+    return (message + b"." + _base64url(sign(signing_key.id, message))).decode()
 
 
 def _base64url(data: bytes) -> bytes:

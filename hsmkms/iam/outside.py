@@ -8,13 +8,9 @@ in RETRY_S, also for an unknown `kid` and also when it does not answer.
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import json
-import ssl
 import threading
 import time
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +22,7 @@ from hsmkms.clock import Clock
 from hsmkms.domain.identities import LoginMethod
 from hsmkms.errors import IssuerUnavailable, SettingsInvalid, Unauthenticated
 from hsmkms.iam.bearer import CLOCK_SKEW, Presented, require_in_time
+from hsmkms.outbound import is_private, opener
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 RETRY_S: Final = 5.0
@@ -51,13 +48,11 @@ class OutsideIssuer:
 
     def __init__(self, settings: IssuerSettings, clock: Clock) -> None:
         """Raises SettingsInvalid for an issuer that would be asked in clear over a network."""
-        _require_private(settings.issuer)
+        if not is_private(settings.issuer):
+            raise SettingsInvalid(f"The issuer {settings.issuer} must be an https URL: its keys decide who comes in.")
         self.settings = settings
         self._clock = clock
-        context = ssl.create_default_context(cafile=settings.ca_file)
-        self._opener = urllib.request.build_opener(
-            urllib.request.HTTPSHandler(context=context), urllib.request.ProxyHandler({}), _NoRedirect()
-        )
+        self._opener = opener(settings.ca_file)
         self._lock = threading.Lock()
         self._fetching = False
         self._asked_at = float("-inf")
@@ -141,10 +136,8 @@ class OutsideIssuer:
         where = found.get("jwks_uri")
         if found.get("issuer") != self.settings.issuer or not isinstance(where, str):
             raise IssuerUnavailable(f"{place} does not describe the issuer {self.settings.issuer}.")
-        try:
-            _require_private(where)
-        except (SettingsInvalid, ValueError) as error:
-            raise IssuerUnavailable(f"The issuer {self.settings.issuer} keeps its keys at no https URL.") from error
+        if not is_private(where):
+            raise IssuerUnavailable(f"The issuer {self.settings.issuer} keeps its keys at no https URL.")
         published = self._get(where, deadline).get("keys")
         usable = _usable(published if isinstance(published, list) else [])
         with self._lock:
@@ -182,25 +175,6 @@ def _usable(published: list[Any]) -> dict[str, jwt.PyJWK]:
         if key.algorithm_name in ALGORITHMS:
             usable[entry["kid"]] = key
     return usable
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """An issuer's keys are where it says they are, and not where somebody else sends us."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _require_private(url: str) -> None:
-    """Raise SettingsInvalid unless `url` is https, or http on this host."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.hostname or ""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
-        raise SettingsInvalid(f"The issuer {url} must be an https URL: its keys decide who comes in.")
 
 
 def _texts(claims: dict[str, Any]) -> dict[str, tuple[str, ...]]:

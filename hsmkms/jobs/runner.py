@@ -1,7 +1,7 @@
 """Runs the jobs in one process of all, as a thread of each worker.
 
-Whoever holds the lease works; the others look again every PERIOD_S. A lease ends LEASE after it was last renewed, so
-the place of a process that died is taken within LEASE and one PERIOD_S.
+Whoever holds the lease works; the others look again every period. A lease ends LEASE after it was last renewed, so the
+place of a process that died is taken within LEASE and one period.
 """
 
 from __future__ import annotations
@@ -15,30 +15,36 @@ from typing import Final
 import structlog
 
 from hsmkms.clock import Clock
-from hsmkms.domain.jobs import JobRun
+from hsmkms.domain.jobs import Done, JobRun
 from hsmkms.errors import HsmkmsError
-from hsmkms.service.jobs import Done, JobService
+from hsmkms.service.jobs import JobService
 
-PERIOD_S: Final = 5.0
 LEASE: Final = timedelta(seconds=20)
 RENEWED_EVERY_S: Final = 4.0
 NOTED_FOR_S: Final = 60.0
-NAME: Final = "jobs"
+
+Job = Callable[[Callable[[], bool]], Done]
+"""What a job does; it asks before each thing that it changes whether it may go on."""
 
 _log = structlog.get_logger(__name__)
 
 
 class JobRunner:
-    """The thread. `holder` names this process among all."""
+    """The thread. `name` is that of the lease, `holder` names this process among all."""
 
-    def __init__(self, service: JobService, holder: str, clock: Clock) -> None:
+    def __init__(
+        self, name: str, jobs: Mapping[str, Job], period_s: float, service: JobService, holder: str, clock: Clock
+    ) -> None:
+        self._name = name
+        self._jobs = jobs
+        self._period_s = period_s
         self._service = service
         self._holder = holder
         self._clock = clock
         self._renew_at = 0.0
         self._noted_until: dict[str, float] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Begin to look for work."""
@@ -52,7 +58,7 @@ class JobRunner:
 
     def _run(self) -> None:
         silent = False
-        while not self._stop.wait(PERIOD_S):
+        while not self._stop.wait(self._period_s):
             try:
                 self._once()
             except HsmkmsError as error:
@@ -62,17 +68,12 @@ class JobRunner:
             else:
                 silent = False
         try:
-            self._service.give_lease(NAME, self._holder)
+            self._service.give_lease(self._name, self._holder)
         except HsmkmsError:
             _log.warning("the lease of the jobs was not given back and ends by itself")
 
     def _once(self) -> None:
-        jobs: Mapping[str, Callable[[Callable[[], bool]], Done]] = {
-            "expiry": self._service.expire_due,
-            "rotation": self._service.rotate_due,
-            "purge": self._service.purge_due,
-        }
-        for name, job in jobs.items():
+        for name, job in self._jobs.items():
             if not self._may_go_on():
                 return
             done = job(self._may_go_on)
@@ -86,7 +87,7 @@ class JobRunner:
         if self._stop.is_set():
             return False
         if time.monotonic() >= self._renew_at:
-            if not self._service.take_lease(NAME, self._holder, LEASE):
+            if not self._service.take_lease(self._name, self._holder, LEASE):
                 self._renew_at = 0.0
                 return False
             self._renew_at = time.monotonic() + RENEWED_EVERY_S

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -12,28 +11,24 @@ import structlog
 from hsmkms.clock import Clock
 from hsmkms.correlation import correlated
 from hsmkms.domain.ids import new_id
-from hsmkms.domain.jobs import JobRun
+from hsmkms.domain.jobs import Done, JobRun
 from hsmkms.domain.keys import Key
 from hsmkms.domain.waits import Waits
 from hsmkms.errors import HsmkmsError
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.service.snapshot import Snapshot
+from hsmkms.store.events import EventStore
 from hsmkms.store.jobs import JobStore
 from hsmkms.store.keys import KeyStore
 from hsmkms.store.seen import StaleKey
 
 BATCH: Final = 100
+EVENTS_KEPT: Final = timedelta(days=30)
+"""After their acknowledgement. What nobody acknowledged stays as long as its registration."""
+_EVENTS_AT_ONCE: Final = 1_000
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How many keys a job changed, and how many it could not and will try again."""
-
-    changed: int
-    failed: int
 
 
 class JobService:
@@ -43,6 +38,7 @@ class JobService:
         self,
         jobs: JobStore,
         keys: KeyStore,
+        events: EventStore,
         material: Material,
         lifecycle: LifecycleService,
         snapshot: Snapshot,
@@ -51,6 +47,7 @@ class JobService:
     ) -> None:
         self._jobs = jobs
         self._keys = keys
+        self._events = events
         self._material = material
         self._lifecycle = lifecycle
         self._snapshot = snapshot
@@ -74,12 +71,13 @@ class JobService:
         return self._jobs.runs()
 
     def due(self) -> dict[str, int]:
-        """How many keys each job would change now."""
+        """How much each job would change now."""
         now = self._clock()
         return {
             "expiry": self._keys.count_expired(now),
             "rotation": self._keys.count_due_for_rotation(now),
             "purge": self._keys.count_due_for_purge(now - self._waits.purge_scheduled),
+            "events": self._events.count_acknowledged(now - EVENTS_KEPT),
         }
 
     def expire_due(self, go_on: Callable[[], bool]) -> Done:
@@ -97,6 +95,11 @@ class JobService:
         interrupted = self._each(self._keys.purging(), go_on, self._lifecycle.finish_purge)
         purged = self._each(self._keys.due_for_purge(before, BATCH), go_on, self._lifecycle.purge_without_caller)
         return Done(interrupted.changed + purged.changed, interrupted.failed + purged.failed)
+
+    def forget_events(self, go_on: Callable[[], bool]) -> Done:
+        """Drop events 30 days after they were acknowledged."""
+        gone = self._events.forget_acknowledged(self._clock() - EVENTS_KEPT, _EVENTS_AT_ONCE) if go_on() else 0
+        return Done(gone, 0)
 
     def _each(self, keys: Sequence[Key], go_on: Callable[[], bool], change: Callable[[Key], None]) -> Done:
         changed = failed = 0

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from hsmkms.clock import Clock
 from hsmkms.domain.identities import ApiKey, Identity, RevokedSession, SigningKey
@@ -118,6 +118,12 @@ class TokenService:
         believed = [key for key in self._grants.about(SigningKey) if self._verifier.believes(key)]
         return sorted(believed, key=lambda key: key.created_at, reverse=True)
 
+    def sign_security_event(self, event_id: str, audience: str, transaction: str, events: dict[str, Any]) -> str:
+        """A Security Event Token (RFC 8417), which `public_keys` verify. By type and claims it is no access token."""
+        now = int(self._clock().timestamp())
+        claims = {"iss": self._verifier.issuer, "iat": now, "jti": event_id, "aud": audience, "txn": transaction}
+        return issuing.signed({**claims, "events": events}, "secevent+jwt", self._signing_key(), self._token.sign)
+
     def rotate_signing_key(self, *, overlap: timedelta = OVERLAP) -> SigningKey:
         """Sign with a new key from now on; the others verify for `overlap` more. Keys whose time is over are destroyed.
 
@@ -165,10 +171,14 @@ class TokenService:
         return api_key, identity
 
     def _issue(self, log_in: issuing.LogIn) -> issuing.IssuedTokens:
+        signing_key, issuer = self._signing_key(), self._verifier.issuer
+        return issuing.issue(log_in, signing_key, issuer, self._token.sign, self._clock())
+
+    def _signing_key(self) -> SigningKey:
         signing = [key for key in self.public_keys() if key.retires_at is None]
         if not signing:
-            raise TokenUnavailable("There is no key to sign access tokens with. Run `hsmkms init`.")
-        return issuing.issue(log_in, signing[0], self._verifier.issuer, self._token.sign, self._clock())
+            raise TokenUnavailable("There is no key to sign tokens with. Run `hsmkms init`.")
+        return signing[0]
 
     def _presented(self, token: SecretText, use: str, *, ended: bool = False) -> Presented:
         text = token.reveal()

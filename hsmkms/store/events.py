@@ -59,6 +59,11 @@ class EventStore:
         where = (t.key_event.c.instance_id == instance_id, mine, t.key_event.c.sequence > sequence)
         return self._read(_select().where(*where).order_by(t.key_event.c.sequence).limit(most))
 
+    def of_source(self, source: str, sequence: int, most: int) -> list[KeyEvent]:
+        """Events of all instances for the resources of one source behind a number, in order."""
+        where = (t.key_event.c.source == source, t.key_event.c.sequence > sequence)
+        return self._read(_select().where(*where).order_by(t.key_event.c.sequence).limit(most))
+
     def of_key(self, key_id: str, most: int) -> list[KeyEvent]:
         """The newest events of a key, newest first."""
         return self._read(

@@ -226,9 +226,19 @@ key_event = Table(
     Column("adopter_key_state", String(32)),
     Column("adopter_version_id", _UUID),
     Column("adopter_done_at", UtcTime),
-    Index("ix_key_event_instance_id", "instance_id", "source", "sequence"),
+    Index("ix_key_event_source", "source", "sequence"),
     # A number is never given twice, or a reader's cursor could pass over an event.
     sqlite_autoincrement=True,
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("webhook_id", String(64), primary_key=True),
+    Column("cursor", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", UtcTime),
+    Column("last_error", Text),
 )
 
 pending_object = Table(

@@ -1,4 +1,4 @@
-"""Registrations, and the outbox of what services are told about their keys.
+"""Registrations, the outbox of what services are told about their keys, and how far each webhook is.
 
 Revision ID: 0005
 """
@@ -15,7 +15,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Two tables, and when services were last told."""
+    """Three tables, and when services were last told."""
     op.add_column("key", sa.Column("noticed_at", sa.BigInteger))
     op.create_table(
         "registration",
@@ -59,11 +59,20 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_key_event_key_id", "key_event", ["key_id"])
-    op.create_index("ix_key_event_instance_id", "key_event", ["instance_id", "source", "sequence"])
+    op.create_index("ix_key_event_source", "key_event", ["source", "sequence"])
+    op.create_table(
+        "delivery",
+        sa.Column("webhook_id", sa.String(64), primary_key=True),
+        sa.Column("cursor", sa.BigInteger, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("next_at", sa.BigInteger),
+        sa.Column("last_error", sa.Text),
+    )
 
 
 def downgrade() -> None:
     """Take them away."""
+    op.drop_table("delivery")
     op.drop_table("key_event")
     op.drop_table("registration")
     op.drop_column("key", "noticed_at")
