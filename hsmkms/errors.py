@@ -5,6 +5,7 @@
     │   ├── BadBody · CollectionTotalMismatch · NoBody · InvalidField · InvalidQueryParam · InvalidInstance
     │   ├── BearerUnreadable · Unauthorized · FeatureRestricted
     │   ├── KeyNotFound · KeyRingNotFound · KeyDeleted · KeyStateConflict · KeyRootRequired
+    │   ├── KeyPayloadRequired · IncorrectNonce · IncorrectNonceIv · ImportTokenExpired
     │   ├── RotationTooEarly · TooEarly · KeyExpired · KeyRestoreExpired · NotDualAuth · AuthorizationsNotMet
     │   ├── AliasNotUnique · AliasQuota · AliasNotFound · KeyCreationForbidden · QueryMismatch · ResourceCount
     │   ├── ServiceOnly · ResourceOwner · RegistrationNotFound · RegistrationExists · RegistrationKeyNotRoot
@@ -260,6 +261,36 @@ class KeyStateConflict(Refusal):
 
     def __init__(self, needed: str) -> None:
         super().__init__(f"Key is not in {needed} state")
+
+
+class KeyPayloadRequired(Refusal):
+    code = "KEY_PAYLOAD_REQ_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The key was imported, so it rotates to material that you bring. Send it as `payload`.")
+
+
+class IncorrectNonce(Refusal):
+    code = "INCORRECT_NONCE_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The nonce is not that of the import token. Encrypt the one that GET /import_token gave.")
+
+
+class IncorrectNonceIv(Refusal):
+    """Which of several things is wrong is not said on purpose."""
+
+    code = "INCORRECT_NONCE_IV_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("The fields `payload`, `encryptedNonce` and `iv` do not fit each other and the import token.")
+
+
+class ImportTokenExpired(Refusal):
+    code = "IMPORT_TOKEN_EXPIRED_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("There is no import token that could be used. Create one with POST /import_token.")
 
 
 class KeyRootRequired(Refusal):

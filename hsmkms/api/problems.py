@@ -36,6 +36,7 @@ _STATUS: Final[dict[type[errors.HsmkmsError], HTTPStatus]] = {
     errors.AliasQuota: HTTPStatus.CONFLICT,
     errors.AliasNotFound: HTTPStatus.NOT_FOUND,
     errors.KeyCreationForbidden: HTTPStatus.CONFLICT,
+    errors.ImportTokenExpired: HTTPStatus.CONFLICT,
     errors.ServiceOnly: HTTPStatus.FORBIDDEN,
     errors.ResourceOwner: HTTPStatus.FORBIDDEN,
     errors.RegistrationNotFound: HTTPStatus.NOT_FOUND,

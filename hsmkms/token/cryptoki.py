@@ -19,7 +19,7 @@ CKF_RW_SESSION, CKF_SERIAL_SESSION, CKF_OS_LOCKING_OK = 0x2, 0x4, 0x2
 CKF_TOKEN_INITIALIZED, CKF_USER_PIN_LOCKED, CKF_USER_PIN_FINAL_TRY = 0x400, 0x40000, 0x20000
 CKU_USER: Final = 1
 CKO_PUBLIC_KEY, CKO_PRIVATE_KEY, CKO_SECRET_KEY = 2, 3, 4
-CKK_EC, CKK_GENERIC_SECRET, CKK_AES = 0x3, 0x10, 0x1F
+CKK_RSA, CKK_EC, CKK_GENERIC_SECRET, CKK_AES = 0x0, 0x3, 0x10, 0x1F
 CKA_CLASS, CKA_TOKEN, CKA_PRIVATE, CKA_LABEL, CKA_VALUE = 0x0, 0x1, 0x2, 0x3, 0x11
 CKA_KEY_TYPE, CKA_ID, CKA_SENSITIVE, CKA_ENCRYPT, CKA_DECRYPT = 0x100, 0x102, 0x103, 0x104, 0x105
 CKA_WRAP, CKA_UNWRAP, CKA_SIGN, CKA_VERIFY, CKA_DERIVE = 0x106, 0x107, 0x108, 0x10A, 0x10C
@@ -27,8 +27,12 @@ CKA_SIGN_RECOVER, CKA_VERIFY_RECOVER = 0x109, 0x10B
 CKA_VALUE_LEN, CKA_EXTRACTABLE, CKA_LOCAL, CKA_NEVER_EXTRACTABLE = 0x161, 0x162, 0x163, 0x164
 CKA_ALWAYS_SENSITIVE, CKA_MODIFIABLE, CKA_COPYABLE = 0x165, 0x170, 0x171
 CKA_EC_PARAMS, CKA_EC_POINT = 0x180, 0x181
+CKA_MODULUS, CKA_MODULUS_BITS, CKA_PUBLIC_EXPONENT = 0x120, 0x121, 0x122
 CKM_EC_KEY_PAIR_GEN, CKM_ECDSA, CKM_AES_KEY_GEN, CKM_AES_KEY_WRAP = 0x1040, 0x1041, 0x1080, 0x2109
 CKM_SHA256_HMAC, CKM_GENERIC_SECRET_KEY_GEN = 0x251, 0x350
+CKM_RSA_PKCS_KEY_PAIR_GEN, CKM_RSA_X_509, CKM_RSA_PKCS_OAEP = 0x0, 0x3, 0x9
+CKM_AES_CBC_PAD, CKM_AES_GCM, CKM_SHA_1, CKM_SHA256 = 0x1085, 0x1087, 0x220, 0x250
+CKG_MGF1_SHA1, CKG_MGF1_SHA256, CKZ_DATA_SPECIFIED = 1, 2, 1
 
 Value = bool | int | bytes | str
 Template = Mapping[int, Value]
@@ -63,10 +67,12 @@ _SIGNATURES: Final = {
     "FindObjectsInit": "CK_ULONG, CK_ATTRIBUTE *, CK_ULONG",
     "FindObjects": "CK_ULONG, CK_ULONG *, CK_ULONG, CK_ULONG *",
     "FindObjectsFinal": "CK_ULONG",
+    **dict.fromkeys(["EncryptInit", "Encrypt", "EncryptUpdate", "EncryptFinal"]),
+    "DecryptInit": "CK_ULONG, CK_MECHANISM *, CK_ULONG",
+    "Decrypt": "CK_ULONG, const CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG *",
     **dict.fromkeys(
-        ["EncryptInit", "Encrypt", "EncryptUpdate", "EncryptFinal", "DecryptInit", "Decrypt", "DecryptUpdate"]
+        ["DecryptUpdate", "DecryptFinal", "DigestInit", "Digest", "DigestUpdate", "DigestKey", "DigestFinal"]
     ),
-    **dict.fromkeys(["DecryptFinal", "DigestInit", "Digest", "DigestUpdate", "DigestKey", "DigestFinal"]),
     "SignInit": "CK_ULONG, CK_MECHANISM *, CK_ULONG",
     "Sign": "CK_ULONG, const CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG *",
     **dict.fromkeys(
@@ -97,6 +103,10 @@ ffi.cdef(
 typedef unsigned long CK_ULONG; typedef unsigned char CK_BYTE;
 typedef struct { CK_ULONG type; void *pValue; CK_ULONG ulValueLen; } CK_ATTRIBUTE;
 typedef struct { CK_ULONG mechanism; void *pParameter; CK_ULONG ulParameterLen; } CK_MECHANISM;
+typedef struct { CK_ULONG hashAlg, mgf, source; void *pSourceData; CK_ULONG ulSourceDataLen; }
+  CK_RSA_PKCS_OAEP_PARAMS;
+typedef struct { CK_BYTE *pIv; CK_ULONG ulIvLen, ulIvBits; CK_BYTE *pAAD; CK_ULONG ulAADLen, ulTagBits; }
+  CK_GCM_PARAMS;
 typedef struct { void *create, *destroy, *lock, *unlock; CK_ULONG flags; void *reserved; } CK_C_INITIALIZE_ARGS;
 typedef struct { CK_BYTE label[32], manufacturer[32], model[16], serial[16]; CK_ULONG flags, max_sessions, sessions,
   max_rw_sessions, rw_sessions, max_pin, min_pin, public_total, public_free, private_total, private_free;
@@ -170,10 +180,40 @@ def _to_c(value: Value) -> CData:
 
 
 def mechanism(kind: int) -> CData:
-    """A mechanism without a parameter, as all that this service uses are."""
+    """A mechanism without a parameter, as nearly all that this service uses are."""
     result = ffi.new("CK_MECHANISM *")
     result.mechanism = kind
     return result
+
+
+class Mechanism:
+    """A mechanism with a parameter of `length` bytes. Whoever uses the pointer keeps this object, which owns all memory
+    that it leads to."""
+
+    def __init__(self, kind: int, parameter: CData = ffi.NULL, length: int = 0, *memory: CData) -> None:
+        self.pointer = mechanism(kind)
+        self.pointer.pParameter = ffi.cast("void *", parameter)
+        self.pointer.ulParameterLen = length
+        self._memory = (parameter, *memory)
+
+
+def oaep(hash_kind: int, mask: int) -> Mechanism:
+    """CKM_RSA_PKCS_OAEP with an empty label."""
+    parameter = ffi.new("CK_RSA_PKCS_OAEP_PARAMS *")
+    parameter.hashAlg, parameter.mgf, parameter.source = hash_kind, mask, CKZ_DATA_SPECIFIED
+    return Mechanism(CKM_RSA_PKCS_OAEP, parameter, ffi.sizeof("CK_RSA_PKCS_OAEP_PARAMS"))
+
+
+def gcm(iv: bytes) -> Mechanism:
+    """CKM_AES_GCM without additional data, with a tag of 16 bytes."""
+    parameter, memory = ffi.new("CK_GCM_PARAMS *"), _to_c(iv)
+    parameter.pIv, parameter.ulIvLen, parameter.ulIvBits, parameter.ulTagBits = memory, len(iv), 8 * len(iv), 128
+    return Mechanism(CKM_AES_GCM, parameter, ffi.sizeof("CK_GCM_PARAMS"), memory)
+
+
+def cbc_pad(iv: bytes) -> Mechanism:
+    """CKM_AES_CBC_PAD."""
+    return Mechanism(CKM_AES_CBC_PAD, _to_c(iv), len(iv))
 
 
 _DEK: Final = {
@@ -320,6 +360,38 @@ class Session:
         out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)
         check("C_WrapKey", self._c.C_WrapKey(self._session, self._key_wrap, wrapping, wrapped, out, length))
         return bytes(ffi.buffer(out, length[0]))
+
+    def unwrap(self, how: Mechanism, key: int, wrapped: bytes, template: Template) -> int:
+        """C_UnwrapKey; the handle of the key that was inside."""
+        attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
+        returned = self._c.C_UnwrapKey(
+            self._session, how.pointer, key, wrapped, len(wrapped), attributes.array, attributes.count, handle
+        )
+        check("C_UnwrapKey", returned)
+        return int(handle[0])
+
+    def decrypt(self, how: Mechanism, key: int, data: bytes) -> bytearray:
+        """C_DecryptInit and C_Decrypt of at most 1,024 bytes; the memory of the library is wiped."""
+        out, length = ffi.new("CK_BYTE[]", 1024), ffi.new("CK_ULONG *", 1024)
+        check("C_DecryptInit", self._c.C_DecryptInit(self._session, how.pointer, key))
+        try:
+            check("C_Decrypt", self._c.C_Decrypt(self._session, data, len(data), out, length))
+            return bytearray(ffi.buffer(out, length[0]))
+        finally:
+            ffi.memmove(out, bytes(1024), 1024)
+
+    def create_from(self, template: Template, value: bytearray) -> int:
+        """C_CreateObject of a key whose CKA_VALUE is `value`; the copy that the call needs is wiped. The handle."""
+        attributes, handle = Attributes({**template, CKA_VALUE: b""}), ffi.new("CK_ULONG *")
+        memory = ffi.new("CK_BYTE[]", len(value))
+        ffi.memmove(memory, value, len(value))
+        last = attributes.array[attributes.count - 1]
+        last.pValue, last.ulValueLen = ffi.cast("void *", memory), len(value)
+        try:
+            check("C_CreateObject", self._c.C_CreateObject(self._session, attributes.array, attributes.count, handle))
+            return int(handle[0])
+        finally:
+            ffi.memmove(memory, bytes(len(value)), len(value))
 
     def destroy(self, handle: int) -> None:
         """C_DestroyObject."""

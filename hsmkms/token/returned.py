@@ -96,6 +96,11 @@ class CryptokiError(Exception):
         super().__init__(f"{function}: {_NAMES.get(returned, hex(returned))}")
 
     @property
+    def may_be_input(self) -> bool:
+        """Whether bad input alone can explain it."""
+        return self.meaning in (Meaning.DATA, Meaning.DOUBTFUL)
+
+    @property
     def meaning(self) -> Meaning:
         """Unknown values count as a lost device: that leads to a fresh start and 503, never to a wrong 422."""
         return _MEANINGS.get(self.returned, Meaning.DEVICE)

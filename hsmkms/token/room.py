@@ -12,11 +12,21 @@ from typing import Final, TypeVar
 
 from hsmkms.domain import frame
 from hsmkms.domain.ids import is_uuid
+from hsmkms.domain.importing import ImportToken, Oaep, Passage, WrappedMaterial, transport_owner
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.secrets import SecretBytes
-from hsmkms.errors import HsmkmsError, KeyMaterialMissing, TokenRefused, TokenUnavailable, UnprocessableCiphertext
+from hsmkms.errors import (
+    HsmkmsError,
+    ImportTokenExpired,
+    IncorrectNonce,
+    IncorrectNonceIv,
+    KeyMaterialMissing,
+    TokenRefused,
+    TokenUnavailable,
+    UnprocessableCiphertext,
+)
 from hsmkms.token import cryptoki as ck
-from hsmkms.token import integrity, selftest, signing, templates
+from hsmkms.token import importing, integrity, selftest, signing, templates
 from hsmkms.token.objects import AES_OBJECTS, KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
 from hsmkms.token.returned import CryptokiError, Meaning
 from hsmkms.token.sessions import SessionPool, TokenInfo, renew_after_fork
@@ -56,6 +66,7 @@ class Token:
         self._objects_lock = threading.RLock()
         self._signing_handles: dict[tuple[int, str], int] = {}
         self._mac_handle: tuple[int, int] | None = None
+        self._import_support: importing.ImportSupport | None = None
         self._canary: tuple[int, bytes] | None = None
         self._canary_good_until = 0.0
         self._check_reopens_at = 0.0
@@ -97,14 +108,102 @@ class Token:
         def generate(session: ck.Session) -> KeyVersion:
             with self._objects_lock:
                 handle = session.generate_key(ck.CKM_AES_KEY_GEN, template)
-            templates.require_safe(session.read(handle, templates.READ_BACK))
-            version = KeyVersion(version_id, created_at, check_value(session, handle), owner)
-            with self._objects_lock:
-                self._index.learn(self._pool.generation, version, handle)
-            return version
+            return self._admit(session, handle, version_id, owner, created_at)
 
         # Never twice: an object may be there although the call failed, and two under one id are refused for ever.
         return self._call(generate, attempts=1)
+
+    def create_key(self, version_id: str, owner: str, created_at: datetime, value: SecretBytes) -> KeyVersion:
+        """The same for an AES key whose 16, 24 or 32 bytes come in clear."""
+
+        def create(session: ck.Session) -> KeyVersion:
+            with self._objects_lock:
+                handle = session.create_from(self._brought(version_id, owner), bytearray(value.reveal()))
+            return self._admit(session, handle, version_id, owner, created_at)
+
+        return self._call(create, attempts=1)
+
+    def import_key(
+        self, version_id: str, owner: str, created_at: datetime, material: WrappedMaterial, import_token: ImportToken
+    ) -> KeyVersion:
+        """The same for a key that comes under an import token, by the way that `passage` says.
+
+        Raises IncorrectNonce, IncorrectNonceIv, ImportTokenExpired (its transport key is gone).
+        """
+
+        def bring(session: ck.Session) -> KeyVersion:
+            template = self._brought(version_id, owner)
+            with self._objects_lock:
+                private = self._find_transport_key(session, import_token)
+                if passage is Passage.TOKEN:
+                    handle = importing.unwrap_inside(session, private, material, import_token.nonce, template)
+                else:
+                    with importing.unwrapped_here(session, private, material, import_token.nonce) as value:
+                        handle = session.create_from(template, value)
+            return self._admit(session, handle, version_id, owner, created_at)
+
+        passage = self.passage(material.oaep)
+        try:
+            return self._call(bring, attempts=1)
+        except importing.NonceWrong:
+            raise IncorrectNonce from None
+        except importing.NonceUnreadable:
+            # A device that is ill fails in the same way as bad input.
+            if not self._canary_sings():
+                raise TokenUnavailable(_UNAVAILABLE) from None
+            raise IncorrectNonceIv from None
+
+    def passage(self, oaep: Oaep) -> Passage | None:
+        """How a key under an import token comes in: unwrapped in the token, by way of this process, or not at all."""
+        if self._import_support is None:
+            mechanisms = self._pool.mechanisms()
+            self._import_support = self._call(lambda session: importing.probe(session, mechanisms=mechanisms))
+        if oaep in self._import_support.inside:
+            return Passage.TOKEN
+        return Passage.PROCESS if self._import_support.raw else None
+
+    def generate_transport_key(self, key_id: str, owner: str, *, by_process: bool) -> bytes:
+        """Generate an RSA-4096 pair under `key_id` for an import token; the public key as PEM of a
+        SubjectPublicKeyInfo. `by_process` lets it decrypt too, where the token cannot do all of OAEP inside."""
+        inside = any(self.passage(oaep) is Passage.TOKEN for oaep in Oaep)
+
+        def generate(session: ck.Session) -> bytes:
+            # Seconds of work, so on session objects: only what touches the token is done by one at a time.
+            pem = importing.generate_transport_key(session, key_id, owner, inside=inside, raw=by_process)
+            with self._objects_lock:
+                importing.keep(session, key_id)
+            return pem
+
+        return self._call(generate, attempts=1)
+
+    def destroy_transport_key(self, key_id: str) -> bool:
+        """Destroy a transport key; False if there was none."""
+
+        def destroy(session: ck.Session) -> bool:
+            with self._objects_lock:
+                return importing.destroy(session, key_id)
+
+        return self._call(destroy)
+
+    def _find_transport_key(self, session: ck.Session, import_token: ImportToken) -> int:
+        try:
+            return importing.find(session, import_token.id, transport_owner(import_token.instance_id))
+        except ObjectMissing:
+            if not self._is_there(session, SENTINEL_ID):
+                raise
+            # Replaced or expired while the request was on its way.
+            raise ImportTokenExpired from None
+
+    def _brought(self, version_id: str, owner: str) -> dict[int, ck.Value]:
+        return templates.brought_key(version_id, templates.label_of(owner), fixed=self.capabilities.fixed_attributes)
+
+    def _admit(self, session: ck.Session, handle: int, version_id: str, owner: str, created_at: datetime) -> KeyVersion:
+        """Read a new object's attributes back, and remember it."""
+        templates.require_safe(session.read(handle, templates.READ_BACK))
+        version = KeyVersion(version_id, created_at, check_value(session, handle), owner)
+        with self._objects_lock:
+            self._index.learn(self._pool.generation, version, handle)
+        return version
 
     def destroy_key(self, version_id: str) -> bool:
         """Destroy the object and verify that it is gone; False if there was none."""

@@ -18,8 +18,10 @@ NEVER: Final = (
 )
 """Usages a wrapping key must not have: with wrap and decrypt together a key's owner could read what it wraps."""
 
-FIXED: Final[dict[int, ck.Value]] = {ck.CKA_MODIFIABLE: False, ck.CKA_COPYABLE: False}
-"""Attributes that forbid later changes and copies; left out where a token does not know them (see `selftest`)."""
+FIXED: Final[dict[int, ck.Value]] = {ck.CKA_COPYABLE: False, ck.CKA_MODIFIABLE: False}
+"""Attributes that forbid later changes and copies; left out where a token does not know them (see `selftest`). Last in
+every template, and in this order: SoftHSM 2.6.1 sets the attributes of an unwrapped key one by one, and none after
+MODIFIABLE (CKR_ATTRIBUTE_READ_ONLY)."""
 
 P256: Final = bytes.fromhex("06082a8648ce3d030107")
 """DER of the object identifier prime256v1 (RFC 5480 section 2.1.1.1)."""
@@ -40,10 +42,14 @@ def label_of(owner: str) -> str:
 
 def wrapping_key(version_id: str, label: str, *, token: bool = True, fixed: bool = True) -> dict[int, ck.Value]:
     """An AES-256 key that is born in the token, wraps and unwraps, and never leaves (design, "Root keys")."""
+    return {ck.CKA_VALUE_LEN: 32, **brought_key(version_id, label, token=token, fixed=fixed)}
+
+
+def brought_key(version_id: str, label: str, *, token: bool = True, fixed: bool = True) -> dict[int, ck.Value]:
+    """The same for a key that comes from outside, whose length is its own."""
     return {
         ck.CKA_CLASS: ck.CKO_SECRET_KEY,
         ck.CKA_KEY_TYPE: ck.CKK_AES,
-        ck.CKA_VALUE_LEN: 32,
         ck.CKA_ID: object_id(version_id),
         ck.CKA_LABEL: label,
         ck.CKA_TOKEN: token,
@@ -80,6 +86,49 @@ def signing_key_pair(key_id: str, label: str, *, fixed: bool) -> tuple[dict[int,
         **(FIXED if fixed else {}),
     }
     return public, private
+
+
+def transport_key_pair(
+    key_id: str, label: str, bits: int, exponent: int, *, inside: bool, raw: bool
+) -> tuple[dict[int, ck.Value], dict[int, ck.Value]]:
+    """Session templates of an RSA pair to which keys are encrypted; the private half is copied onto the token. It may
+    unwrap (`inside`) and, only for a token that cannot do all of it inside, decrypt (`raw`)."""
+    named: dict[int, ck.Value] = {ck.CKA_ID: object_id(key_id), ck.CKA_LABEL: label, ck.CKA_TOKEN: False}
+    public: dict[int, ck.Value] = {
+        **named,
+        ck.CKA_MODULUS_BITS: bits,
+        ck.CKA_PUBLIC_EXPONENT: exponent.to_bytes(3),
+        ck.CKA_ENCRYPT: False,
+        ck.CKA_WRAP: True,
+        ck.CKA_VERIFY: False,
+    }
+    private: dict[int, ck.Value] = {
+        **named,
+        ck.CKA_PRIVATE: True,
+        ck.CKA_SENSITIVE: True,
+        ck.CKA_EXTRACTABLE: False,
+        ck.CKA_UNWRAP: inside,
+        ck.CKA_DECRYPT: raw,
+        ck.CKA_SIGN: False,
+        ck.CKA_DERIVE: False,
+    }
+    return public, private
+
+
+def nonce_key() -> dict[int, ck.Value]:
+    """A session object of a key that is being brought: it may decrypt, to prove a nonce, and nothing else."""
+    return {
+        ck.CKA_CLASS: ck.CKO_SECRET_KEY,
+        ck.CKA_KEY_TYPE: ck.CKK_AES,
+        ck.CKA_TOKEN: False,
+        ck.CKA_PRIVATE: True,
+        ck.CKA_SENSITIVE: True,
+        ck.CKA_EXTRACTABLE: False,
+        ck.CKA_DECRYPT: True,
+        ck.CKA_ENCRYPT: False,
+        ck.CKA_WRAP: False,
+        ck.CKA_UNWRAP: False,
+    }
 
 
 def mac_key(key_id: str, label: str, *, fixed: bool) -> dict[int, ck.Value]:
