@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     oidc_issuers: tuple[OidcIssuer, ...] = ()
     allow_authorizations_across_regions: bool = False
     shorten_waits_for_tests: bool = False
+    import_by_process: bool = True
+    import_oaep_sha1: bool = False
     sessions: int = pydantic.Field(default=8, ge=1, le=1024)
     session_wait_s: float = pydantic.Field(default=5.0, gt=0, le=60)
     recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)

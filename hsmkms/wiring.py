@@ -38,6 +38,7 @@ from hsmkms.service.events import EventService
 from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
 from hsmkms.service.identities import IdentityService
+from hsmkms.service.imports import ImportRules, ImportService
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.instances import InstanceService
 from hsmkms.service.jobs import JobService
@@ -57,6 +58,7 @@ from hsmkms.settings import Settings, load
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
 from hsmkms.store.events import EventStore
+from hsmkms.store.import_tokens import ImportTokenStore
 from hsmkms.store.jobs import JobStore
 from hsmkms.store.keys import KeyStore
 from hsmkms.store.records import RecordStore
@@ -131,6 +133,7 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
             RegistrationStore(database),
             EventStore(database),
             DeliveryStore(database),
+            ImportTokenStore(database),
         )
         if found:
             _require_own_token(token, stores.tenants)
@@ -146,7 +149,7 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
         threads = ThreadPoolExecutor(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
-        material = Material(token, stores.keys, waits, system_clock)
+        material = Material(token, stores.keys, stores.import_tokens, waits, system_clock)
         services = _services(settings, token, database, stores, grants, snapshot, bell, threads, material, waits)
         stack.callback(services.webhooks.close)
         return Rooms(
@@ -189,6 +192,7 @@ class _Stores:
     registrations: RegistrationStore
     events: EventStore
     deliveries: DeliveryStore
+    import_tokens: ImportTokenStore
 
 
 def _services(
@@ -213,11 +217,14 @@ def _services(
     ]
     access = KeyAccess(stores.keys, stores.tenants, snapshot, clock)
     instance_policies = InstancePolicyService(grants, rights, access, snapshot, clock)
+    rules = ImportRules(settings.import_by_process, settings.import_oaep_sha1)
+    imports = ImportService(token, stores.import_tokens, instance_policies, material, access, rules, clock)
     lifecycle = LifecycleService(token, stores.keys, access, waits, clock)
     callers = Callers(grants, verifier, outside, clock)
     tokens = TokenService(token, grants, rights, stores.records, snapshot, callers, verifier, Throttle(), clock)
     return Services(
-        keys=KeyService(token, stores.keys, access, instance_policies, material, waits, clock),
+        keys=KeyService(token, stores.keys, access, instance_policies, imports, material, waits, clock),
+        imports=imports,
         instance_policies=instance_policies,
         lifecycle=lifecycle,
         aliases=AliasService(stores.keys, access, clock),
@@ -276,6 +283,7 @@ def _runners(services: Services, holder: str) -> list[JobRunner]:
                 "rotation": jobs.rotate_due,
                 "purge": jobs.purge_due,
                 "events": jobs.forget_events,
+                "import_tokens": services.imports.expire_due,
             },
         ),
         "webhooks": (1.0, {"webhooks": webhooks.deliver_due}),

@@ -34,6 +34,7 @@ _CANONICAL_NAMES: Final = {
         wire.WrapBody,
         wire.UnwrapBody,
         wire.RotateBody,
+        wire.ImportTokenBody,
         wire.RotationWish,
         wire.DualAuthWish,
         wire.InstancePolicyAttributes,

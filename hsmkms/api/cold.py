@@ -36,6 +36,7 @@ from hsmkms.service.events import EventService
 from hsmkms.service.groups import GroupService
 from hsmkms.service.health import HealthService
 from hsmkms.service.identities import IdentityService
+from hsmkms.service.imports import ImportService
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.instances import InstanceService
 from hsmkms.service.jobs import JobService
@@ -59,6 +60,7 @@ class Services:
     """Everything the HTTP room calls."""
 
     keys: KeyService
+    imports: ImportService
     lifecycle: LifecycleService
     aliases: AliasService
     key_policies: KeyPolicyService

@@ -35,6 +35,8 @@ _MODELS: Final[list[type[pydantic.BaseModel]]] = [
     wire.KeyCollection,
     wire.VersionCollection,
     wire.KeyRingCollection,
+    wire.ImportTokenBody,
+    wire.ImportTokenAnswer,
     wire.WrapAnswer,
     wire.UnwrapAnswer,
     wire.RewrapAnswer,

@@ -22,13 +22,14 @@ from hsmkms.api.cold import (
     path_id,
     services,
 )
+from hsmkms.api.imports import brought_material
 from hsmkms.api.key_policies import policy_wishes
 from hsmkms.api.requests import Envelope
 from hsmkms.domain.access import Action
 from hsmkms.domain.key_policies import KeyPolicyWish
 from hsmkms.domain.new_key import NewKey
 from hsmkms.domain.query import KeyQuery, parse_key_query, parse_version_query
-from hsmkms.errors import BadBody, CollectionTotalMismatch, FeatureRestricted, InvalidQueryParam
+from hsmkms.errors import BadBody, CollectionTotalMismatch
 
 router = APIRouter(prefix="/api/v2", route_class=KmsRoute, default_response_class=Response)
 
@@ -36,7 +37,6 @@ _NOT_CREATED = "Key could not be created"
 _NOT_LISTED = "Keys could not be retrieved"
 _NOT_READ = "Key could not be retrieved"
 _NOT_DONE = "Action could not be performed on key"
-_IMPORT_FIELDS = ("payload", "encryptedNonce", "iv", "encryptionAlgorithm")
 
 
 @router.post(
@@ -256,11 +256,9 @@ async def rotate_key(request: Request) -> Response:
     """Rotate a key: 204 even with Prefer: return=representation (contract section 1.1)."""
     call = call_of(request)
     body = optional_body_of(request, wire.RotateBody)
-    if body is not None and any(getattr(body, field) is not None for field in _IMPORT_FIELDS):
-        raise InvalidQueryParam("payload", "A key that was generated rotates without payload. Send no body.")
-    await run_in_threadpool(
-        services(request).keys.rotate, call.caller, call.instance_id, path_id(request), call.key_ring_id
-    )
+    material = None if body is None else brought_material(body)
+    rotate = services(request).keys.rotate
+    await run_in_threadpool(rotate, call.caller, call.instance_id, path_id(request), call.key_ring_id, material)
     return Response(status_code=204)
 
 
@@ -280,14 +278,13 @@ def _new_key(body: wire.KeyCreateBody | wire.KeyWithPoliciesBody) -> NewKey:
     if body.metadata.collectionTotal != 1:
         raise CollectionTotalMismatch
     resource = body.resources[0]
-    if any(getattr(resource, field) is not None for field in _IMPORT_FIELDS):
-        raise FeatureRestricted("Import of key material is not available. Leave `payload` out to generate a key.")
     return NewKey(
         name=resource.name,
         description=resource.description,
         tags=tuple(resource.tags),
         aliases=tuple(resource.aliases),
         extractable=resource.extractable,
+        material=brought_material(resource),
         expires_at=None if resource.expirationDate is None else parse_time("expirationDate", resource.expirationDate),
     )
 

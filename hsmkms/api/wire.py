@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import pydantic
 
 from hsmkms.domain.crn import key_crn
+from hsmkms.domain.importing import ImportToken, Passage
 from hsmkms.domain.key_policies import KeyPolicy, KeyPolicyKind
 from hsmkms.domain.keys import Key, KeyState, KeyVersion, effective_state
 from hsmkms.domain.lifecycle import is_set_for_deletion
@@ -24,6 +25,7 @@ KEY_ACTION_TYPE: Final = "application/vnd.ibm.kms.key_action+json"
 KEY_VERSION_TYPE: Final = "application/vnd.ibm.kms.key.version+json"
 KEY_RING_TYPE: Final = "application/vnd.ibm.kms.key_ring+json"
 ALIAS_TYPE: Final = "application/vnd.ibm.kms.alias+json"
+IMPORT_TOKEN_TYPE: Final = "application/vnd.ibm.kms.import_token+json"
 POLICY_TYPE: Final = "application/vnd.ibm.kms.policy+json"
 
 
@@ -106,6 +108,11 @@ class RotateBody(RequestModel):
     encryptedNonce: str | None = None
     iv: str | None = None
     encryptionAlgorithm: str | None = None
+
+
+class ImportTokenBody(RequestModel):
+    expiration: int | None = None
+    maxAllowedRetrievals: int | None = None
 
 
 class InstancePolicyAttributes(RequestModel):
@@ -199,6 +206,7 @@ class KeyResource(AnswerModel):
     lastUpdateDate: str | None = None
     lastRotateDate: str | None = None
     keyVersion: VersionReference | None = None
+    importedBy: Literal["token", "process"] | None = None
     dualAuthDelete: DualAuthDelete
     rotation: Rotation | None = None
     deleted: bool
@@ -274,6 +282,16 @@ class KeyRingResource(AnswerModel):
 class KeyRingCollection(AnswerModel):
     metadata: ListMetadata
     resources: list[KeyRingResource]
+
+
+class ImportTokenAnswer(AnswerModel):
+    id: str
+    creationDate: str
+    expirationDate: str
+    maxAllowedRetrievals: int
+    remainingRetrievals: int
+    payload: str | None = None
+    nonce: str | None = None
 
 
 class WrapAnswer(AnswerModel):
@@ -442,6 +460,8 @@ def key_resource(
         resource["lastRotateDate"] = time_text(key.rotated_at)
     if key.is_root:
         resource["keyVersion"] = version_reference(key.current)
+        if key.current.passage is not Passage.GENERATED:
+            resource["importedBy"] = key.current.passage.value
     if key.deleted_at is not None:
         resource.update(_deletion(key, key.deleted_at, waits, now))
     rotation = key.policy(KeyPolicyKind.ROTATION)
@@ -450,6 +470,21 @@ def key_resource(
     if payload is not None:
         resource["payload"] = base64_text(payload)
     return resource
+
+
+def import_token(token: ImportToken, *, whole: bool = False) -> dict[str, Any]:
+    """An import token; `whole` with the PEM of its public key, encoded once more, and its nonce."""
+    shown: dict[str, Any] = {
+        "id": token.id,
+        "creationDate": time_text(token.created_at),
+        "expirationDate": time_text(token.expires_at),
+        "maxAllowedRetrievals": token.retrievals,
+        "remainingRetrievals": token.remaining,
+    }
+    if whole:
+        shown["payload"] = base64.b64encode(token.public_pem).decode()
+        shown["nonce"] = base64.b64encode(token.nonce).decode()
+    return shown
 
 
 def alias_resource(key: Key, alias: str, created_at: datetime, created_by: str) -> dict[str, Any]:

@@ -8,7 +8,10 @@ from hsmkms.cli.local import JsonOption, rooms, show
 def jobs(json: JsonOption = False) -> None:
     """Show the last run of each background job, and how much is due now."""
     with rooms() as here:
-        due = here.services.jobs.due() | {"webhooks": here.services.webhooks.count_due()}
+        due = here.services.jobs.due() | {
+            "import_tokens": here.services.imports.count_expired(),
+            "webhooks": here.services.webhooks.count_due(),
+        }
         runs = {run.name: run for run in here.services.jobs.runs()}
         rows = []
         for name, count in due.items():

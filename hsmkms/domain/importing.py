@@ -71,9 +71,17 @@ class Passage(enum.Enum):
     PROCESS = "process"
 
 
+_TRANSPORT: Final = " import"
+
+
 def transport_owner(instance_id: str) -> str:
     """Whose an import token's key pair is."""
-    return f"{instance_id} import"
+    return f"{instance_id}{_TRANSPORT}"
+
+
+def is_transport_owner(owner: str) -> bool:
+    """Whether an object is a transport key and not a root key."""
+    return owner.endswith(_TRANSPORT)
 
 
 def require_lifetime(lifetime_s: int, retrievals: int) -> timedelta:

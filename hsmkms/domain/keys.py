@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from hsmkms.domain.importing import Passage
 from hsmkms.domain.key_policies import KeyPolicy, KeyPolicyKind
 from hsmkms.errors import KeyDeleted, KeyRootRequired, KeyStateConflict
 
@@ -67,13 +68,14 @@ class KeyVersion:
     """One AES object in the token.
 
     `id` is its CKA_ID; `check_value` tells the object apart from an impostor; `owner` is the instance and key that its
-    label names, so that a row moved to another owner finds no object.
+    label names, so that a row moved to another owner finds no object; `passage` is how it came into the token.
     """
 
     id: str
     created_at: datetime
     check_value: bytes
     owner: str
+    passage: Passage = Passage.GENERATED
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hsmkms.domain.ids import is_alias
+from hsmkms.domain.importing import BroughtMaterial, require_material
 from hsmkms.domain.keys import DESCRIPTION_CHARS, MAX_ALIASES, MAX_TAGS, NAME_CHARS, TAG_CHARS, TAG_FORBIDDEN
 from hsmkms.errors import InvalidField
 
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A wish for a key, born inside: `extractable` False is a root key, True a standard key."""
+    """A wish for a key: `extractable` False is a root key, True a standard key; without `material` it is born here."""
 
     name: str
     description: str | None
@@ -20,10 +21,13 @@ class NewKey:
     aliases: tuple[str, ...]
     extractable: bool
     expires_at: datetime | None
+    material: BroughtMaterial | None = None
 
 
 def require_valid(wish: NewKey, now: datetime) -> None:
     """Raise InvalidField that names the first member which breaks a rule."""
+    if wish.material is not None:
+        require_material(wish.material, extractable=wish.extractable)
     _require_text("name", wish.name, NAME_CHARS)
     if wish.description is not None:
         _require_text("description", wish.description, DESCRIPTION_CHARS)

@@ -6,6 +6,7 @@ records give the same message. It cannot tell that an old record was put back (d
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, Login, RevokedSession, SigningKey
+from hsmkms.domain.importing import ImportToken
 from hsmkms.domain.instance_policies import InstancePolicy
 from hsmkms.domain.policies import Policy
 from hsmkms.domain.records import Record
@@ -80,6 +82,17 @@ def seal_instance(mac: Mac, instance: Instance) -> SealedInstance:
 def is_sealed_instance(mac: Mac, sealed: SealedInstance) -> bool:
     """Whether the instance is as this deployment wrote it. Raises Unavailable."""
     return sealed.mac is not None and hmac.compare_digest(mac(_instance_message(sealed.instance)), sealed.mac)
+
+
+def seal_import_token(mac: Mac, token: ImportToken) -> bytes:
+    """The MAC of an import token, whatever is left of its retrievals. Raises Unavailable."""
+    document = msgspec.json.encode(dataclasses.replace(token, remaining=0))
+    return mac(_message("import_token", token.id, "", 0, document))
+
+
+def is_sealed_import_token(mac: Mac, token: ImportToken, seal: bytes) -> bool:
+    """Whether the import token is as this deployment made it. Raises Unavailable."""
+    return hmac.compare_digest(seal_import_token(mac, token), seal)
 
 
 def unsealed(mac: Mac, instances: Iterable[SealedInstance]) -> list[Instance]:

@@ -85,7 +85,7 @@ class Doctor:
             if pending.created_at > before:
                 findings.append(Finding("pending object", True, f"{pending.version_id} is young: left alone"))
                 continue
-            destroyed = self._material.settle(pending.version_id)
+            destroyed = self._material.settle(pending)
             detail = "object destroyed" if destroyed else "no object to destroy"
             findings.append(Finding("pending object", True, f"{pending.version_id} settled: {detail}"))
         return findings

@@ -95,6 +95,12 @@ class InstancePolicyService:
             wishes.append(KeyPolicyWish(KeyPolicyKind.ROTATION, True, rotation.interval_month))
         return wishes
 
+    def require_clear(self, instance_id: str) -> None:
+        """Raise KeyCreationForbidden when keys may be brought under an import token only."""
+        access = self._enabled(instance_id, InstancePolicyKind.KEY_CREATE_IMPORT_ACCESS)
+        if access is not None and access.create_access is not None and access.create_access.enforce_token:
+            raise KeyCreationForbidden
+
     def _enabled(self, instance_id: str, kind: InstancePolicyKind) -> InstancePolicy | None:
         policy = self._grants.get(InstancePolicy, policy_id(instance_id, kind))
         return policy if policy is not None and policy.enabled else None

@@ -11,6 +11,7 @@ from typing import Final
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.ids import DEFAULT_KEY_RING, new_id
+from hsmkms.domain.importing import BroughtMaterial, PlainMaterial, require_material
 from hsmkms.domain.key_policies import KeyPolicyWish
 from hsmkms.domain.keys import (
     STANDARD_KEY_BYTES,
@@ -27,11 +28,12 @@ from hsmkms.domain.new_key import NewKey, require_valid
 from hsmkms.domain.query import KeyQuery, VersionQuery
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.domain.waits import Waits
-from hsmkms.errors import KeyNotFound, KeySearchTooBroad, KeyStateConflict
+from hsmkms.errors import InvalidQueryParam, KeyNotFound, KeyPayloadRequired, KeySearchTooBroad, KeyStateConflict
+from hsmkms.service.imports import ImportService
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.key_access import KeyAccess
 from hsmkms.service.key_policies import policy_of
-from hsmkms.service.material import Material
+from hsmkms.service.material import Bring, Material
 from hsmkms.store.keys import KeyStore
 from hsmkms.token.room import Token
 
@@ -64,6 +66,7 @@ class KeyService:
         keys: KeyStore,
         access: KeyAccess,
         instance_policies: InstancePolicyService,
+        imports: ImportService,
         material: Material,
         waits: Waits,
         clock: Clock,
@@ -72,6 +75,7 @@ class KeyService:
         self._keys = keys
         self._access = access
         self._instance_policies = instance_policies
+        self._imports = imports
         self._material = material
         self._waits = waits
         self._clock = clock
@@ -84,9 +88,10 @@ class KeyService:
         wish: NewKey,
         policies: Sequence[KeyPolicyWish] | None = None,
     ) -> KeyWithPayload:
-        """Create a root key in the token or a standard key sealed by it; with `policies` of its own, which takes a
-        right of its own. Raises InvalidField, KeyRingNotFound, KeyRootRequired, KeyCreationForbidden,
-        AliasNotUnique."""
+        """Create a root key in the token or a standard key sealed by it, or take one from outside; with `policies` of
+        its own, which takes a right of its own. Raises InvalidField, KeyRingNotFound, KeyRootRequired,
+        KeyCreationForbidden, AliasNotUnique; for a key from outside also FeatureRestricted, IncorrectNonce,
+        IncorrectNonceIv, ImportTokenExpired."""
         ring = key_ring_id or DEFAULT_KEY_RING
         action = Action.KEY_CREATE if policies is None else Action.KEY_CREATE_WITH_POLICIES
         instance = self._access.instance(caller, action, instance_id, ring)
@@ -94,12 +99,17 @@ class KeyService:
         require_valid(wish, now)
         self._access.require_ring(instance_id, ring)
         bare = _new_key(wish, instance_id, ring, caller, now)
-        inherited = self._instance_policies.inherited(instance_id, extractable=wish.extractable, imported=False)
+        inherited = self._instance_policies.inherited(
+            instance_id, extractable=wish.extractable, imported=wish.material is not None
+        )
+        if wish.material is not None:
+            self._imports.require_way(instance_id, wish.material)
         wanted = inherited if policies is None else policies
         held = tuple(policy_of(one, bare, caller.iam_id, now) for one in wanted)
         key = dataclasses.replace(bare, policies=held)
         if wish.extractable:
-            payload = self._token.random(STANDARD_KEY_BYTES)
+            brought = wish.material
+            payload = brought.value if isinstance(brought, PlainMaterial) else self._token.random(STANDARD_KEY_BYTES)
             sealed = self._token.seal(instance.sealing_key, payload.reveal(), _payload_context(key.id))
             self._keys.insert(key, sealed)
             return KeyWithPayload(key, payload)
@@ -109,7 +119,8 @@ class KeyService:
             self._keys.insert(whole, None)
             return whole
 
-        return KeyWithPayload(self._material.make(key_owner(instance_id, key.id), commit), None)
+        bring = None if wish.material is None else self._imports.way_of(instance_id, wish.material)
+        return KeyWithPayload(self._material.make(key_owner(instance_id, key.id), commit, bring), None)
 
     def list(self, caller: Caller, instance_id: str, key_ring_id: str | None, query: KeyQuery) -> KeyPage:
         """One page of keys. Raises KeyRingNotFound, KeySearchTooBroad."""
@@ -154,16 +165,36 @@ class KeyService:
             raise KeyStateConflict("active")
         return key.versions[query.offset : query.offset + query.limit], len(key.versions)
 
-    def rotate(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
-        """Give a root key a new version. Raises KeyNotFound, KeyDeleted, KeyRootRequired, KeyStateConflict,
-        RotationTooEarly."""
+    def rotate(
+        self,
+        caller: Caller,
+        instance_id: str,
+        reference: str,
+        key_ring_id: str | None,
+        material: BroughtMaterial | None = None,
+    ) -> Key:
+        """Give a root key a new version; one that was brought takes `material` again. Raises KeyNotFound, KeyDeleted,
+        KeyRootRequired, KeyStateConflict, RotationTooEarly, KeyPayloadRequired, InvalidQueryParam, and as `create` what
+        concerns a key from outside."""
 
         def rotate(key: Key, now: datetime) -> None:
             require_usable(key, KeyAction.ROTATE, now)
+            bring = self._rotation_of(key, material)
             require_rotation_due(key, self._waits, now)
-            self._material.rotate(key)
+            self._material.rotate(key, bring)
 
         return self._access.change(caller, Action.KEY_ROTATE, instance_id, reference, key_ring_id, rotate)
+
+    def _rotation_of(self, key: Key, material: BroughtMaterial | None) -> Bring | None:
+        if material is None:
+            if key.imported:
+                raise KeyPayloadRequired
+            return None
+        if not key.imported:
+            raise InvalidQueryParam("payload", "A key that was generated rotates without payload. Send no body.")
+        require_material(material, extractable=False)
+        self._imports.require_way(key.instance_id, material)
+        return self._imports.way_of(key.instance_id, material)
 
     def move(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None, new_ring_id: str) -> Key:
         """Move a key to another ring; the caller needs the right on both. Raises KeyNotFound, KeyRingNotFound."""
@@ -194,7 +225,7 @@ def _new_key(wish: NewKey, instance_id: str, ring: str, caller: Caller, now: dat
         tags=wish.tags,
         aliases=wish.aliases,
         extractable=wish.extractable,
-        imported=False,
+        imported=wish.material is not None,
         state=KeyState.ACTIVE,
         created_at=now,
         created_by=caller.iam_id,

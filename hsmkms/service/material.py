@@ -12,62 +12,77 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from datetime import datetime
 from typing import TypeVar
 
 from hsmkms.clock import Clock
 from hsmkms.domain.events import EventType
 from hsmkms.domain.ids import new_id
+from hsmkms.domain.importing import is_transport_owner
 from hsmkms.domain.keys import Key, KeyVersion, key_owner
 from hsmkms.domain.tenants import PendingObject
 from hsmkms.domain.waits import Waits
 from hsmkms.errors import Unavailable
 from hsmkms.service.notices import notice_of
+from hsmkms.store.import_tokens import ImportTokenStore
 from hsmkms.store.keys import KeyStore
 from hsmkms.token.room import Token
 
 T = TypeVar("T")
+Bring = Callable[[str, str, datetime], KeyVersion]
+"""(version id, owner, now) → a new object on the token."""
 
 
 class Material:
     """Root key material: token object first, then the row."""
 
-    def __init__(self, token: Token, keys: KeyStore, waits: Waits, clock: Clock) -> None:
+    def __init__(
+        self, token: Token, keys: KeyStore, import_tokens: ImportTokenStore, waits: Waits, clock: Clock
+    ) -> None:
         self._token = token
         self._keys = keys
+        self._import_tokens = import_tokens
         self._waits = waits
         self._clock = clock
 
-    def make(self, owner: str, commit: Callable[[KeyVersion], T]) -> T:
-        """Generate an object of `owner`, then call `commit` with it, which must commit its row.
+    def make(self, owner: str, commit: Callable[[KeyVersion], T], bring: Bring | None = None) -> T:
+        """Generate an object of `owner`, or have `bring` make it, then call `commit`, which must commit its row.
 
-        Whatever `commit` raises is raised here after the object was destroyed, unless its row was committed all the
-        same.
+        Whatever either raises is raised here after the object was destroyed, unless its row was committed all the same.
         """
-        version_id, now = new_id(), self._clock()
-        self._keys.add_pending(PendingObject(version_id, owner, now))
+        produce = bring or self._token.generate_key
+        return self.settled(owner, lambda version_id, now: commit(produce(version_id, owner, now)))
+
+    def settled(self, owner: str, act: Callable[[str, datetime], T]) -> T:
+        """Call `act` with a new id, under which it makes a token object of `owner` and commits its row."""
+        pending = PendingObject(new_id(), owner, self._clock())
+        self._keys.add_pending(pending)
         settled = False
         try:
-            result = commit(self._token.generate_key(version_id, owner, now))
+            result = act(pending.version_id, pending.created_at)
             settled = True
             return result
         finally:
             if not settled:
                 # What cannot be settled now stays pending, and `doctor` settles it.
                 with contextlib.suppress(Unavailable):
-                    self.settle(version_id)
+                    self.settle(pending)
 
-    def rotate(self, key: Key) -> None:
+    def rotate(self, key: Key, bring: Bring | None = None) -> None:
         """Give a root key a new version. Raises StaleKey when somebody changed the key meanwhile."""
 
         def commit(version: KeyVersion) -> None:
             self._keys.rotate(key, version, notice_of(EventType.ROTATE, self._waits, version.created_at))
 
-        self.make(key_owner(key.instance_id, key.id), commit)
+        self.make(key_owner(key.instance_id, key.id), commit, bring)
 
-    def settle(self, version_id: str) -> bool:
+    def settle(self, pending: PendingObject) -> bool:
         """Resolve a pending object: keep it if a row names it, else destroy it. True if an object was destroyed."""
         destroyed = False
-        if not self._keys.has_version(version_id):
-            destroyed = self._token.destroy_key(version_id)
-        self._keys.remove_pending(version_id)
+        if is_transport_owner(pending.purpose):
+            if not self._import_tokens.has(pending.version_id):
+                destroyed = self._token.destroy_transport_key(pending.version_id)
+        elif not self._keys.has_version(pending.version_id):
+            destroyed = self._token.destroy_key(pending.version_id)
+        self._keys.remove_pending(pending.version_id)
         return destroyed

@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from hsmkms.domain.ids import canonical_uuid, is_alias
+from hsmkms.domain.importing import Passage
 from hsmkms.domain.key_policies import MONTH, KeyPolicy, KeyPolicyKind
 from hsmkms.domain.keys import Key, KeyState, KeyVersion, key_owner
 from hsmkms.domain.query import KeyQuery
@@ -371,6 +372,7 @@ def _insert_version(connection: Connection, key_id: str, number: int, version: K
             number=number,
             created_at=version.created_at,
             check_value=version.check_value,
+            passage=None if version.passage is Passage.GENERATED else version.passage.value,
         )
     )
     _settle(connection, version.id)
@@ -409,7 +411,9 @@ def _load(connection: Connection, statement: Select[tuple[object, ...]]) -> list
         .order_by(t.key_version.c.key_id, t.key_version.c.number.desc())
     ):
         owner = key_owner(instances[row.key_id], row.key_id)
-        versions.setdefault(row.key_id, []).append(KeyVersion(row.id, row.created_at, row.check_value, owner))
+        passage = Passage.GENERATED if row.passage is None else Passage(row.passage)
+        version = KeyVersion(row.id, row.created_at, row.check_value, owner, passage)
+        versions.setdefault(row.key_id, []).append(version)
     aliases: dict[str, list[str]] = {}
     for row in connection.execute(
         select(t.key_alias).where(t.key_alias.c.key_id.in_(ids)).order_by(t.key_alias.c.alias)

@@ -153,6 +153,8 @@ key_version = Table(
     Column("number", Integer, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("check_value", LargeBinary, nullable=False),
+    # How it came into the token; NULL is what was generated there.
+    Column("passage", String(16)),
     UniqueConstraint("key_id", "number"),
 )
 
@@ -178,6 +180,21 @@ key_policy = Table(
     Column("created_by", Text, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     Column("updated_by", Text, nullable=False),
+)
+
+import_token = Table(
+    "import_token",
+    metadata,
+    Column("instance_id", _UUID, ForeignKey("instance.id"), primary_key=True),
+    Column("id", _UUID, nullable=False, unique=True),
+    Column("public_pem", LargeBinary, nullable=False),
+    Column("nonce", LargeBinary, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("retrievals", Integer, nullable=False),
+    Column("remaining", Integer, nullable=False),
+    # Over all but `remaining`: who could put a public key of his own here would be sent everybody's keys.
+    Column("mac", LargeBinary, nullable=False),
 )
 
 registration = Table(

@@ -45,6 +45,7 @@ def test_description_is_complete(shared_service: Service) -> None:
         "/api/v2/keys/{id}/events": {"get"},
         "/api/v2/keys/registrations": {"get"},
         "/api/v2/events": {"get"},
+        "/api/v2/import_token": {"get", "post"},
         "/api/v2/event_ack": {"post"},
         "/api/v2/keys_with_policy_overrides": {"post"},
         "/api/v2/instance/policies": {"get", "put"},
