@@ -1,0 +1,27 @@
+"""A service over TLS, for clients that are programs of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.certificates import Authority
+from tests.support.deployment import Service, State
+from tests.support.foreign_clients import place_for
+
+
+@pytest.fixture(scope="session")
+def place(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Variables that lead a program to an instance of its own."""
+    directory = tmp_path_factory.mktemp("tls")
+    authority = Authority(directory, "authority")
+    server = authority.server()
+    settings = {
+        "HSMKMS_TLS_CERT": str(server.certificate),
+        "HSMKMS_TLS_KEY": str(server.key),
+        "HSMKMS_SHORTEN_WAITS_FOR_TESTS": "true",
+    }
+    state = seed_state.copy_to(directory / "state")
+    with Service(state, tls_ca=str(authority.file), **settings) as service:
+        yield place_for(service, authority.file)
