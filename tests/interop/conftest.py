@@ -23,5 +23,5 @@ def place(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "HSMKMS_SHORTEN_WAITS_FOR_TESTS": "true",
     }
     state = seed_state.copy_to(directory / "state")
-    with Service(state, tls_ca=str(authority.file), **settings) as service:
+    with Service(state, workers=1, tls_ca=str(authority.file), **settings) as service:
         yield place_for(service, authority.file)
