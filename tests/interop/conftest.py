@@ -12,8 +12,8 @@ from tests.support.foreign_clients import place_for
 
 
 @pytest.fixture(scope="session")
-def place(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Variables that lead a program to an instance of its own."""
+def tls_service(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service under a certificate of the tests' authority, which makes nobody wait before a restore or a purge."""
     directory = tmp_path_factory.mktemp("tls")
     authority = Authority(directory, "authority")
     server = authority.server()
@@ -24,4 +24,10 @@ def place(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     }
     state = seed_state.copy_to(directory / "state")
     with Service(state, workers=1, tls_ca=str(authority.file), **settings) as service:
-        yield place_for(service, authority.file)
+        yield service
+
+
+@pytest.fixture
+def place(tls_service: Service) -> dict[str, str]:
+    """Variables that lead a program to an instance of its own."""
+    return place_for(tls_service)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.support.foreign_clients import output_of, run
+from tests.support.foreign_clients import run
+from tests.support.golang import MODULE, go
 
-PROGRAM: Final = Path(__file__).with_name("go")
 IMPORT: Final = frozenset(
     (
         "CreateImportToken GetImportTokenTransportKey CreateImportedKey CreateImportedKeyWithSHA1 "
@@ -33,32 +32,14 @@ NOT_CALLED: Final = IMPORT | KMIP | {"GetAllowedIPPrivateNetworkPort"}
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, built with exactly what go.sum names."""
-    go = _go()
+    """The program in `go/`."""
     built = tmp_path_factory.mktemp("go") / "conformance"
-    flags = {"GOFLAGS": "-mod=readonly -buildvcs=false", "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
-    output_of([go, "build", "-o", built, "."], flags, PROGRAM)
+    go("build", "-o", built, ".")
     return built
 
 
 def test_every_method_of_the_client(program: Path, place: dict[str, str]) -> None:
     methods = set(run([program], place)["methods"])
-    source = "".join(file.read_text() for file in PROGRAM.glob("*.go"))
+    source = "".join(file.read_text() for file in MODULE.glob("*.go"))
     called = methods & set(re.findall(r"\.(\w+)\(s\.ctx\b", source))
     assert methods - called == NOT_CALLED
-
-
-def _go() -> str:
-    """Go, of the version that the client asks for or newer; skips where there is none."""
-    needed = re.findall(r"^go ([\d.]+)$", (PROGRAM / "go.mod").read_text(), re.MULTILINE)[0]
-    go = shutil.which("go")
-    if go is None:
-        pytest.skip(f"no Go on the PATH; IBM's Go client needs {needed}")
-    found = output_of([go, "env", "GOVERSION"], {"GOTOOLCHAIN": "local"}).strip().removeprefix("go")
-    if _numbers(found) < _numbers(needed):
-        pytest.skip(f"Go is {found}; IBM's Go client needs {needed}")
-    return go
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)]

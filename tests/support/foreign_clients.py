@@ -13,10 +13,10 @@ from tests.support.adopter import Adopter
 from tests.support.deployment import Service, create_key
 from tests.support.iam import Iam, key_client
 
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 
-def place_for(service: Service, authority: Path) -> dict[str, str]:
+def place_for(service: Service) -> dict[str, str]:
     """Variables that lead a program to a fresh instance over TLS; in it a key protects a resource."""
     with Iam(service) as iam:
         instance_id = iam.instance()
@@ -33,8 +33,8 @@ def place_for(service: Service, authority: Path) -> dict[str, str]:
         "KP_SECOND_API_KEY": second.api_key,
         "KP_REGISTERED_KEY": key,
         "KP_RESOURCE_CRN": adopter.crn("bucket"),
-        "SSL_CERT_FILE": str(authority),
-        "NODE_EXTRA_CA_CERTS": str(authority),
+        "SSL_CERT_FILE": service.tls_ca,
+        "NODE_EXTRA_CA_CERTS": service.tls_ca,
     }
 
 
@@ -46,16 +46,23 @@ def run(command: Sequence[str | Path], place: Mapping[str, str]) -> dict[str, li
 
 def output_of(command: Sequence[str | Path], extra: Mapping[str, str], cwd: Path | None = None) -> str:
     """Run a command; what it printed. AssertionError with that when it failed."""
-    done = subprocess.run(
+    done = finished(command, extra, cwd)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def finished(
+    command: Sequence[str | Path], extra: Mapping[str, str], cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; both its outputs are in `stdout`."""
+    return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        text=True,
         env={**os.environ, **extra},
         cwd=cwd,
         timeout=TIMEOUT_S,
         check=False,
     )
-    output = done.stdout.decode()
-    assert done.returncode == 0, output
-    return output
