@@ -1,7 +1,8 @@
-"""IBM's own live tests, unmodified, as they ship inside the `keyprotect` wheel.
+"""IBM's own live tests and runnable examples, unmodified, as they ship inside the `keyprotect` wheel.
 
-They run once, in their order, in a directory that holds the credentials file they look for; then each of them is one
-test here. What later work serves is listed by name and must fail until then: an unexpected pass fails.
+Both files run once, in their order, in a directory that holds the credentials file they look for; then each of their
+tests is one test here. They have the same tests, an example with `_example` behind its name. What later work serves is
+listed by name and must fail until then: an unexpected pass fails.
 """
 
 from __future__ import annotations
@@ -12,14 +13,24 @@ import importlib.metadata
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 import pytest
 
 from tests.support.deployment import Service
+from tests.support.iam import Iam, key_client
 
-SUITE: Final = "test/integration/test_ibm_key_protect_api_v2.py"
+FILES: Final = MappingProxyType(
+    {
+        "live": "test/integration/test_ibm_key_protect_api_v2.py",
+        "examples": "examples/test_ibm_key_protect_api_v2_examples.py",
+    }
+)
+TIMEOUT_S: Final = 180
 
 SERVED: Final = tuple(
     (
@@ -53,32 +64,74 @@ NOT_SERVED: Final = MappingProxyType(
 """Served later: name → with which feature."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """One of IBM's files under way, in a directory and an instance of its own."""
+
+    directory: Path
+    instance_id: str
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, service: Service, file: str, instance_id: str, directory: Path) -> Run:
+        """Start pytest on a file of the wheel."""
+        known = {"URL": service.url, "AUTH_URL": service.url, "BLUEMIX_INSTANCE": instance_id}
+        credentials = service.state.client_env | known
+        lines = [f"IBM_KEY_PROTECT_API_{name}={value}\n" for name, value in credentials.items()]
+        (directory / "ibm_key_protect_api_v2.env").write_text("".join(lines))
+        report = f"--junit-xml={directory / 'report.xml'}"
+        options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={directory}", report]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *options, str(_in_wheel(file).locate())],
+            cwd=directory,
+            env=service.state.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        return cls(directory, instance_id, process)
+
+    def outcomes(self) -> dict[str, str]:
+        """Wait for its end. Name of each of IBM's tests → passed, skipped or failed with its message."""
+        self.process.wait(TIMEOUT_S)
+        return {
+            _name(case): _outcome(case) for case in ElementTree.parse(self.directory / "report.xml").iter("testcase")
+        }
+
+
 @pytest.fixture(scope="module")
-def outcomes(shared_service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Name of each of IBM's tests → passed, skipped or failed with its message."""
-    here = tmp_path_factory.mktemp("wheel-suite")
-    credentials = shared_service.state.client_env | {"URL": shared_service.url, "AUTH_URL": shared_service.url}
-    lines = [f"IBM_KEY_PROTECT_API_{name}={value}\n" for name, value in credentials.items()]
-    (here / "ibm_key_protect_api_v2.env").write_text("".join(lines))
-    report = here / "report.xml"
-    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={here}", f"--junit-xml={report}"]
-    subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(_suite().locate())],
-        cwd=here,
-        env=shared_service.state.environment(),
-        stdout=subprocess.DEVNULL,
-        timeout=180,
-        check=False,
-    )
-    return {_name(case): _outcome(case) for case in ElementTree.parse(report).iter("testcase")}
+def runs(shared_service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """Both side by side: each of them waits for more than a minute, because IBM's service would make it."""
+    with Iam(shared_service) as iam:
+        instances = {name: iam.instance() for name in FILES}
+    started = {
+        name: Run.start(shared_service, FILES[name], instance_id, tmp_path_factory.mktemp(name))
+        for name, instance_id in instances.items()
+    }
+    yield started
+    for run in started.values():
+        run.process.kill()
+        run.process.wait()
 
 
-def test_suite_is_as_ibm_published_it() -> None:
+@pytest.fixture(scope="module", params=FILES)
+def run(runs: dict[str, Run], request: pytest.FixtureRequest) -> Run:
+    """One of the two."""
+    return runs[str(request.param)]
+
+
+@pytest.fixture(scope="module")
+def outcomes(run: Run) -> dict[str, str]:
+    """How each of IBM's tests ended."""
+    return run.outcomes()
+
+
+@pytest.mark.parametrize("file", FILES.values(), ids=FILES)
+def test_file_is_as_ibm_published_it(file: str) -> None:
     """Its SHA-256 is that of the wheel's RECORD."""
-    suite = _suite()
-    assert suite.hash is not None
-    digest = hashlib.sha256(suite.read_binary()).digest()
-    assert (suite.hash.mode, suite.hash.value) == ("sha256", base64.urlsafe_b64encode(digest).decode().rstrip("="))
+    found = _in_wheel(file)
+    assert found.hash is not None
+    digest = hashlib.sha256(found.read_binary()).digest()
+    assert (found.hash.mode, found.hash.value) == ("sha256", base64.urlsafe_b64encode(digest).decode().rstrip("="))
 
 
 def test_every_test_is_listed(outcomes: dict[str, str]) -> None:
@@ -112,27 +165,27 @@ def test_not_served_is_said_with_404(outcomes: dict[str, str], name: str) -> Non
 
 @pytest.mark.parametrize("name", SKIPPED_BY_IBM)
 def test_skipped_by_ibm(outcomes: dict[str, str], name: str) -> None:
-    """IBM's suite skips these itself."""
+    """IBM skips these itself."""
     assert outcomes[name] == "skipped"
 
 
 @pytest.mark.usefixtures("outcomes")
-def test_nothing_is_left_behind(shared_service: Service) -> None:
-    """Its cleanup swallows every error, so that it passed proves nothing by itself."""
-    with shared_service.client() as client:
-        keys = client.get("/keys", params={"search": "exact:created-test-root-key"}).json()["resources"]
+def test_nothing_is_left_behind(run: Run, shared_service: Service) -> None:
+    """Their cleanup swallows every error, so that it passed proves nothing by itself."""
+    with key_client(shared_service, shared_service.token(), run.instance_id) as client:
+        keys = client.get("/keys").json()["resources"]
         rings = client.get("/key_rings").json()["resources"]
     assert keys == []
-    assert "test-keyring" not in {ring["id"] for ring in rings}
+    assert [ring["id"] for ring in rings] == ["default"]
 
 
-def _suite() -> importlib.metadata.PackagePath:
+def _in_wheel(name: str) -> importlib.metadata.PackagePath:
     files = importlib.metadata.files("keyprotect") or []
-    return next(file for file in files if str(file) == SUITE)
+    return next(file for file in files if str(file) == name)
 
 
 def _name(case: ElementTree.Element) -> str:
-    return case.attrib["name"].removeprefix("test_")
+    return case.attrib["name"].removeprefix("test_").removesuffix("_example")
 
 
 def _outcome(case: ElementTree.Element) -> str:

@@ -22,14 +22,20 @@ def body(**members: Any) -> dict[str, Any]:
 
 
 class Adopter:
-    """An instance of a source service. `prefix` are the first eight segments of the CRNs of its resources."""
+    """An instance of a source service that may use the keys of an instance, the first one unless said otherwise.
 
-    def __init__(self, iam: Iam, service: str = STORAGE, region: str = "global") -> None:
+    `prefix` are the first eight segments of the CRNs of its resources.
+    """
+
+    def __init__(
+        self, iam: Iam, service: str = STORAGE, region: str = "global", key_instance_id: str | None = None
+    ) -> None:
         source = iam.source(service, str(uuid.uuid4()), region)
         self.prefix = source.removesuffix("::")
         self.who = iam.somebody(source)
-        self.authorization = self._authorized(iam, service)
-        self.http = iam.client(self.who)
+        key_instance_id = key_instance_id or iam.service.state.instance_id
+        self.authorization = self._authorized(iam, service, key_instance_id)
+        self.http = iam.client(self.who, key_instance_id)
 
     def crn(self, name: str) -> str:
         """A bucket of it."""
@@ -68,8 +74,7 @@ class Adopter:
         metadata = {"collectionType": ACKNOWLEDGE, "collectionTotal": 1}
         return self.http.post("/event_ack", json={"metadata": metadata, "resources": [resource]})
 
-    def _authorized(self, iam: Iam, service: str) -> str:
-        instance_id = self.prefix.rsplit(":", 1)[1]
-        answer = iam.authorize(service, iam.service.state.instance_id, serviceInstance=instance_id)
+    def _authorized(self, iam: Iam, service: str, key_instance_id: str) -> str:
+        answer = iam.authorize(service, key_instance_id, serviceInstance=self.prefix.rsplit(":", 1)[1])
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])

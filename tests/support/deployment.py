@@ -92,6 +92,7 @@ class Service:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}" if not tls_ca else f"https://localhost:{self.port}"
         self.verify = ssl.create_default_context(cafile=tls_ca) if tls_ca else True
+        self.tls_ca = tls_ca
         self._workers = workers
         self.extra = extra
         self.log = state.path.parent / f"{state.path.name}-{self.port}.log"
