@@ -263,11 +263,13 @@ class KeyStateConflict(Refusal):
         super().__init__(f"Key is not in {needed} state")
 
 
-class KeyPayloadRequired(Refusal):
+class KeyPayloadRequired(InvalidField):
     code = "KEY_PAYLOAD_REQ_ERR"
 
     def __init__(self) -> None:
-        super().__init__("The key was imported, so it rotates to material that you bring. Send it as `payload`.")
+        super().__init__(
+            "payload", "The key was imported, so it rotates to material that you bring. Send it as `payload`."
+        )
 
 
 class IncorrectNonce(Refusal):

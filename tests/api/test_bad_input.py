@@ -256,12 +256,6 @@ def test_decisive_headers_given_twice(service: Service, client: httpx.Client, ke
         assert httpx.request(method, url, headers=[*both, both[1]]).status_code == 400
 
 
-@pytest.mark.parametrize("extractable", [True, False])
-def test_import_is_refused(client: httpx.Client, extractable: bool) -> None:
-    answer = client.post("/keys", json=create_body(extractable=extractable, payload=DEK))
-    require_refused(answer, 403, "FEATURE_RESTRICTED_ERR")
-
-
 def test_rotate_twice_and_with_payload(client: httpx.Client, nothing_half_made: Callable[[int], None]) -> None:
     key = create_key(client)
     nothing_half_made(1)

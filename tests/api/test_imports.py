@@ -261,7 +261,7 @@ def test_rotation(client: httpx.Client, fetched: Fetched, database_of: Database)
     made = brought(client, payload=text(first))["id"]
     path = f"/keys/{made}/actions/rotate"
     old = client.post(f"/keys/{made}/actions/wrap").json()
-    require_refused(client.post(path), 400, "KEY_PAYLOAD_REQ_ERR")
+    require_refused(client.post(path), 400, "KEY_PAYLOAD_REQ_ERR", "payload")
     require_refused(client.post(path, json={"payload": text(bytes(17))}), 400, "INVALID_FIELD_ERR", "payload")
     assert client.post(path, json=fetched.fields(second)).status_code == 204
     opened = client.post(f"/keys/{made}/actions/unwrap", json={"ciphertext": old["ciphertext"]}).json()
