@@ -8,7 +8,7 @@
     │   ├── RotationTooEarly · TooEarly · KeyExpired · KeyRestoreExpired · NotDualAuth · AuthorizationsNotMet
     │   ├── AliasNotUnique · AliasQuota · AliasNotFound · KeyCreationForbidden · QueryMismatch · ResourceCount
     │   ├── KeyRingNotEmpty · KeyRingExists · KeyRingQuota · KeyRingReserved
-    │   ├── UnprocessableCiphertext
+    │   ├── UnprocessableCiphertext · TooManyRequests
     │   ├── CredentialsRefused · TokenRequestInvalid · TooManyAttempts     the token endpoint
     │   └── NotFound · Conflict · Invalid · VersionRequired · VersionStale · LastAdministrator     IAM, instances
     ├── Unavailable                a part this service stands on does not answer: try again
@@ -364,6 +364,16 @@ class UnprocessableCiphertext(Refusal):
 
     def __init__(self) -> None:
         super().__init__("The ciphertext does not belong to this key and additional authentication data.")
+
+
+class TooManyRequests(Refusal):
+    """More requests than an instance or an identity may send; `retry_after_s` is when there is room for one more."""
+
+    def __init__(self, whose: str, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"This {whose} sends too many requests. Try again in {retry_after_s} s and send fewer a second."
+        )
 
 
 class Unavailable(HsmkmsError):

@@ -84,13 +84,13 @@ class OpenRoute(APIRoute):
         """An error in this family's shape."""
         return kms_problem(error, correlation_id)
 
-    async def _enter(self, request: Request) -> None:
+    async def _enter(self, request: Request, *, again: bool = False) -> None:
         headers = header_map(request.scope["headers"])
         request.state.caller = await authenticate(services(request).gate, headers, request.scope)
-        self.admit(request, headers)
+        self.admit(request, headers, again=again)
 
-    def admit(self, request: Request, headers: Mapping[str, str]) -> None:
-        """Refuse who has no right that could be enough. Raises Unauthorized."""
+    def admit(self, request: Request, headers: Mapping[str, str], *, again: bool) -> None:
+        """Refuse who has no right that could be enough; `again` after the body came. Raises Unauthorized."""
 
     @cached_property
     def action(self) -> Action:
@@ -108,7 +108,7 @@ class OpenRoute(APIRoute):
                 request.state.body = await read_body(request.receive, request.scope["headers"], COLD_LIMIT)
                 # Again: a body may take its time, and a right that ended meanwhile must not count.
                 if self.authenticated:
-                    await self._enter(request)
+                    await self._enter(request, again=True)
             return await handler(request)
 
         async def guarded(request: Request) -> Response:
@@ -145,11 +145,12 @@ class KmsRoute(OpenRoute):
             raise InvalidQueryParam("action", f"The parameter `action` must be one of {known}.")
         return self.actions[named[0]]
 
-    def admit(self, request: Request, headers: Mapping[str, str]) -> None:
-        """By the instance; a bad instance header comes first. Raises Unauthorized, InvalidInstance, and
-        InvalidQueryParam where the query names the action and names none."""
+    def admit(self, request: Request, headers: Mapping[str, str], *, again: bool) -> None:
+        """By the instance; a bad instance header comes first. Raises Unauthorized, TooManyRequests, InvalidInstance,
+        and InvalidQueryParam where the query names the action and names none."""
         call = request.state.call = envelope(headers, caller_of(request))
-        services(request).gate.admit(call.caller, self.action_of(request), call.instance_id, request.scope)
+        gate, action = services(request).gate, self.action_of(request)
+        gate.admit(call.caller, action, call.instance_id, request.scope, again=again)
 
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """Key Protect's error body, which begins with what could not be done."""
@@ -161,7 +162,7 @@ class PlatformRoute(OpenRoute):
 
     authenticated = True
 
-    def admit(self, request: Request, headers: Mapping[str, str]) -> None:
+    def admit(self, request: Request, headers: Mapping[str, str], *, again: bool) -> None:
         """By the account. Raises Unauthorized."""
         require_any_in_account(caller_of(request), self.action)
 

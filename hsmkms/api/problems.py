@@ -46,6 +46,7 @@ _STATUS: Final[dict[type[errors.HsmkmsError], HTTPStatus]] = {
     errors.VersionRequired: HTTPStatus.PRECONDITION_REQUIRED,
     errors.VersionStale: HTTPStatus.PRECONDITION_FAILED,
     errors.TooManyAttempts: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Refusal: HTTPStatus.BAD_REQUEST,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     # An operator has to put the token right, such as after a key with unsafe attributes was found on it.
@@ -160,7 +161,7 @@ def _place(error: Exception) -> str:
 
 def _headers(error: Exception, status: HTTPStatus, correlation_id: str) -> dict[str, str]:
     headers = {"Correlation-Id": correlation_id}
-    if isinstance(error, errors.Unavailable | errors.TooManyAttempts):
+    if isinstance(error, errors.Unavailable | errors.TooManyAttempts | errors.TooManyRequests):
         headers["Retry-After"] = str(error.retry_after_s)
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="hsmkms"'

@@ -25,6 +25,7 @@ KEY_VERSION_TYPE: Final = "application/vnd.ibm.kms.key.version+json"
 KEY_RING_TYPE: Final = "application/vnd.ibm.kms.key_ring+json"
 ALIAS_TYPE: Final = "application/vnd.ibm.kms.alias+json"
 POLICY_TYPE: Final = "application/vnd.ibm.kms.policy+json"
+ALLOWED_IP_TYPE: Final = "application/vnd.ibm.kms.allowed_ip_metadata+json"
 
 
 class _Request(pydantic.BaseModel):
@@ -275,6 +276,15 @@ class InstancePolicyResource(_Response):
 class InstancePolicyCollection(_Response):
     metadata: ListMetadata
     resources: list[InstancePolicyResource]
+
+
+class AllowedIpResource(_Response):
+    private_endpoint_port: int
+
+
+class AllowedIpCollection(_Response):
+    metadata: ListMetadata
+    resources: list[AllowedIpResource]
 
 
 class VersionCollection(_Response):

@@ -15,7 +15,7 @@ def require_refused(answer: httpx.Response, status: int, code: str | None, targe
     assert answer.headers["Content-Type"] == ERROR
     assert len(answer.headers["Correlation-Id"]) == 36
     assert ("WWW-Authenticate" in answer.headers) == (status == 401)
-    assert ("Retry-After" in answer.headers) == (status == 503)
+    assert ("Retry-After" in answer.headers) == (status in (429, 503))
     body = answer.json()
     assert set(body) == {"metadata", "resources"}
     assert body["metadata"] == {"collectionType": ERROR, "collectionTotal": 1}
