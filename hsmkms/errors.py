@@ -11,6 +11,7 @@
     │   ├── UnprocessableCiphertext · TooManyRequests
     │   ├── CredentialsRefused · TokenRequestInvalid · TooManyAttempts     the token endpoint
     │   └── NotFound · Conflict · Invalid · VersionRequired · VersionStale · LastAdministrator     IAM, instances
+    ├── KeyIncomplete              what is stored of a key is damaged
     ├── Unavailable                a part this service stands on does not answer: try again
     │   ├── TokenUnavailable · TokenBusy · KeyMaterialMissing
     │   └── StoreUnavailable · IssuerUnavailable
@@ -56,7 +57,7 @@ class NoBody(Refusal):
     code = "NO_BODY_ERR"
 
     def __init__(self) -> None:
-        super().__init__("The request needs a JSON body. Send one with the member `ciphertext`.")
+        super().__init__("The request needs a JSON body. Send the members that this call takes.")
 
 
 class InvalidField(Refusal):
@@ -364,6 +365,15 @@ class UnprocessableCiphertext(Refusal):
 
     def __init__(self) -> None:
         super().__init__("The ciphertext does not belong to this key and additional authentication data.")
+
+
+class KeyIncomplete(HsmkmsError):
+    """What the database holds of a key is damaged, or not all is there: nothing can be done with it but delete it."""
+
+    code = "INCOMPLETE_METADATA_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("Key metadata became corrupted. Delete this key, or have the operator restore the database.")
 
 
 class TooManyRequests(Refusal):

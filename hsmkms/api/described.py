@@ -58,6 +58,7 @@ _ERRORS: Final = {
     410: "The key was deleted",
     422: "The ciphertext does not belong to this key and AAD",
     429: "Too many requests of this identity or instance; see Retry-After",
+    500: "What is stored of the key is damaged",
     503: "HSM or database do not answer; see Retry-After",
 }
 

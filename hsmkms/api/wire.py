@@ -467,7 +467,8 @@ def key_resource(
         resource["lastUpdateDate"] = time_text(key.updated_at or key.created_at)
     if key.rotated_at is not None:
         resource["lastRotateDate"] = time_text(key.rotated_at)
-    if key.is_root:
+    # A damaged root key has none. It is shown all the same: who is to delete it has to find it.
+    if key.versions:
         resource["keyVersion"] = version_reference(key.current)
     if key.deleted_at is not None:
         resource.update(_deletion(key, key.deleted_at, waits, now))
