@@ -11,9 +11,10 @@
     │   ├── ServiceOnly · ResourceOwner · RegistrationNotFound · RegistrationExists · RegistrationKeyNotRoot
     │   ├── RegistrationKeyState · RegistrationVersion · DeletionPrevented · ProtectedResource · TooManyWaiting
     │   ├── KeyRingNotEmpty · KeyRingExists · KeyRingQuota · KeyRingReserved
-    │   ├── UnprocessableCiphertext
+    │   ├── UnprocessableCiphertext · TooManyRequests
     │   ├── CredentialsRefused · TokenRequestInvalid · TooManyAttempts     the token endpoint
     │   └── NotFound · Conflict · Invalid · VersionRequired · VersionStale · LastAdministrator     IAM, instances
+    ├── KeyIncomplete              what is stored of a key is damaged
     ├── Unavailable                a part this service stands on does not answer: try again
     │   ├── TokenUnavailable · TokenBusy · KeyMaterialMissing
     │   └── StoreUnavailable · IssuerUnavailable
@@ -59,7 +60,7 @@ class NoBody(Refusal):
     code = "NO_BODY_ERR"
 
     def __init__(self) -> None:
-        super().__init__("The request needs a JSON body. See /openapi.json for its members.")
+        super().__init__("The request needs a JSON body. Send the members that this call takes.")
 
 
 class InvalidField(Refusal):
@@ -486,6 +487,25 @@ class UnprocessableCiphertext(Refusal):
 
     def __init__(self) -> None:
         super().__init__("The ciphertext does not belong to this key and additional authentication data.")
+
+
+class KeyIncomplete(HsmkmsError):
+    """What the database holds of a key is damaged, or not all is there: nothing can be done with it but delete it."""
+
+    code = "INCOMPLETE_METADATA_ERR"
+
+    def __init__(self) -> None:
+        super().__init__("Key metadata became corrupted. Delete this key, or have the operator restore the database.")
+
+
+class TooManyRequests(Refusal):
+    """More requests than an instance or an identity may send; `retry_after_s` is when there is room for one more."""
+
+    def __init__(self, whose: str, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"This {whose} sends too many requests. Try again in {retry_after_s} s and send fewer a second."
+        )
 
 
 class Unavailable(HsmkmsError):

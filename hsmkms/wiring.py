@@ -24,6 +24,7 @@ from hsmkms.errors import KeyMaterialMissing, SettingsInvalid, StoreRefused, Tok
 from hsmkms.iam.bearer import TokenVerifier
 from hsmkms.iam.callers import Callers
 from hsmkms.iam.grants import Grants
+from hsmkms.iam.limits import RequestLimit
 from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
 from hsmkms.jobs.runner import Job, JobRunner
@@ -242,7 +243,14 @@ def _services(
         instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
         health=HealthService(token, database),
         snapshot=snapshot,
-        gate=Gate(snapshot, callers, grants.restrictions, threads),
+        gate=Gate(
+            snapshot,
+            callers,
+            grants.restrictions,
+            RequestLimit("identity", settings.identity_requests_per_s, settings.identity_burst_requests),
+            RequestLimit("instance", settings.instance_requests_per_s, settings.instance_burst_requests),
+            threads,
+        ),
         jobs=JobService(stores.jobs, stores.keys, stores.events, material, lifecycle, snapshot, waits, clock),
         webhooks=WebhookService(grants, rights, snapshot, stores.events, stores.deliveries, tokens, clock),
         waits=waits,

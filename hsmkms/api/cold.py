@@ -95,14 +95,15 @@ class OpenRoute(APIRoute):
         """An error in this family's shape."""
         return kms_problem(error, correlation_id)
 
-    async def enter(self, request: Request) -> None:
-        """Find out who is calling, and refuse who may not. Raises Unauthorized and as `authenticate`."""
+    async def enter(self, request: Request, *, again: bool = False) -> None:
+        """Find out who is calling, and refuse who may not; `again` for a request that was let in before. Raises
+        Unauthorized and as `authenticate`."""
         headers = header_map(request.scope["headers"])
         request.state.caller = await authenticate(services(request).gate, headers, request.scope)
-        self.admit(request, headers)
+        self.admit(request, headers, again=again)
 
-    def admit(self, request: Request, headers: Mapping[str, str]) -> None:
-        """Refuse who has no right that could be enough. Raises Unauthorized."""
+    def admit(self, request: Request, headers: Mapping[str, str], *, again: bool) -> None:
+        """Refuse who has no right that could be enough; `again` after the body came. Raises Unauthorized."""
 
     @cached_property
     def action(self) -> Action:
@@ -121,7 +122,7 @@ class OpenRoute(APIRoute):
                 request.state.body = await read_body(request.receive, request.scope["headers"], COLD_LIMIT)
                 # Again: a body may take its time, and a right that ended meanwhile must not count.
                 if self.authenticated:
-                    await self.enter(request)
+                    await self.enter(request, again=True)
             return await handler(request)
 
         async def guarded(request: Request) -> Response:
@@ -159,11 +160,12 @@ class KmsRoute(OpenRoute):
             raise InvalidQueryParam("action", f"The parameter `action` must be one of {known}.")
         return self.actions[named[0]]
 
-    def admit(self, request: Request, headers: Mapping[str, str]) -> None:
-        """By the instance; a bad instance header comes first. Raises Unauthorized, InvalidInstance, and
-        InvalidQueryParam where the query names the action and names none."""
+    def admit(self, request: Request, headers: Mapping[str, str], *, again: bool) -> None:
+        """By the instance; a bad instance header comes first. Raises Unauthorized, TooManyRequests, InvalidInstance,
+        and InvalidQueryParam where the query names the action and names none."""
         call = request.state.call = envelope(headers, caller_of(request))
-        services(request).gate.admit(call.caller, self.action_of(request), call.instance_id, request.scope)
+        gate, action = services(request).gate, self.action_of(request)
+        gate.admit(call.caller, action, call.instance_id, request.scope, again=again)
 
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """Key Protect's error body, which begins with what could not be done."""
@@ -175,7 +177,7 @@ class PlatformRoute(OpenRoute):
 
     authenticated = True
 
-    def admit(self, request: Request, headers: Mapping[str, str]) -> None:
+    def admit(self, request: Request, headers: Mapping[str, str], *, again: bool) -> None:
         """By the account. Raises Unauthorized."""
         require_any_in_account(caller_of(request), self.action)
 
@@ -193,7 +195,7 @@ def services(request: Request) -> Services:
 async def enter(request: Request) -> None:
     """Decide again whether the caller of a request that has been waiting may go on. Raises as the route's `enter`."""
     route: OpenRoute = request.state.route
-    await route.enter(request)
+    await route.enter(request, again=True)
 
 
 def caller_of(request: Request) -> Caller:

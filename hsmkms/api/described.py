@@ -23,6 +23,7 @@ _MODELS: Final[list[type[pydantic.BaseModel]]] = [
     wire.KeyPolicyCollection,
     wire.InstancePolicyBody,
     wire.InstancePolicyCollection,
+    wire.AllowedIpCollection,
     wire.AliasCollection,
     wire.KeyPatchBody,
     wire.WrapBody,
@@ -62,6 +63,8 @@ _ERRORS: Final = {
     409: "The key's state or another resource forbids it",
     410: "The key was deleted",
     422: "The ciphertext does not belong to this key and AAD",
+    429: "Too many requests of this identity or instance; see Retry-After",
+    500: "What is stored of the key is damaged",
     503: "HSM or database do not answer; see Retry-After",
 }
 

@@ -90,13 +90,13 @@ class HotPath:
         body = await read_body(receive, scope["headers"], HOT_LIMIT)
         if time.monotonic() - entered_at > _ENTERED_FOR_S:
             # The body took its time; a right that ended meanwhile must not count.
-            call = await self._enter(action, headers, scope)
+            call = await self._enter(action, headers, scope, again=True)
         answer = await self._actions[action](call, reference, body)
         return Response(_encode(answer), 200, media_type=wire.KEY_ACTION_TYPE)
 
-    async def _enter(self, action: str, headers: dict[str, str], scope: Scope) -> Envelope:
+    async def _enter(self, action: str, headers: dict[str, str], scope: Scope, *, again: bool = False) -> Envelope:
         call = envelope(headers, await authenticate(self._gate, headers, scope))
-        self._gate.admit(call.caller, ACTIONS[action], call.instance_id, scope)
+        self._gate.admit(call.caller, ACTIONS[action], call.instance_id, scope, again=again)
         return call
 
     async def _wrap(self, call: Envelope, reference: str, body: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -85,6 +86,33 @@ async def put_policies(request: Request) -> Response:
         raise QueryMismatch
     await run_in_threadpool(services(request).instance_policies.put, call.caller, call.instance_id, wishes)
     return Response(status_code=204)
+
+
+@router.get(
+    "/instance/allowed_ip_port",
+    openapi_extra=described(
+        d.operation(
+            "Read the port of the private endpoint, if an allowedIP policy is enabled",
+            ok=200,
+            kind=wire.ALLOWED_IP_TYPE,
+            answer=wire.AllowedIpCollection,
+            ring=False,
+        ),
+        Action.ALLOWED_IP_PORT_READ,
+        "Allowed IP port could not be retrieved",
+    ),
+)
+async def get_allowed_ip_port(request: Request) -> Response:
+    """The port of the private endpoint, which here is the one endpoint; nothing without an allowedIP policy."""
+    here, call = services(request), call_of(request)
+    limited = await run_in_threadpool(here.instance_policies.limits_ips, call.caller, call.instance_id)
+    resources = [{"private_endpoint_port": _port(here.base_url)}] if limited else []
+    return answer(wire.collection(wire.ALLOWED_IP_TYPE, resources), wire.ALLOWED_IP_TYPE)
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _wish(resource: wire.InstancePolicyWriteResource) -> InstancePolicyWish:

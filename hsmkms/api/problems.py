@@ -57,7 +57,9 @@ _STATUS: Final[dict[type[errors.HsmkmsError], HTTPStatus]] = {
     errors.VersionRequired: HTTPStatus.PRECONDITION_REQUIRED,
     errors.VersionStale: HTTPStatus.PRECONDITION_FAILED,
     errors.TooManyAttempts: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Refusal: HTTPStatus.BAD_REQUEST,
+    errors.KeyIncomplete: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     # An operator has to put the token right, such as after a key with unsafe attributes was found on it.
     errors.OperatorError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -149,6 +151,9 @@ def platform_problem(error: Exception, correlation_id: str) -> Response:
 
 def _describe(error: Exception, correlation_id: str) -> tuple[HTTPStatus, str, str | None]:
     status = status_of(error)
+    if isinstance(error, errors.KeyIncomplete):
+        _log.error("damaged key", place=_place(error), correlation_id=correlation_id)
+        return status, error.message, error.code
     if isinstance(error, errors.HsmkmsError) and status is not HTTPStatus.INTERNAL_SERVER_ERROR:
         if isinstance(error, errors.Unavailable | errors.OperatorError):
             _log.warning("unavailable", reason=error.message, correlation_id=correlation_id)
@@ -171,7 +176,7 @@ def _place(error: Exception) -> str:
 
 def _headers(error: Exception, status: HTTPStatus, correlation_id: str) -> dict[str, str]:
     headers = {"Correlation-Id": correlation_id}
-    if isinstance(error, errors.Unavailable | errors.TooManyAttempts | errors.TooManyWaiting):
+    if isinstance(error, errors.Unavailable | errors.TooManyAttempts | errors.TooManyRequests | errors.TooManyWaiting):
         headers["Retry-After"] = str(error.retry_after_s)
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="hsmkms"'

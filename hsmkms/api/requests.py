@@ -15,6 +15,7 @@ from hsmkms.domain.ids import canonical_uuid, new_id
 from hsmkms.domain.instance_policies import Restrictions
 from hsmkms.errors import InvalidInstance
 from hsmkms.iam.callers import Callers
+from hsmkms.iam.limits import RequestLimit
 from hsmkms.service.authorize import require_any, require_place
 from hsmkms.service.snapshot import Snapshot
 
@@ -27,18 +28,28 @@ CERTIFICATE: Final = "client_certificate"
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What it takes to know who is calling, and from where."""
+    """What it takes to know who is calling, from where, and how often."""
 
     snapshot: Snapshot
     callers: Callers
     restrictions: Callable[[str], Restrictions]
+    identity_limit: RequestLimit
+    instance_limit: RequestLimit
     threads: ThreadPoolExecutor
 
-    def admit(self, caller: Caller, action: Action, instance_id: str, scope: Scope) -> None:
-        """Refuse who has no right in the instance that could be enough, or calls from where its policies do not admit
-        it. Raises Unauthorized, StoreUnavailable."""
+    def admit(self, caller: Caller, action: Action, instance_id: str, scope: Scope, *, again: bool = False) -> None:
+        """Refuse who has no right in the instance that could be enough, calls from where its policies do not admit it,
+        or calls too often. With `again` the request has been counted before.
+
+        Raises Unauthorized, TooManyRequests, StoreUnavailable.
+        """
+        if not again:
+            self.identity_limit.take(caller.iam_id)
         require_any(caller, action, self.snapshot.instance(instance_id))
-        require_place(caller, self.restrictions(instance_id), address_of(scope))
+        require_place(caller, action, self.restrictions(instance_id), address_of(scope))
+        # Last, so that only who may call the instance spends what it may be called.
+        if not again:
+            self.instance_limit.take(instance_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ KEY_RING_TYPE: Final = "application/vnd.ibm.kms.key_ring+json"
 ALIAS_TYPE: Final = "application/vnd.ibm.kms.alias+json"
 IMPORT_TOKEN_TYPE: Final = "application/vnd.ibm.kms.import_token+json"
 POLICY_TYPE: Final = "application/vnd.ibm.kms.policy+json"
+ALLOWED_IP_TYPE: Final = "application/vnd.ibm.kms.allowed_ip_metadata+json"
 
 
 class RequestModel(pydantic.BaseModel):
@@ -268,6 +269,15 @@ class InstancePolicyCollection(AnswerModel):
     resources: list[InstancePolicyResource]
 
 
+class AllowedIpResource(AnswerModel):
+    private_endpoint_port: int
+
+
+class AllowedIpCollection(AnswerModel):
+    metadata: ListMetadata
+    resources: list[AllowedIpResource]
+
+
 class VersionCollection(AnswerModel):
     metadata: ListMetadata
     resources: list[VersionReference]
@@ -458,7 +468,8 @@ def key_resource(
         resource["lastUpdateDate"] = time_text(key.updated_at or key.created_at)
     if key.rotated_at is not None:
         resource["lastRotateDate"] = time_text(key.rotated_at)
-    if key.is_root:
+    # A damaged root key has none. It is shown all the same: who is to delete it has to find it.
+    if key.versions:
         resource["keyVersion"] = version_reference(key.current)
         if key.current.passage is not Passage.GENERATED:
             resource["importedBy"] = key.current.passage.value

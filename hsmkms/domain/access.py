@@ -46,6 +46,7 @@ class Action(enum.Enum):
     KEY_POLICY_WRITE = "kms.policies.write"
     INSTANCE_POLICY_READ = "kms.instance-policies.read"
     INSTANCE_POLICY_WRITE = "kms.instance-policies.write"
+    ALLOWED_IP_PORT_READ = "kms.instance-allowed-ip-port.read"
     IMPORT_TOKEN_CREATE = "kms.import-token.create"
     IMPORT_TOKEN_READ = "kms.import-token.read"
     REGISTRATION_LIST = "kms.registrations.list"
@@ -139,6 +140,7 @@ _MANAGER: Final = {
     Action.KEY_POLICY_WRITE,
     Action.INSTANCE_POLICY_READ,
     Action.INSTANCE_POLICY_WRITE,
+    Action.ALLOWED_IP_PORT_READ,
 }
 _EDITOR: Final = {Action.INSTANCE_READ, Action.INSTANCE_CREATE, Action.INSTANCE_UPDATE, Action.INSTANCE_DELETE}
 

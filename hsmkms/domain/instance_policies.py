@@ -84,9 +84,11 @@ class Restrictions:
         ip = enabled.get(InstancePolicyKind.ALLOWED_IP)
         self._networks = None if ip is None else tuple(parse_network(text) for text in ip.allowed_ip)
 
-    def admit(self, address: str) -> bool:
-        """Whether a caller at this address may call at all; both policies have to agree."""
-        if not self._private_only and self._networks is None:
+    def admit(self, address: str, *, from_any_ip: bool = False) -> bool:
+        """Whether a caller at this address may call at all; both policies have to agree, unless `from_any_ip` sets
+        allowedIP aside."""
+        networks = None if from_any_ip else self._networks
+        if not self._private_only and networks is None:
             return True
         try:
             found = ipaddress.ip_address(address)
@@ -96,7 +98,7 @@ class Restrictions:
             found = found.ipv4_mapped
         if self._private_only and not found.is_private:
             return False
-        return self._networks is None or any(found in network for network in self._networks)
+        return networks is None or any(found in network for network in networks)
 
 
 def policy_id(instance_id: str, kind: InstancePolicyKind) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 from hsmkms.domain.importing import Passage
 from hsmkms.domain.key_policies import KeyPolicy, KeyPolicyKind
-from hsmkms.errors import KeyDeleted, KeyRootRequired, KeyStateConflict
+from hsmkms.errors import KeyDeleted, KeyIncomplete, KeyRootRequired, KeyStateConflict
 
 NAME_CHARS: Final = (2, 90)
 DESCRIPTION_CHARS: Final = (2, 240)
@@ -113,7 +113,7 @@ class Key:
 
     @property
     def current(self) -> KeyVersion:
-        """The version that wraps. Only root keys have one."""
+        """The version that wraps. Only root keys have one, which `require_usable` made sure of."""
         return self.versions[0]
 
     def policy(self, kind: KeyPolicyKind) -> KeyPolicy | None:
@@ -141,7 +141,7 @@ def effective_state(key: Key, now: datetime) -> KeyState:
 def require_usable(key: Key, action: KeyAction, now: datetime) -> None:
     """Raise unless `action` may be done with `key` at `now`.
 
-    Raises KeyDeleted, KeyRootRequired or KeyStateConflict (additions section 4 and 5).
+    Raises KeyDeleted, KeyRootRequired, KeyStateConflict (additions section 4 and 5) or KeyIncomplete.
     """
     state = effective_state(key, now)
     if state is KeyState.DESTROYED:
@@ -150,3 +150,5 @@ def require_usable(key: Key, action: KeyAction, now: datetime) -> None:
         raise KeyRootRequired
     if state not in PERMITTED[action]:
         raise KeyStateConflict("suspended" if action is KeyAction.ENABLE else "active")
+    if not key.versions:
+        raise KeyIncomplete

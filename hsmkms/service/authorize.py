@@ -24,10 +24,11 @@ def require_any_in_account(caller: Caller, action: Action) -> None:
         raise Unauthorized
 
 
-def require_place(caller: Caller, restrictions: Restrictions, address: str) -> None:
+def require_place(caller: Caller, action: Action, restrictions: Restrictions, address: str) -> None:
     """Raise Unauthorized for a call from where the instance's policies do not admit it; they do not bind source
-    services (contract section 1.4)."""
-    if not caller.sources and not restrictions.admit(address):
+    services (contract section 1.4), and allowedIP does not bind who asks for the port that it demands."""
+    from_any_ip = action is Action.ALLOWED_IP_PORT_READ
+    if not caller.sources and not restrictions.admit(address, from_any_ip=from_any_ip):
         raise Unauthorized
 
 

@@ -67,6 +67,12 @@ class InstancePolicyService:
             changes.append(Insert(policy) if held is None else Replace(held[0], policy))
         self._rights.commit(instance.account, changes)
 
+    def limits_ips(self, caller: Caller, instance_id: str) -> bool:
+        """Whether an allowedIP policy is enabled."""
+        self._access.instance(caller, Action.ALLOWED_IP_PORT_READ, instance_id, None)
+        self._snapshot.refresh()
+        return self._enabled(instance_id, InstancePolicyKind.ALLOWED_IP) is not None
+
     def open_network(self, caller: Caller, instance_id: str) -> None:
         """Take away what says from where the instance may be called: for who locked himself out."""
         instance = self._access.instance(caller, Action.INSTANCE_POLICY_WRITE, instance_id, None)

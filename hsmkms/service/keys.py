@@ -28,7 +28,15 @@ from hsmkms.domain.new_key import NewKey, require_valid
 from hsmkms.domain.query import KeyQuery, VersionQuery
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.domain.waits import Waits
-from hsmkms.errors import InvalidQueryParam, KeyNotFound, KeyPayloadRequired, KeySearchTooBroad, KeyStateConflict
+from hsmkms.errors import (
+    InvalidQueryParam,
+    KeyIncomplete,
+    KeyNotFound,
+    KeyPayloadRequired,
+    KeySearchTooBroad,
+    KeyStateConflict,
+    UnprocessableCiphertext,
+)
 from hsmkms.service.imports import ImportService
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.key_access import KeyAccess
@@ -142,15 +150,19 @@ class KeyService:
         return self._keys.count(instance_id, query, self._clock(), rings)
 
     def read(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> KeyWithPayload:
-        """A key with the payload of a standard key. Raises KeyNotFound."""
+        """A key with the payload of a standard key. Raises KeyNotFound, KeyIncomplete."""
         key = self._access.key(caller, Action.KEY_READ, instance_id, reference, key_ring_id)
         if key.is_root or key.state is KeyState.DESTROYED:
             return KeyWithPayload(key, None)
         sealed = self._keys.sealed_payload(key.id)
         if sealed is None:
-            raise KeyNotFound
+            # Somebody may have purged it since it was looked up.
+            raise KeyNotFound if self._keys.get(instance_id, key.id) is None else KeyIncomplete
         version = self._access.known_instance(instance_id).sealing_key
-        return KeyWithPayload(key, self._token.open(version, version.id, sealed, _payload_context(key.id)))
+        try:
+            return KeyWithPayload(key, self._token.open(version, version.id, sealed, _payload_context(key.id)))
+        except UnprocessableCiphertext as error:
+            raise KeyIncomplete from error
 
     def read_metadata(self, caller: Caller, instance_id: str, reference: str, key_ring_id: str | None) -> Key:
         """A key without payload. Raises KeyNotFound."""

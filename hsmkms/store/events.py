@@ -39,11 +39,13 @@ def tell(connection: Connection, key: Key, state: KeyState, version_id: str | No
     crns = [ResourceCrn(**row._mapping) for row in rows]
     if not crns:
         return
+    # A damaged key has no version; it is deleted all the same, and its services hear of that.
+    told_version = version_id or (key.current.id if key.versions else "")
     record_change(connection, EVENT, key.instance_id)
     for start in range(0, len(crns), _BATCH):
         connection.execute(
             insert(t.key_event),
-            [_event(key, state, version_id or key.current.id, crn, notice) for crn in crns[start : start + _BATCH]],
+            [_event(key, state, told_version, crn, notice) for crn in crns[start : start + _BATCH]],
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -29,7 +29,7 @@ from hsmkms.domain.key_policies import MONTH, KeyPolicy, KeyPolicyKind
 from hsmkms.domain.keys import Key, KeyState, KeyVersion, key_owner
 from hsmkms.domain.query import KeyQuery
 from hsmkms.domain.tenants import PendingObject
-from hsmkms.errors import AliasNotUnique
+from hsmkms.errors import AliasNotUnique, KeyIncomplete
 from hsmkms.store import tables as t
 from hsmkms.store.changes import KEY, record_change
 from hsmkms.store.engine import Database
@@ -38,9 +38,11 @@ from hsmkms.store.listing import key_conditions, key_order
 from hsmkms.store.registrations import require_deletable
 from hsmkms.store.seen import hold_seen, update_seen
 
+Kind = TypeVar("Kind")
+
 
 class KeyStore:
-    """Rows of keys. Methods raise StoreUnavailable."""
+    """Rows of keys. Methods raise StoreUnavailable, and KeyIncomplete when a row cannot be read."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -427,10 +429,18 @@ def _load(connection: Connection, statement: Select[tuple[object, ...]]) -> list
     return [_key(row, versions.get(row.id, []), aliases.get(row.id, []), policies.get(row.id, [])) for row in rows]
 
 
+def _known(kind: Callable[[Any], Kind], value: object) -> Kind:
+    """A column's value as one of those that this version writes. Raises KeyIncomplete."""
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise KeyIncomplete from error
+
+
 def _policy(row: Any) -> KeyPolicy:
     return KeyPolicy(
         id=row.id,
-        kind=KeyPolicyKind(row.kind),
+        kind=_known(KeyPolicyKind, row.kind),
         enabled=row.enabled,
         interval_month=row.interval_month,
         created_at=row.created_at,
@@ -456,7 +466,7 @@ def _key(
         aliases=tuple(aliases),
         extractable=row.extractable,
         imported=row.imported,
-        state=KeyState(row.state),
+        state=_known(KeyState, row.state),
         created_at=row.created_at,
         created_by=row.created_by,
         updated_at=row.updated_at,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 
 import httpx
@@ -26,12 +27,13 @@ def require_refused(answer: httpx.Response, status: int, code: str | None, targe
         assert resource["errorMsg"].startswith(f"{phrase}: ")
         return
     assert set(resource) == {"errorMsg", "reasons"}
-    assert resource["errorMsg"].startswith(f"{phrase}: ")
-    assert resource["errorMsg"].endswith(f": Please see `reasons` for more details ({code})")
+    said = resource["errorMsg"]
+    assert re.fullmatch(rf"{phrase}: [^:]+: Please see `reasons` for more details \({code}\)", said), said
     (reason,) = resource["reasons"]
     found = reason.pop("target", None)
     assert set(reason) == {"code", "message", "status", "moreInfo"}
     assert (reason["code"], reason["status"]) == (code, status)
     assert reason["message"]
-    kind = "query_param" if code == "INVALID_QUERY_PARAM_ERR" else "field"
+    assert reason["moreInfo"] == "https://cloud.ibm.com/apidocs/key-protect"
+    kind = "query_param" if code in ("INVALID_QUERY_PARAM_ERR", "PROTECTED_RESOURCE_ERR") else "field"
     assert found == (None if target is None else {"type": kind, "name": target})

@@ -12,6 +12,7 @@ from tests.api.refusals import require_refused
 from tests.support.deployment import Service, create_body, create_key
 from tests.support.iam import Iam, key_client
 
+ALLOWED_IP = "application/vnd.ibm.kms.allowed_ip_metadata+json"
 POLICY = "application/vnd.ibm.kms.policy+json"
 
 
@@ -122,6 +123,27 @@ def test_from_where_the_instance_may_be_called(service: Service, iam: Iam, own: 
     # Loopback is private.
     assert put(own, ("allowedNetwork", on(allowed_network="private-only"))).status_code == 204
     assert own.post(f"/keys/{key}/actions/wrap").status_code == 200
+
+
+def test_port_of_the_private_endpoint(service: Service, own: httpx.Client) -> None:
+    """Only with an enabled allowedIP policy, and from addresses too that it keeps away from all else."""
+
+    def ports() -> list[dict[str, int]]:
+        answer = own.get("/instance/allowed_ip_port")
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["Content-Type"] == ALLOWED_IP
+        body = answer.json()
+        assert body["metadata"] == {"collectionType": ALLOWED_IP, "collectionTotal": len(body["resources"])}
+        return list(body["resources"])
+
+    assert ports() == []
+    assert put(own, ("allowedIP", on(allowed_ip=["127.0.0.1"]))).status_code == 204
+    assert ports() == [{"private_endpoint_port": service.port}]
+    assert put(own, ("allowedIP", {"enabled": False})).status_code == 204
+    assert ports() == []
+    assert put(own, ("allowedIP", on(allowed_ip=["10.0.0.0/8"]))).status_code == 204
+    require_refused(own.get("/instance/policies"), 401, None)
+    assert ports() == [{"private_endpoint_port": service.port}]
 
 
 def test_what_is_not_possible(own: httpx.Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ibm_cloud_sdk_core import ApiException
 from ibm_cloud_sdk_core.authenticators import IAMAuthenticator
 from keyprotect.ibm_key_protect_api_v2 import IbmKeyProtectApiV2
 
-from tests.support.deployment import Service, create_body
+from tests.support.deployment import Service, State, create_body
 
 DEK = base64.b64encode(bytes(range(32))).decode()
 
@@ -64,12 +65,17 @@ def _code(error: ApiException) -> str:
 
 @pytest.fixture
 def sdk(shared_service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sdk:
+    """The SDK on a service that many tests share."""
+    return _sdk(shared_service, monkeypatch, tmp_path)
+
+
+def _sdk(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sdk:
     """`new_instance()` from a copy of client.env with this run's port."""
-    credentials = shared_service.state.client_env | {"URL": shared_service.url, "AUTH_URL": shared_service.url}
+    credentials = service.state.client_env | {"URL": service.url, "AUTH_URL": service.url}
     file = tmp_path / "client.env"
     file.write_text("".join(f"IBM_KEY_PROTECT_API_{name}={value}\n" for name, value in credentials.items()))
     monkeypatch.setenv("IBM_CREDENTIALS_FILE", str(file))
-    return Sdk(IbmKeyProtectApiV2.new_instance(), shared_service.state.instance_id)
+    return Sdk(IbmKeyProtectApiV2.new_instance(), service.state.instance_id)
 
 
 def test_wrap_and_unwrap_given_and_generated(sdk: Sdk) -> None:
@@ -241,3 +247,55 @@ def test_wrong_api_key_is_refused(shared_service: Service) -> None:
     with pytest.raises(ApiException) as refused:
         service.get_keys(shared_service.state.instance_id)
     assert refused.value.status_code == 400
+
+
+@pytest.mark.parametrize("whose", ["IDENTITY", "INSTANCE"])
+def test_retries_bring_a_burst_over_the_limit_to_its_end(
+    state: State,
+    run_service: Callable[..., Service],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    whose: str,
+) -> None:
+    """Without retries the SDK hands 429 on; with them it waits as long as Retry-After says, for hot calls and cold."""
+    limits = {f"HSMKMS_{whose}_REQUESTS_PER_S": "2", f"HSMKMS_{whose}_BURST_REQUESTS": "3"}
+    sdk = _sdk(run_service(state, **limits), monkeypatch, tmp_path)
+    key = sdk.create("sdk limit")["id"]
+
+    def burst() -> None:
+        while True:
+            sdk.wrap(key)
+
+    with pytest.raises(ApiException) as refused:
+        burst()
+    assert refused.value.status_code == 429
+    assert refused.value.http_response.headers["Retry-After"] == "1"
+    sdk.service.enable_retries()
+    repeated = 0
+    for _ in range(4):
+        for answer in (sdk.service.wrap_key(key, sdk.instance), sdk.service.get_keys(sdk.instance)):
+            assert answer.get_status_code() == 200
+            repeated += [attempt.status for attempt in answer.get_result().raw.retries.history].count(429)
+    assert repeated > 0
+
+
+def test_port_of_the_private_endpoint(
+    state: State, run_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """IBM's own suite leaves this call out."""
+    service = run_service(state)
+    sdk = _sdk(service, monkeypatch, tmp_path)
+
+    def resources() -> list[dict[str, int]]:
+        body = sdk.service.get_allowed_ip_port(sdk.instance).get_result().json()
+        assert body["metadata"]["collectionType"] == "application/vnd.ibm.kms.allowed_ip_metadata+json"
+        return list(body["resources"])
+
+    assert resources() == []
+    attributes = {"enabled": True, "attributes": {"allowed_ip": ["127.0.0.1"]}}
+    policy = {
+        "metadata": {"collectionType": "application/vnd.ibm.kms.policy+json", "collectionTotal": 1},
+        "resources": [{"policy_type": "allowedIP", "policy_data": attributes}],
+    }
+    sdk.service.put_instance_policy(sdk.instance, policy)
+    assert resources() == [{"private_endpoint_port": service.port}]

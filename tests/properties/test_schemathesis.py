@@ -49,6 +49,7 @@ def test_description_is_complete(shared_service: Service) -> None:
         "/api/v2/event_ack": {"post"},
         "/api/v2/keys_with_policy_overrides": {"post"},
         "/api/v2/instance/policies": {"get", "put"},
+        "/api/v2/instance/allowed_ip_port": {"get"},
         "/api/v2/key_rings": {"get"},
         "/api/v2/key_rings/{key_ring_id}": {"post", "delete"},
         "/identity/token": {"post"},

@@ -52,6 +52,7 @@ kms.policies.read                               M
 kms.policies.write                              M
 kms.instance-policies.read                      M
 kms.instance-policies.write                     M
+kms.instance-allowed-ip-port.read               M
 kms.import-token.create                         WM
 kms.import-token.read                           WM
 kms.registrations.list                          RPWM
