@@ -1,0 +1,561 @@
+"""Transitions: random actions at random times, at and around every boundary, never disagree with a plain model.
+
+The whole service but its socket, a real token and database; the test moves the clock, runs the jobs and restarts.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from hsmkms.domain.access import Role
+from tests.api.refusals import require_refused
+from tests.properties import lifecycle_model as m
+from tests.properties.lifecycle_model import Ciphertext, ModelKey
+from tests.support.deployment import Service, State, create_body
+from tests.support.iam import Iam, Somebody
+from tests.support.in_process import START, InProcess, MovedClock
+
+POLICY = "application/vnd.ibm.kms.policy+json"
+REPRESENTATION = {"Prefer": "return=representation"}
+RINGS = ("default", "red")
+ALIASES = tuple(f"alias-{number}" for number in range(7))
+MOST_KEYS = 6
+ALL = "0,1,2,3,5"
+CONSTANT = {"type", "crn", "imported", "algorithmType", "algorithmMetadata", "algorithmBitSize", "algorithmMode"}
+TICK = timedelta(microseconds=1)
+LENGTHS = [
+    TICK,
+    timedelta(seconds=1),
+    timedelta(seconds=29),
+    *(m.REVERSAL, m.ROTATED_AGAIN, m.PURGE_BY_HAND, m.SECOND_WORD),
+    *(m.RESTORE, m.PURGE_BY_ITSELF, timedelta(days=100)),
+]
+# Before an action no time passes, or some, or what is missing to a boundary of the key it is about, or to its sides.
+WAITS = st.one_of(
+    st.none(),
+    st.sampled_from(LENGTHS),
+    st.tuples(st.integers(0, 7), st.sampled_from([-TICK, timedelta(0), TICK])),
+    st.tuples(st.integers(0, 7), st.sampled_from([-TICK, timedelta(0), TICK])),
+)
+Wait = timedelta | tuple[int, timedelta] | None
+# Which key, by which name, after how long.
+TARGETS = st.tuples(st.integers(0, MOST_KEYS), st.booleans(), WAITS)
+Target = tuple[int, bool, Wait]
+ROTATIONS = st.sampled_from([None, (None, 1), (True, None), (True, 1), (True, 2), (False, None), (False, 3)])
+Rotation = tuple[bool | None, int | None] | None
+EXPIRATIONS = st.sampled_from([None, None, None, -TICK, timedelta(0), *LENGTHS])
+MANAGERS = st.sampled_from(["first", "second"])
+WRITERS = st.sampled_from(["first", "second", "writer"])
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class World:
+    """A deployment to be copied, and who is in it."""
+
+    state: State
+    people: dict[str, Somebody]
+    directory: Path
+
+
+class Machine(RuleBasedStateMachine):
+    """Each run has a deployment of its own, in which time begins at START."""
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = self.world.directory / f"run-{next(_numbers)}"
+        self.clock = MovedClock(START)
+        self.service = InProcess(self.world.state.copy_to(self.directory), self.clock)
+        self.keys: list[ModelKey] = []
+        self.inherited: dict[str, Any] = {"rotation": None, "two_people": None}
+        self.other_objects = self.objects()
+
+    def teardown(self) -> None:
+        self.service.end()
+        shutil.rmtree(self.directory)
+
+    # What is asked.
+
+    @initialize(instance=st.booleans())
+    def a_key(self, instance: bool) -> None:
+        assert self.call("first", "POST", "/key_rings/red").status_code == 201
+        if instance:
+            self.instance_policies(2, True)
+        self.create(True, None, None, "default", [ALIASES[0]])
+
+    @rule(
+        root=st.sampled_from([True, True, False]),
+        wait=st.sampled_from([None, *LENGTHS]),
+        expires=EXPIRATIONS,
+        ring=st.sampled_from(RINGS),
+        aliases=st.lists(st.sampled_from(ALIASES), max_size=2, unique=True),
+    )
+    def create(
+        self, root: bool, wait: timedelta | None, expires: timedelta | None, ring: str, aliases: list[str]
+    ) -> None:
+        """With what the instance's policies say at that time."""
+        self.let_pass(wait or timedelta(0))
+        policies = dict(self.inherited) if root else {**self.inherited, "rotation": None}
+        self.made("/keys", root, expires, ring, aliases, policies, {}, None)
+
+    @rule(
+        root=st.booleans(), expires=EXPIRATIONS, rotation=ROTATIONS, two_people=st.sampled_from([None, False, True])
+    )
+    def create_with_policies(
+        self, root: bool, expires: timedelta | None, rotation: Rotation, two_people: bool | None
+    ) -> None:
+        """With its own, whatever those of the instance."""
+        wanted = None if rotation is None else (rotation[0] is not False, rotation[1])
+        refusal = None
+        if wanted is not None and not root:
+            refusal = m.NOT_ROOT
+        elif wanted is not None and wanted == (True, None):
+            refusal = m.BAD_FIELD
+        policies = {"rotation": wanted, "two_people": two_people}
+        members = wire_policies(rotation, two_people)
+        self.made("/keys_with_policy_overrides", root, expires, "default", [], policies, members, refusal)
+
+    @rule(at=TARGETS, who=MANAGERS, older=st.booleans())
+    def disable(self, at: Target, who: str, older: bool) -> None:
+        key, place = self.found(at)
+        self.turn(key, who, "POST", action(place, "disable", older), key.refuses("disable", self.now), key.disable)
+
+    @rule(at=TARGETS, who=MANAGERS, older=st.booleans())
+    def enable(self, at: Target, who: str, older: bool) -> None:
+        key, place = self.found(at)
+        self.turn(key, who, "POST", action(place, "enable", older), key.refuses("enable", self.now), key.activate)
+
+    @rule(at=TARGETS, who=WRITERS, older=st.booleans())
+    def rotate(self, at: Target, who: str, older: bool) -> None:
+        key, place = self.found(at)
+        refusal = key.refuses("rotate", self.now)
+        self.turn(key, who, "POST", action(place, "rotate", older), refusal, lambda _: self.rotated(key))
+
+    @rule(at=TARGETS, who=MANAGERS, shown=st.booleans())
+    def delete(self, at: Target, who: str, shown: bool) -> None:
+        key, place = self.found(at)
+        refusal = key.refuses_deletion(self.now, self.iam_id(who))
+        self.turn(
+            key, who, "DELETE", place, refusal, lambda now: key.delete(now, self.iam_id(who)), shown=shown and 200
+        )
+
+    @rule(at=TARGETS, who=MANAGERS, older=st.booleans())
+    def restore(self, at: Target, who: str, older: bool) -> None:
+        key, place = self.found(at)
+        path = f"{place}?action=restore" if older else f"{place}/restore"
+        self.turn(key, who, "POST", path, key.refuses_restore(self.now), key.activate, shown=201)
+
+    @rule(at=TARGETS, shown=st.booleans())
+    def purge(self, at: Target, shown: bool) -> None:
+        """No Manager may; who may hears what the key was."""
+        key, place = self.found(at)
+        require_refused(self.call("first", "DELETE", f"{place}/purge"), *((404, m.GONE[1]) if key.purged else (401, None)))
+        refusal, before = key.refuses_purge(self.now), key.shown(self.now)
+        answer = self.call("purger", "DELETE", f"{place}/purge", **(REPRESENTATION if shown else {}))
+        if self.accepted(answer, key, refusal, 200 if shown else 204):
+            if shown:
+                assert resource_of(answer) == before
+            key.purged = True
+
+    @rule(at=TARGETS, who=WRITERS, older=st.booleans())
+    def set_for_deletion(self, at: Target, who: str, older: bool) -> None:
+        key, place = self.found(at)
+        path = action(place, "setKeyForDeletion", older)
+
+        def speak(_: Any) -> None:
+            key.word = (self.now, self.iam_id(who))
+
+        self.turn(key, who, "POST", path, key.refuses_word(self.now), speak)
+
+    @rule(at=TARGETS, who=WRITERS, older=st.booleans())
+    def unset_for_deletion(self, at: Target, who: str, older: bool) -> None:
+        """choice: anybody may take a word back."""
+        key, place = self.found(at)
+        path = action(place, "unsetKeyForDeletion", older)
+
+        def take_back(_: Any) -> None:
+            key.word = None
+
+        self.turn(key, who, "POST", path, key.refuses_word(self.now), take_back)
+
+    @rule(at=TARGETS, rotation=ROTATIONS, two_people=st.sampled_from([None, None, False, True]))
+    def put_policies(self, at: Target, rotation: Rotation, two_people: bool | None) -> None:
+        wanted = wire_policies(rotation, two_people)
+        if not wanted:
+            return
+        key, place = self.found(at)
+        rule_of = None if rotation is None else (rotation[0] is not False, rotation[1])
+        refusal = key.refuses_policies(rule_of, two_people)
+        body = {
+            "metadata": {"collectionType": POLICY, "collectionTotal": len(wanted)},
+            "resources": [{name: value} for name, value in wanted.items()],
+        }
+        answer = self.call("first", "PUT", f"{place}/policies", body)
+        if self.accepted(answer, key, refusal, 200):
+            if rule_of is not None:
+                key.rotation = (rule_of[0], key.interval_after(rule_of))
+            if two_people is not None:
+                key.two_people = two_people
+            held = self.call("second", "GET", f"{place}/policies").json()
+            assert held == answer.json()
+            kinds = {name for one in held["resources"] for name in one if name in ("rotation", "dualAuthDelete")}
+            set_before = {"rotation": key.rotation, "dualAuthDelete": key.two_people}
+            assert kinds == {kind for kind, policy in set_before.items() if policy is not None}
+
+    @rule(interval=st.sampled_from([None, 1, 12]), two_people=st.booleans())
+    def instance_policies(self, interval: int | None, two_people: bool) -> None:
+        """For keys that are made from now on."""
+        rotation: dict[str, Any] = {"enabled": interval is not None}
+        if interval is not None:
+            rotation["attributes"] = {"interval_month": interval}
+        resources = [
+            {"policy_type": "rotation", "policy_data": rotation},
+            {"policy_type": "dualAuthDelete", "policy_data": {"enabled": two_people}},
+        ]
+        body = {"metadata": {"collectionType": POLICY, "collectionTotal": 2}, "resources": resources}
+        assert self.call("second", "PUT", "/instance/policies", body).status_code == 204
+        self.inherited = {
+            "rotation": None if interval is None else (True, interval),
+            "two_people": True if two_people else None,
+        }
+
+    @rule(at=TARGETS, who=WRITERS, alias=st.sampled_from(ALIASES))
+    def add_alias(self, at: Target, who: str, alias: str) -> None:
+        """choice: 410 before 409, and the fifth before one that is taken, also by a deleted key."""
+        key, place = self.found(at)
+        refusal = None
+        if key.stored == m.DESTROYED:
+            refusal = m.DELETED
+        elif len(key.aliases) >= m.MOST_ALIASES:
+            refusal = (409, "KEY_ALIAS_QUOTA_ERR")
+        elif any(alias in other.aliases for other in self.keys if not other.purged):
+            refusal = (409, "KEY_ALIAS_NOT_UNIQUE_ERR")
+        if self.accepted(self.call(who, "POST", f"{place}/aliases/{alias}"), key, refusal, 201):
+            key.aliases.add(alias)
+
+    @rule(at=TARGETS, who=WRITERS, alias=st.sampled_from(ALIASES))
+    def remove_alias(self, at: Target, who: str, alias: str) -> None:
+        """choice: from a deleted key too."""
+        key, place = self.found(at)
+        refusal = None if alias in key.aliases else (404, "KEY_ALIAS_NOT_FOUND_ERR")
+        if self.accepted(self.call(who, "DELETE", f"{place}/aliases/{alias}"), key, refusal, 204):
+            key.aliases.remove(alias)
+
+    @rule(at=TARGETS, who=MANAGERS, ring=st.sampled_from(RINGS))
+    def move(self, at: Target, who: str, ring: str) -> None:
+        key, place = self.found(at)
+        answer = self.call(who, "PATCH", place, {"keyRingID": ring})
+        if self.accepted(answer, key, None, 200):
+            key.move(self.now, ring)
+            assert resource_of(answer) == key.shown(self.now)
+
+    @rule(at=TARGETS, who=WRITERS, older=st.booleans(), given_by_caller=st.booleans())
+    def wrap(self, at: Target, who: str, older: bool, given_by_caller: bool) -> None:
+        key, place = self.found(at)
+        given = base64.b64encode(bytes(18)).decode() if given_by_caller else None
+        answer = self.call(who, "POST", action(place, "wrap", older), {"plaintext": given} if given else {})
+        if self.accepted(answer, key, key.refuses("wrap", self.now), 200):
+            said = answer.json()
+            assert said["keyVersion"] == {"id": key.versions[0][0]}
+            assert ("plaintext" in said) != given_by_caller
+            key.ciphertexts.append(Ciphertext(said["ciphertext"], given or said["plaintext"], key.versions[0][0]))
+
+    @rule(at=TARGETS, who=WRITERS, older=st.booleans())
+    def unwrap_everything(self, at: Target, who: str, older: bool) -> None:
+        """Each version opens what it made; what an older one made comes back renewed."""
+        key, place = self.found(at)
+        renewed = []
+        for held in key.ciphertexts:
+            answer = self.call(who, "POST", action(place, "unwrap", older), {"ciphertext": held.text})
+            if self.accepted(answer, key, key.refuses("unwrap", self.now), 200):
+                said, newest = answer.json(), key.versions[0][0]
+                assert (said["plaintext"], said["keyVersion"]) == (held.plaintext, {"id": held.version})
+                assert said.get("rewrappedKeyVersion") == (None if held.version == newest else {"id": newest})
+                assert ("ciphertext" in said) == (held.version != newest)
+                if held.version != newest:
+                    renewed.append(Ciphertext(said["ciphertext"], held.plaintext, newest))
+        key.ciphertexts += renewed[:1]
+
+    @rule(at=TARGETS, number=st.integers(0, 20), older=st.booleans())
+    def rewrap(self, at: Target, number: int, older: bool) -> None:
+        key, place = self.found(at)
+        if not key.ciphertexts:
+            return
+        held, newest = key.ciphertexts[number % len(key.ciphertexts)], key.versions[0][0]
+        answer = self.call("second", "POST", action(place, "rewrap", older), {"ciphertext": held.text})
+        if self.accepted(answer, key, key.refuses("rewrap", self.now), 200):
+            said = answer.json()
+            assert (said["keyVersion"], said["rewrappedKeyVersion"]) == ({"id": held.version}, {"id": newest})
+            assert "plaintext" not in said
+            key.ciphertexts.append(Ciphertext(said["ciphertext"], held.plaintext, newest))
+
+    @rule(at=TARGETS, who=WRITERS, whole=st.booleans())
+    def read(self, at: Target, who: str, whole: bool) -> None:
+        key, place = self.found(at)
+        answer = self.call(who, "GET", place if whole else f"{place}/metadata")
+        if self.accepted(answer, key, None, 200):
+            assert resource_of(answer) == key.shown(self.now, payload=whole)
+
+    @rule(at=TARGETS, who=WRITERS, all_states=st.booleans())
+    def versions(self, at: Target, who: str, all_states: bool) -> None:
+        key, place = self.found(at)
+        answer = self.call(who, "GET", f"{place}/versions?allKeyStates={str(all_states).lower()}")
+        if self.accepted(answer, key, key.refuses_versions(self.now, all_states), 200):
+            assert answer.json()["resources"] == [{"id": one, "creationDate": m.text(at)} for one, at in key.versions]
+
+    @rule(wait=WAITS, number=st.integers(0, MOST_KEYS), states=st.sets(st.sampled_from(ALL.split(","))))
+    def list_by_state(self, wait: Wait, number: int, states: set[str]) -> None:
+        """choice: Destroyed is listed only when it is asked for."""
+        self.found((number, False, wait))
+        query = f"?state={','.join(sorted(states))}" if states else ""
+        wanted = {int(state) for state in states} or {m.ACTIVE, m.SUSPENDED, m.DEACTIVATED}
+        expected = {key.id for key in self.there() if key.state(self.now) in wanted}
+        found = self.call("writer", "GET", f"/keys{query}").json()["resources"]
+        assert {one["id"] for one in found} == expected
+        assert self.call("writer", "HEAD", f"/keys{query}").headers["Key-Total"] == str(len(expected))
+
+    @rule(wait=WAITS, number=st.integers(0, MOST_KEYS), jobs=st.permutations(["expiry", "rotation", "purge"]))
+    def run_jobs(self, wait: Wait, number: int, jobs: list[str]) -> None:
+        """Each twice: what was due is done once."""
+        self.found((number, False, wait))
+        for job in jobs:
+            due = {"expiry": self.expired, "rotation": self.due, "purge": self.overdue}[job]()
+            assert self.service.jobs.due()[job] == len(due)
+            run = getattr(self.service.jobs, {"expiry": "expire_due", "rotation": "rotate_due"}.get(job, "purge_due"))
+            for wanted in (len(due), 0):
+                done = run(lambda: True)
+                assert (done.changed, done.failed) == (wanted, 0)
+            for key in due:
+                if job == "expiry":
+                    key.expire(self.now)
+                elif job == "rotation":
+                    self.rotated(key)
+                else:
+                    key.purged = True
+
+    @rule()
+    def restart(self) -> None:
+        self.service.restart()
+
+    # What always holds.
+
+    @invariant()
+    def every_key_is_seen_as_it_is(self) -> None:
+        answer = self.call("first", "GET", f"/keys?state={ALL}&limit=5000")
+        assert answer.status_code == 200, answer.text
+        seen = {one["id"]: varying(one) for one in answer.json()["resources"]}
+        assert seen == {key.id: key.shown(self.now) for key in self.there()}
+
+    @invariant()
+    def the_token_holds_what_was_not_purged(self) -> None:
+        versions = [version for key in self.there() for version, _ in key.versions]
+        assert self.objects() == sorted([*self.other_objects, *versions])
+
+    # How.
+
+    @property
+    def now(self) -> Any:
+        return self.clock.now
+
+    def there(self) -> list[ModelKey]:
+        return [key for key in self.keys if not key.purged]
+
+    def iam_id(self, who: str) -> str:
+        return self.world.people[who].iam_id
+
+    def objects(self) -> list[str]:
+        """The ids of the token's wrapping keys, twice what is there twice."""
+        return sorted(one.version_id for one in self.service.token.list_keys())
+
+    def call(self, who: str, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        return self.service.call(self.world.people[who].api_key, method, path, body, **headers)
+
+    def let_pass(self, length: timedelta) -> None:
+        self.clock.move(self.now + length)
+
+    def found(self, at: Target) -> tuple[ModelKey, str]:
+        """A key and a path to it, when the time has come. The last that was purged is among those to be found."""
+        number, by_alias, wait = at
+        candidates = self.there() + [key for key in self.keys if key.purged][-1:]
+        key = candidates[number % len(candidates)]
+        if isinstance(wait, timedelta):
+            self.let_pass(wait)
+        elif wait is not None:
+            moments = [end + wait[1] for end in sorted(key.boundaries()) if end + wait[1] > self.now]
+            if moments:
+                self.clock.move(moments[wait[0] % len(moments)])
+        by_name = by_alias and key.aliases and not key.purged
+        return key, f"/keys/{min(key.aliases) if by_name else key.id}"
+
+    def accepted(self, answer: httpx.Response, key: ModelKey, refusal: m.Refusal | None, status: int) -> bool:
+        """Whether it was, as predicted."""
+        refusal = m.GONE if key.purged else refusal
+        if refusal is None:
+            assert answer.status_code == status, answer.text
+            return True
+        assert (answer.status_code, code_of(answer)) == refusal
+        return False
+
+    def turn(
+        self,
+        key: ModelKey,
+        who: str,
+        method: str,
+        path: str,
+        refusal: m.Refusal | None,
+        happen: Callable[[Any], None],
+        *,
+        shown: int = 0,
+    ) -> None:
+        """An action that answers 204, or, with the status `shown`, the key as it is afterwards."""
+        answer = self.call(who, method, path, **(REPRESENTATION if shown else {}))
+        if self.accepted(answer, key, refusal, shown or 204):
+            happen(self.now)
+            assert resource_of(answer) == key.shown(self.now) if shown else answer.content == b""
+
+    def made(
+        self,
+        path: str,
+        root: bool,
+        expires: timedelta | None,
+        ring: str,
+        aliases: list[str],
+        policies: dict[str, Any],
+        members: dict[str, Any],
+        refusal: m.Refusal | None,
+    ) -> None:
+        """A new key, unless it is refused or there are enough."""
+        if len(self.there()) >= MOST_KEYS:
+            return
+        expires_at = None if expires is None else self.now + expires
+        if expires_at is not None:
+            members = {**members, "expirationDate": expires_at.isoformat()}
+        body = create_body("model", extractable=not root, aliases=aliases, **members)
+        answer = self.call("first", "POST", path, body, **{"X-Kms-Key-Ring": ring})
+        if expires_at is not None and expires_at <= self.now:
+            refusal = m.BAD_FIELD
+        elif refusal is None and any(set(aliases) & other.aliases for other in self.there()):
+            refusal = (409, "KEY_ALIAS_NOT_UNIQUE_ERR")
+        if refusal is not None:
+            assert (answer.status_code, code_of(answer)) == refusal
+            return
+        assert answer.status_code == 201, answer.text
+        resource = answer.json()["resources"][0]
+        key = ModelKey(
+            id=resource["id"],
+            name="model",
+            root=root,
+            ring=ring,
+            aliases=set(aliases),
+            created=self.now,
+            created_by=self.iam_id("first"),
+            expires=expires_at,
+            payload=resource.get("payload"),
+            versions=[(resource["keyVersion"]["id"], self.now)] if root else [],
+            **policies,
+        )
+        assert root == (key.payload is None)
+        assert varying(resource) == key.shown(self.now, fresh=True, payload=True)
+        self.keys.append(key)
+
+    def rotated(self, key: ModelKey) -> None:
+        """Note the version that came."""
+        answer = self.call("first", "GET", f"/keys/{key.id}/versions?allKeyStates=true")
+        newest, *before = (one["id"] for one in answer.json()["resources"])
+        assert before == [version for version, _ in key.versions]
+        key.rotate(self.now, newest)
+
+    def expired(self) -> list[ModelKey]:
+        return [key for key in self.there() if key.stored == m.ACTIVE and key.state(self.now) == m.DEACTIVATED]
+
+    def due(self) -> list[ModelKey]:
+        """choice: only Active keys rotate by themselves."""
+        found = []
+        for key in self.there():
+            due = key.rotation_due()
+            if due is not None and due <= self.now and key.state(self.now) == m.ACTIVE:
+                found.append(key)
+        return found
+
+    def overdue(self) -> list[ModelKey]:
+        return [key for key in self.there() if key.deleted and key.deleted + m.PURGE_BY_ITSELF <= self.now]
+
+
+def action(place: str, name: str, older: bool) -> str:
+    """Both spellings."""
+    return f"{place}?action={name}" if older else f"{place}/actions/{name}"
+
+
+def wire_policies(rotation: Rotation, two_people: bool | None) -> dict[str, Any]:
+    """As members of a body, without what is left out."""
+    wanted: dict[str, Any] = {}
+    if rotation is not None:
+        pairs = zip(("enabled", "interval_month"), rotation, strict=True)
+        wanted["rotation"] = {name: value for name, value in pairs if value is not None}
+    if two_people is not None:
+        wanted["dualAuthDelete"] = {"enabled": two_people}
+    return wanted
+
+
+def varying(resource: dict[str, Any]) -> dict[str, Any]:
+    """A key without the members that are the same for all."""
+    assert resource.keys() >= CONSTANT
+    shown = {name: value for name, value in resource.items() if name not in CONSTANT}
+    # In the order in which they were asked for in the answer to a creation, and by name later.
+    return shown | ({"aliases": sorted(shown["aliases"])} if "aliases" in shown else {})
+
+
+def resource_of(answer: httpx.Response) -> dict[str, Any]:
+    """The one key in an answer."""
+    (resource,) = answer.json()["resources"]
+    return varying(resource)
+
+
+def code_of(answer: httpx.Response) -> str | None:
+    """The reason of a refusal."""
+    if answer.status_code < 400:
+        return None
+    (resource,) = answer.json()["resources"]
+    return str(resource["reasons"][0]["code"]) if "reasons" in resource else None
+
+
+@pytest.fixture(scope="module")
+def world(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> World:
+    directory = tmp_path_factory.mktemp("lifecycle")
+    state = seed_state.copy_to(directory / "state")
+    roles = {"first": Role.MANAGER, "second": Role.MANAGER, "writer": Role.WRITER, "purger": Role.KEY_PURGE}
+    with Service(state) as service, Iam(service) as iam:
+        people = {name: iam.somebody() for name in roles}
+        for name, role in roles.items():
+            iam.grant(people[name].iam_id, role)
+    return World(state, people, directory)
+
+
+def test_no_transition_disagrees_with_the_contract(world: World) -> None:
+    Machine.world = world
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=30,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
