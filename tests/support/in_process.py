@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from hsmkms.api.app import create_app
-from hsmkms.service.jobs import JobService
+from hsmkms.api.cold import Services
 from hsmkms.settings import load
 from hsmkms.token.room import Token
 from hsmkms.wiring import Rooms, open_rooms, pin_of
@@ -59,9 +59,9 @@ class InProcess:
         self._loop.close()
 
     @property
-    def jobs(self) -> JobService:
-        """What the job thread would call; that thread does not run here."""
-        return self._rooms.services.jobs
+    def services(self) -> Services:
+        """What HTTP calls. The thread that would run the jobs does not run here."""
+        return self._rooms.services
 
     @property
     def token(self) -> Token:
