@@ -135,8 +135,8 @@ def add_alias(scene: Scene, key: Key) -> object:
     return scene.services.aliases.create(scene.one, scene.instance, key.id, None, f"more-{next(_numbers)}")
 
 
-def remove_alias(scene: Scene, key: Key) -> object:
-    return scene.services.aliases.delete(scene.one, scene.instance, key.id, None, key.aliases[0])
+def remove_alias(scene: Scene, key: Key) -> None:
+    scene.services.aliases.delete(scene.one, scene.instance, key.id, None, key.aliases[0])
 
 
 ACTIONS: dict[str, Act] = {
@@ -240,7 +240,7 @@ def test_what_comes_between_counts(scene: Scene, start: str) -> None:
     possible = [act for act in ACTIONS if does_something(scene, start, act)]
     assert len(possible) >= 3
     serial = {pair: one_after_the_other(scene, start, *pair) for pair in itertools.product(possible, repeat=2)}
-    wrong = []
+    wrong: list[tuple[str, str, tuple[str, str, Seen]]] = []
     for first, second in serial:
         key = begin(scene, start)
         between: list[str] = []
@@ -258,13 +258,15 @@ def test_what_comes_between_counts(scene: Scene, start: str) -> None:
 def test_no_key_gets_into_a_ring_that_is_gone(scene: Scene, act: str) -> None:
     """The ring is deleted after the one who puts a key into it has seen it there."""
     key, rings, objects = scene.create(), scene.services.key_rings, len(scene.service.token.list_keys())
-    rings.create(scene.one, scene.instance, "blue")
-    scene.between_rings = lambda: rings.delete(scene.two, scene.instance, "blue", force=False)
+    keys, blue = scene.services.keys, "blue"
+    rings.create(scene.one, scene.instance, blue)
     wish = NewKey("raced", None, (), (), extractable=False, expires_at=None)
+    put: dict[str, Callable[[], object]] = {
+        "create": partial(keys.create, scene.one, scene.instance, blue, wish),
+        "move": partial(keys.move, scene.one, scene.instance, key.id, None, blue),
+    }
+    scene.between_rings = partial(rings.delete, scene.two, scene.instance, blue, force=False)
     with pytest.raises(KeyRingNotFound):
-        if act == "create":
-            scene.services.keys.create(scene.one, scene.instance, "blue", wish)
-        else:
-            scene.services.keys.move(scene.one, scene.instance, key.id, None, "blue")
+        put[act]()
     assert scene.between_rings is None
     assert len(scene.service.token.list_keys()) == objects

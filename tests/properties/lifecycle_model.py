@@ -77,21 +77,22 @@ class ModelKey:
         expired = self.expires is not None and now >= self.expires
         return DEACTIVATED if self.stored == ACTIVE and expired else self.stored
 
-    def boundaries(self) -> list[datetime]:
-        """When the answer to some request changes."""
-        ends: list[datetime] = []
+    def boundaries(self) -> list[tuple[datetime, str]]:
+        """When the answer to some request changes, and to which."""
+        ends: list[tuple[datetime, str]] = []
         if self.disabled is not None:
-            ends.append(self.disabled + REVERSAL)
+            ends.append((self.disabled + REVERSAL, "enable"))
         if self.deleted is not None:
-            ends += [self.deleted + wait for wait in (REVERSAL, PURGE_BY_HAND, RESTORE, PURGE_BY_ITSELF)]
+            ends += [(self.deleted + wait, "restore") for wait in (REVERSAL, RESTORE)]
+            ends += [(self.deleted + PURGE_BY_HAND, "purge"), (self.deleted + PURGE_BY_ITSELF, "run_jobs")]
         if self.rotated is not None:
-            ends.append(self.rotated + ROTATED_AGAIN)
+            ends.append((self.rotated + ROTATED_AGAIN, "rotate"))
         if self.word is not None:
-            ends.append(self.word[0] + SECOND_WORD)
+            ends.append((self.word[0] + SECOND_WORD, "delete"))
         if self.expires is not None:
-            ends.append(self.expires)
+            ends += [(self.expires, "restore" if self.deleted else name) for name in ("wrap", "disable", "run_jobs")]
         due = self.rotation_due()
-        return ends if due is None else [*ends, due]
+        return sorted(ends if due is None else [*ends, (due, "run_jobs")])
 
     def rotation_due(self) -> datetime | None:
         """When the policy rotates the key: its interval after creation or the last rotation, by whomever."""
