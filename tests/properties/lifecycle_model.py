@@ -91,8 +91,10 @@ class ModelKey:
             ends.append((self.word[0] + SECOND_WORD, "delete"))
         if self.expires is not None:
             ends += [(self.expires, "restore" if self.deleted else name) for name in ("wrap", "disable", "run_jobs")]
-        due = self.rotation_due()
-        return sorted(ends if due is None else [*ends, (due, "run_jobs")])
+        if self.root and self.rotation is not None and self.rotation[1] is not None:
+            # Of a policy that is disabled too: then nothing happens there.
+            ends.append(((self.rotated or self.created) + self.rotation[1] * MONTH, "run_jobs"))
+        return sorted(ends)
 
     def rotation_due(self) -> datetime | None:
         """When the policy rotates the key: its interval after creation or the last rotation, by whomever."""

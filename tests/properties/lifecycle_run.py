@@ -21,7 +21,7 @@ from tests.support.iam import Somebody
 from tests.support.in_process import START, InProcess, MovedClock
 
 REPRESENTATION = {"Prefer": "return=representation"}
-MOST_KEYS = 3
+MOST_KEYS = 4
 ALL = "0,1,2,3,5"
 CONSTANT = {"type", "crn", "imported", "algorithmType", "algorithmMetadata", "algorithmBitSize", "algorithmMode"}
 # None is no time; a pair is a boundary of the key, by number, and how far from it.

@@ -347,6 +347,28 @@ class Machine(LifecycleRun):
         else:
             getattr(self, about)(here, who, older=False)
 
+    @played(times=3, at=TARGETS, first=WRITERS, second=MANAGERS, side=st.one_of(st.none(), SIDES))
+    def delete_by_two(self, at: Target, first: str, second: str, side: timedelta | None) -> None:
+        """Or by one who speaks twice; at once, or about when the first word ends."""
+        here: Target = (0, False, None)
+        self.put_policies(at, None, True)
+        self.set_for_deletion(here, first, older=False)
+        key, _ = self.found(here)
+        if key.word is not None and side is not None:
+            self.clock.move(max(self.now, key.word[0] + m.SECOND_WORD + side))
+        self.delete(here, second, shown=False)
+
+    @played(times=3, root=st.booleans(), length=st.sampled_from(LENGTHS), side=SIDES, who=MANAGERS)
+    def expire(self, root: bool, length: timedelta, side: timedelta, who: str) -> None:
+        """A new key, about when its time ends."""
+        before = len(self.keys)
+        self.create(root, None, length, "default", [])
+        if len(self.keys) > before:
+            self.touched = self.keys[-1]
+            self.let_pass(length + side)
+            self.read((0, False, None), who, whole=True)
+            self.wrap((0, False, None), who, older=False, given_by_caller=False)
+
     @played()
     def restart(self) -> None:
         self.service.restart()
@@ -391,7 +413,7 @@ def test_no_transition_disagrees_with_the_contract(world: World) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=25,
+            max_examples=20,
             stateful_step_count=20,
             deadline=None,
             derandomize=True,
