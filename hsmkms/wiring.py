@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
 from hsmkms.api.requests import Gate
-from hsmkms.clock import system_clock
+from hsmkms.clock import Clock, system_clock
 from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import KeyMaterialMissing, SettingsInvalid, StoreRefused, TokenRefused, TokenUnavailable
@@ -104,9 +104,11 @@ def address_of(settings: Settings) -> TokenAddress:
     return TokenAddress(settings.pkcs11_module, settings.token_label, settings.token_serial)
 
 
-def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, found: bool = False) -> Rooms:
+def open_rooms(
+    settings: Settings, pin: SecretText, *, migrate: bool = False, found: bool = False, clock: Clock = system_clock
+) -> Rooms:
     """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
-    key that seals rights is made when the token has none.
+    key that seals rights is made when the token has none. Every service reads its time from `clock`.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
@@ -150,8 +152,8 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
         threads = ThreadPoolExecutor(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
-        material = Material(token, stores.keys, stores.import_tokens, waits, system_clock)
-        services = _services(settings, token, database, stores, grants, snapshot, bell, threads, material, waits)
+        material = Material(token, stores.keys, stores.import_tokens, waits, clock)
+        services = _services(settings, token, database, stores, grants, snapshot, bell, threads, material, waits, clock)
         stack.callback(services.webhooks.close)
         return Rooms(
             services=services,
@@ -165,11 +167,9 @@ def open_rooms(settings: Settings, pin: SecretText, *, migrate: bool = False, fo
                 services.policies,
                 services.instances,
                 services.tokens,
-                system_clock,
+                clock,
             ),
-            doctor=Doctor(
-                token, database, stores.keys, stores.tenants, grants, material, services.lifecycle, system_clock
-            ),
+            doctor=Doctor(token, database, stores.keys, stores.tenants, grants, material, services.lifecycle, clock),
             token=token,
             close=stack.pop_all(),
         )
@@ -207,8 +207,9 @@ def _services(
     threads: ThreadPoolExecutor,
     material: Material,
     waits: Waits,
+    clock: Clock,
 ) -> Services:
-    clock, any_region = system_clock, settings.allow_authorizations_across_regions
+    any_region = settings.allow_authorizations_across_regions
     rights = RightsWriter(stores.records, grants, token.mac, snapshot, clock)
     account = AccountRecords(grants, snapshot)
     verifier = TokenVerifier(grants, settings.issuer, clock)

@@ -6,7 +6,7 @@ Member names are those of contract section 1.1 and additions section 3; they are
 from __future__ import annotations
 
 import base64
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import pydantic
@@ -537,11 +537,13 @@ def _dual_auth(key: Key, waits: Waits, now: datetime) -> dict[str, Any]:
 
 
 def _deletion(key: Key, deleted_at: datetime, waits: Waits, now: datetime) -> dict[str, Any]:
+    # The expiration date if that is earlier (additions section 5).
+    restorable_until = min(deleted_at + waits.restore, key.expires_at or datetime.max.replace(tzinfo=UTC))
     return {
         "deletionDate": time_text(deleted_at),
         "deletedBy": key.deleted_by,
-        "restoreAllowed": now < deleted_at + waits.restore and (key.expires_at is None or now < key.expires_at),
-        "restoreExpirationDate": time_text(deleted_at + waits.restore),
+        "restoreAllowed": now < restorable_until,
+        "restoreExpirationDate": time_text(restorable_until),
         "purgeAllowed": now >= deleted_at + waits.purge_allowed,
         "purgeAllowedFrom": time_text(deleted_at + waits.purge_allowed),
         "purgeScheduledOn": time_text(deleted_at + waits.purge_scheduled),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -23,22 +22,22 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from hsmkms.domain.ids import canonical_uuid, is_alias
+from hsmkms.domain.ids import DEFAULT_KEY_RING, canonical_uuid, is_alias
 from hsmkms.domain.importing import Passage
 from hsmkms.domain.key_policies import MONTH, KeyPolicy, KeyPolicyKind
 from hsmkms.domain.keys import Key, KeyState, KeyVersion, key_owner
 from hsmkms.domain.query import KeyQuery
 from hsmkms.domain.tenants import PendingObject
-from hsmkms.errors import AliasNotUnique, KeyIncomplete
+from hsmkms.errors import AliasNotUnique, KeyRingNotFound
 from hsmkms.store import tables as t
 from hsmkms.store.changes import KEY, record_change
 from hsmkms.store.engine import Database
 from hsmkms.store.events import Notice, tell
+from hsmkms.store.key_policies import policies_of, put_policy
+from hsmkms.store.known import known
 from hsmkms.store.listing import key_conditions, key_order
 from hsmkms.store.registrations import require_deletable
 from hsmkms.store.seen import hold_seen, update_seen
-
-Kind = TypeVar("Kind")
 
 
 class KeyStore:
@@ -68,17 +67,18 @@ class KeyStore:
         return [PendingObject(**row._asdict()) for row in rows]
 
     def insert(self, key: Key, sealed_payload: bytes | None) -> None:
-        """Commit a new key. Raises AliasNotUnique."""
+        """Commit a new key. Raises AliasNotUnique, KeyRingNotFound."""
         try:
             with self._database.write() as connection:
                 record_change(connection, KEY, key.id)
+                _require_ring(connection, key.instance_id, key.key_ring_id)
                 connection.execute(insert(t.key).values(**_columns(key), sealed_payload=sealed_payload))
                 for version in key.versions:
                     _insert_version(connection, key.id, 1, version)
                 for alias in key.aliases:
                     _insert_alias(connection, key, alias, key.created_at, key.created_by)
                 for policy in key.policies:
-                    _put_policy(connection, key.id, policy)
+                    put_policy(connection, key.id, policy)
         except IntegrityError as error:
             raise AliasNotUnique from error
 
@@ -190,11 +190,12 @@ class KeyStore:
             connection.execute(delete(t.key).where(t.key.c.id == key_id, t.key.c.purge_began_at.is_not(None)))
 
     def add_alias(self, seen: Key, alias: str, now: datetime, by: str, most: int) -> bool:
-        """Commit an alias unless the key has `most` already, which gives False. Raises AliasNotUnique."""
+        """Commit an alias unless the key has `most` already, which gives False. Raises AliasNotUnique, StaleKey."""
         try:
             with self._database.write() as connection:
                 # The change number first: it serialises writers, so that two cannot both pass the count.
                 record_change(connection, KEY, seen.id)
+                hold_seen(connection, seen)
                 held = select(func.count()).select_from(t.key_alias).where(t.key_alias.c.key_id == seen.id)
                 if connection.execute(held).scalar_one() >= most:
                     return False
@@ -204,20 +205,22 @@ class KeyStore:
         return True
 
     def remove_alias(self, seen: Key, alias: str) -> bool:
-        """Commit that a key has an alias no more; False if it had none of this name."""
+        """Commit that a key has an alias no more; False if it had none of this name. Raises StaleKey."""
         with self._database.write() as connection:
             record_change(connection, KEY, seen.id)
+            hold_seen(connection, seen)
             gone = connection.execute(
                 delete(t.key_alias).where(t.key_alias.c.key_id == seen.id, t.key_alias.c.alias == alias)
             )
             return gone.rowcount == 1
 
     def put_policies(self, seen: Key, policies: Iterable[KeyPolicy]) -> None:
-        """Commit policies of a key, each in the place of one of its kind."""
+        """Commit policies of a key, each in the place of one of its kind. Raises StaleKey."""
         with self._database.write() as connection:
             record_change(connection, KEY, seen.id)
+            hold_seen(connection, seen)
             for policy in policies:
-                _put_policy(connection, seen.id, policy)
+                put_policy(connection, seen.id, policy)
 
     def _set(self, seen: Key, **values: object) -> None:
         with self._database.write() as connection:
@@ -225,9 +228,10 @@ class KeyStore:
             update_seen(connection, seen, **values)
 
     def move(self, seen: Key, key_ring_id: str, now: datetime) -> None:
-        """Commit another ring for a key. Raises StaleKey."""
+        """Commit another ring for a key. Raises StaleKey, KeyRingNotFound."""
         with self._database.write() as connection:
             record_change(connection, KEY, seen.id)
+            _require_ring(connection, seen.instance_id, key_ring_id)
             update_seen(connection, seen, key_ring_id=key_ring_id, updated_at=now)
 
     def get(self, instance_id: str, reference: str) -> Key | None:
@@ -344,24 +348,6 @@ def _insert_alias(connection: Connection, key: Key, alias: str, now: datetime, b
     )
 
 
-def _put_policy(connection: Connection, key_id: str, policy: KeyPolicy) -> None:
-    place = (t.key_policy.c.key_id == key_id, t.key_policy.c.kind == policy.kind.value)
-    connection.execute(delete(t.key_policy).where(*place))
-    connection.execute(
-        insert(t.key_policy).values(
-            key_id=key_id,
-            kind=policy.kind.value,
-            id=policy.id,
-            enabled=policy.enabled,
-            interval_month=policy.interval_month,
-            created_at=policy.created_at,
-            created_by=policy.created_by,
-            updated_at=policy.updated_at,
-            updated_by=policy.updated_by,
-        )
-    )
-
-
 def _settle(connection: Connection, version_id: str) -> None:
     connection.execute(delete(t.pending_object).where(t.pending_object.c.version_id == version_id))
 
@@ -378,6 +364,14 @@ def _insert_version(connection: Connection, key_id: str, number: int, version: K
         )
     )
     _settle(connection, version.id)
+
+
+def _require_ring(connection: Connection, instance_id: str, ring_id: str) -> None:
+    """Raise KeyRingNotFound unless the ring is there. After `record_change`, so that nobody deletes it before the
+    commit."""
+    here = (t.key_ring.c.instance_id == instance_id, t.key_ring.c.id == ring_id)
+    if ring_id != DEFAULT_KEY_RING and connection.execute(select(t.key_ring.c.id).where(*here)).first() is None:
+        raise KeyRingNotFound
 
 
 def _columns(key: Key) -> dict[str, object]:
@@ -421,33 +415,8 @@ def _load(connection: Connection, statement: Select[tuple[object, ...]]) -> list
         select(t.key_alias).where(t.key_alias.c.key_id.in_(ids)).order_by(t.key_alias.c.alias)
     ):
         aliases.setdefault(row.key_id, []).append(row.alias)
-    policies: dict[str, list[KeyPolicy]] = {}
-    for row in connection.execute(
-        select(t.key_policy).where(t.key_policy.c.key_id.in_(ids)).order_by(t.key_policy.c.kind)
-    ):
-        policies.setdefault(row.key_id, []).append(_policy(row))
+    policies = policies_of(connection, ids)
     return [_key(row, versions.get(row.id, []), aliases.get(row.id, []), policies.get(row.id, [])) for row in rows]
-
-
-def _known(kind: Callable[[Any], Kind], value: object) -> Kind:
-    """A column's value as one of those that this version writes. Raises KeyIncomplete."""
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise KeyIncomplete from error
-
-
-def _policy(row: Any) -> KeyPolicy:
-    return KeyPolicy(
-        id=row.id,
-        kind=_known(KeyPolicyKind, row.kind),
-        enabled=row.enabled,
-        interval_month=row.interval_month,
-        created_at=row.created_at,
-        created_by=row.created_by,
-        updated_at=row.updated_at,
-        updated_by=row.updated_by,
-    )
 
 
 def _key(
@@ -466,7 +435,7 @@ def _key(
         aliases=tuple(aliases),
         extractable=row.extractable,
         imported=row.imported,
-        state=_known(KeyState, row.state),
+        state=known(KeyState, row.state),
         created_at=row.created_at,
         created_by=row.created_by,
         updated_at=row.updated_at,
