@@ -21,4 +21,4 @@ def test_every_test_that_the_compatibility_page_names_exists() -> None:
             named += 1
             source = (ROOT / file).read_text()
             assert found["test"] is None or f"def {found['test']}(" in source, found[0]
-    assert named > 60
+    assert named > 50
