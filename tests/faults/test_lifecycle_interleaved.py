@@ -155,21 +155,19 @@ ACTIONS: dict[str, Act] = {
     "remove an alias": remove_alias,
     "dual authorization on": Put(KeyPolicyWish(DUAL, True, None)),
     "dual authorization off": Put(KeyPolicyWish(DUAL, False, None)),
-    "rotation on": Put(KeyPolicyWish(ROTATION, True, 2)),
-    "rotation off": Put(KeyPolicyWish(ROTATION, False, 1)),
+    "rotation on": Put(KeyPolicyWish(ROTATION, True, 1)),
+    "rotation off": Put(KeyPolicyWish(ROTATION, False, 2)),
     "the expiry job": Job("expire_due"),
     "the rotation job": Job("rotate_due"),
     "the purge job": Job("purge_due"),
 }
 # What was done to a key before, and how long ago the last of it is.
 STARTS: dict[str, tuple[tuple[str, ...], timedelta]] = {
-    "active": ((), timedelta(hours=5)),
-    "due for rotation": (("rotation on",), timedelta(days=60) - timedelta(microseconds=1)),
+    "active and due for rotation": (("rotation on",), timedelta(days=60) - timedelta(microseconds=1)),
     "suspended": (("disable",), timedelta(hours=5)),
     "expired": ((), timedelta(days=60)),
     "deleted": (("delete",), timedelta(hours=5)),
     "deleted long ago": (("delete",), timedelta(days=90)),
-    "takes two": (("dual authorization on",), timedelta(hours=5)),
     "one has spoken": (("dual authorization on", "set for deletion"), timedelta(hours=5)),
 }
 
