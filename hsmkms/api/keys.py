@@ -105,11 +105,12 @@ async def list_keys(request: Request) -> Response:
     call = call_of(request)
     query = parse_key_query(request.query_params)
     here = services(request)
-    page = await run_in_threadpool(here.keys.list, call.caller, call.instance_id, call.key_ring_id, query)
+    total = request.query_params.get("totalCount", "").lower() == "true"
+    page = await run_in_threadpool(here.keys.list, call.caller, call.instance_id, call.key_ring_id, query, total=total)
     instance, now = instance_of(request, call), here.clock()
     resources = [wire.key_resource(key, instance, here.waits, now) for key in page.keys]
     metadata = _search_metadata(query)
-    if request.query_params.get("totalCount", "").lower() == "true":
+    if total:
         metadata["totalCount"] = page.total
     if page.incomplete:
         metadata["incompleteSearch"] = True

@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     Row,
     Select,
@@ -17,6 +16,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
     type_coerce,
@@ -33,7 +33,7 @@ from hsmkms.store import tables as t
 from hsmkms.store.changes import KEY, record_change
 from hsmkms.store.engine import Database
 from hsmkms.store.events import Notice, tell
-from hsmkms.store.listing import key_conditions, key_order
+from hsmkms.store.listing import count_keys, key_conditions, key_ids
 from hsmkms.store.registrations import require_deletable
 from hsmkms.store.seen import hold_seen, update_seen
 
@@ -250,19 +250,26 @@ class KeyStore:
 
     def page(
         self, instance_id: str, query: KeyQuery, now: datetime, ring_ids: Iterable[str] | None
-    ) -> tuple[Sequence[Key], int]:
-        """One page of keys, and how many there are on all pages. `ring_ids` None means every ring."""
-        where = [*key_conditions(instance_id, query, now), *_in_rings(ring_ids)]
+    ) -> Sequence[Key]:
+        """One page of keys. `ring_ids` None means every ring."""
+        where = key_conditions(instance_id, query, now, ring_ids)
         with self._database.read() as connection:
-            total = connection.execute(select(func.count()).select_from(t.key).where(*where)).scalar_one()
-            page = _select().where(*where).order_by(*key_order(query, now)).limit(query.limit).offset(query.offset)
-            return _load(connection, page), total
+            ids = key_ids(connection, where, query, now)
+            found = {key.id: key for key in _load(connection, _select().where(t.key.c.id.in_(ids)))}
+        # On PostgreSQL a key may go between the two statements.
+        return [found[key_id] for key_id in ids if key_id in found]
 
-    def count(self, instance_id: str, query: KeyQuery, now: datetime, ring_ids: Iterable[str] | None) -> int:
-        """How many keys match."""
-        where = [*key_conditions(instance_id, query, now), *_in_rings(ring_ids)]
+    def count(
+        self,
+        instance_id: str,
+        query: KeyQuery,
+        now: datetime,
+        ring_ids: Iterable[str] | None,
+        most: int | None = None,
+    ) -> int:
+        """How many keys match, counted up to `most`."""
         with self._database.read() as connection:
-            return connection.execute(select(func.count()).select_from(t.key).where(*where)).scalar_one()
+            return count_keys(connection, key_conditions(instance_id, query, now, ring_ids), most)
 
     def count_live(self, instance_id: str) -> int:
         """How many keys of an instance are not deleted."""
@@ -296,10 +303,6 @@ class KeyStore:
         ]
 
 
-def _in_rings(ring_ids: Iterable[str] | None) -> list[ColumnElement[bool]]:
-    return [] if ring_ids is None else [or_(*(t.key.c.key_ring_id == ring_id for ring_id in ring_ids))]
-
-
 def _select(*, purging: bool = False) -> Select[tuple[object, ...]]:
     """Keys without their payloads; those that are being purged are there only for who does it."""
     began = t.key.c.purge_began_at
@@ -309,11 +312,11 @@ def _select(*, purging: bool = False) -> Select[tuple[object, ...]]:
 
 
 def _expired(now: datetime) -> Select[tuple[object, ...]]:
-    return _select().where(t.key.c.state == int(KeyState.ACTIVE), t.key.c.expires_at <= now)
+    return _select().where(t.key.c.state == literal_column(str(int(KeyState.ACTIVE))), t.key.c.expires_at <= now)
 
 
 def _deleted(before: datetime) -> Select[tuple[object, ...]]:
-    return _select().where(t.key.c.state == int(KeyState.DESTROYED), t.key.c.deleted_at <= before)
+    return _select().where(t.key.c.state == literal_column(str(int(KeyState.DESTROYED))), t.key.c.deleted_at <= before)
 
 
 def _due_for_rotation(now: datetime) -> Select[tuple[object, ...]]:
