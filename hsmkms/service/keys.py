@@ -40,7 +40,7 @@ MAX_SEARCHED_KEYS: Final = 5_000
 
 @dataclass(frozen=True, slots=True)
 class KeyPage:
-    """One page of a list; `total` counts all pages if that was asked for. `incomplete` says that only the direct hit of
+    """One page of a list; `total` counts all pages, at least if that was asked for. `incomplete` says that only the direct hit of
     a too broad search is in it."""
 
     keys: Sequence[Key]
@@ -125,8 +125,7 @@ class KeyService:
                 if hit is None or query.search.negated or (rings is not None and hit.key_ring_id not in rings):
                     raise KeySearchTooBroad(MAX_SEARCHED_KEYS)
                 return KeyPage([hit], 1, incomplete=True)
-        keys = self._keys.page(instance_id, query, now, rings)
-        counted = self._keys.count(instance_id, query, now, rings) if total else None
+        keys, counted = self._keys.page(instance_id, query, now, rings, total=total)
         return KeyPage(keys, counted, incomplete=False)
 
     def count(self, caller: Caller, instance_id: str, key_ring_id: str | None, query: KeyQuery) -> int:

@@ -33,7 +33,7 @@ from hsmkms.store import tables as t
 from hsmkms.store.changes import KEY, record_change
 from hsmkms.store.engine import Database
 from hsmkms.store.events import Notice, tell
-from hsmkms.store.listing import count_keys, key_conditions, key_ids
+from hsmkms.store.listing import among, count_keys, key_conditions, key_ids
 from hsmkms.store.registrations import require_deletable
 from hsmkms.store.seen import hold_seen, update_seen
 
@@ -155,7 +155,7 @@ class KeyStore:
 
     def due_for_rotation(self, now: datetime, most: int) -> list[Key]:
         """Active root keys whose rotation policy is enabled and whose interval is over."""
-        return self._due(_due_for_rotation(now).order_by(t.key.c.id), most)
+        return self._due(_due_for_rotation(now).order_by(t.key_policy.c.key_id), most)
 
     def count_due_for_rotation(self, now: datetime) -> int:
         """How many there are."""
@@ -249,15 +249,17 @@ class KeyStore:
             return connection.execute(select(t.key.c.sealed_payload).where(t.key.c.id == key_id)).scalar_one_or_none()
 
     def page(
-        self, instance_id: str, query: KeyQuery, now: datetime, ring_ids: Iterable[str] | None
-    ) -> Sequence[Key]:
-        """One page of keys. `ring_ids` None means every ring."""
+        self, instance_id: str, query: KeyQuery, now: datetime, ring_ids: Iterable[str] | None, *, total: bool
+    ) -> tuple[Sequence[Key], int | None]:
+        """One page of keys and, with `total`, how many there are on all pages. `ring_ids` None means every ring."""
         where = key_conditions(instance_id, query, now, ring_ids)
         with self._database.read() as connection:
-            ids = key_ids(connection, where, query, now)
-            found = {key.id: key for key in _load(connection, _select().where(t.key.c.id.in_(ids)))}
-        # On PostgreSQL a key may go between the two statements.
-        return [found[key_id] for key_id in ids if key_id in found]
+            ids, counted = key_ids(connection, where, query, now)
+            if total and counted is None:
+                counted = count_keys(connection, where)
+            found = {key.id: key for key in _load(connection, _select().where(among(connection, t.key.c.id, ids)))}
+        # On PostgreSQL a key may go between two statements.
+        return [found[key_id] for key_id in ids if key_id in found], counted
 
     def count(
         self,
@@ -326,8 +328,10 @@ def _due_for_rotation(now: datetime) -> Select[tuple[object, ...]]:
     return (
         _select()
         .join(t.key_policy, t.key_policy.c.key_id == t.key.c.id)
+        .with_hint(t.key_policy, "INDEXED BY ix_key_policy_rotation", "sqlite")
         .where(
-            t.key_policy.c.kind == KeyPolicyKind.ROTATION.value,
+            # The literal is that of the index.
+            t.key_policy.c.kind == literal_column(f"'{KeyPolicyKind.ROTATION.value}'"),
             t.key_policy.c.enabled,
             t.key.c.state == int(KeyState.ACTIVE),
             or_(t.key.c.expires_at.is_(None), t.key.c.expires_at > now),
@@ -408,20 +412,20 @@ def _load(connection: Connection, statement: Select[tuple[object, ...]]) -> list
     versions: dict[str, list[KeyVersion]] = {}
     for row in connection.execute(
         select(t.key_version)
-        .where(t.key_version.c.key_id.in_(ids))
+        .where(among(connection, t.key_version.c.key_id, ids))
         .order_by(t.key_version.c.key_id, t.key_version.c.number.desc())
-    ):
+    ).all():
         owner = key_owner(instances[row.key_id], row.key_id)
         versions.setdefault(row.key_id, []).append(KeyVersion(row.id, row.created_at, row.check_value, owner))
     aliases: dict[str, list[str]] = {}
     for row in connection.execute(
-        select(t.key_alias).where(t.key_alias.c.key_id.in_(ids)).order_by(t.key_alias.c.alias)
-    ):
+        select(t.key_alias).where(among(connection, t.key_alias.c.key_id, ids)).order_by(t.key_alias.c.alias)
+    ).all():
         aliases.setdefault(row.key_id, []).append(row.alias)
     policies: dict[str, list[KeyPolicy]] = {}
     for row in connection.execute(
-        select(t.key_policy).where(t.key_policy.c.key_id.in_(ids)).order_by(t.key_policy.c.kind)
-    ):
+        select(t.key_policy).where(among(connection, t.key_policy.c.key_id, ids)).order_by(t.key_policy.c.kind)
+    ).all():
         policies.setdefault(row.key_id, []).append(_policy(row))
     return [_key(row, versions.get(row.id, []), aliases.get(row.id, []), policies.get(row.id, [])) for row in rows]
 

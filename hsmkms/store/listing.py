@@ -12,7 +12,22 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, literal, not_, or_, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Select,
+    String,
+    and_,
+    any_,
+    case,
+    exists,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+)
 
 from hsmkms.domain.ids import canonical_uuid
 from hsmkms.domain.keys import KeyState
@@ -74,18 +89,29 @@ def count_keys(connection: Connection, where: Conditions, most: int | None = Non
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
-def key_ids(connection: Connection, where: Conditions, query: KeyQuery, now: datetime) -> Sequence[str]:
-    """The ids of one page of the keys that satisfy `where`, in order.
+def key_ids(
+    connection: Connection, where: Conditions, query: KeyQuery, now: datetime
+) -> tuple[Sequence[str], int | None]:
+    """The ids of one page of the keys that satisfy `where`, in order, and how many do where that is known by the way.
 
     Direct hits of a search come first, then the sort terms decide, then the id, so that pages never overlap.
     """
     if query.search is None:
-        return _page(connection, where, query.sort, query.limit, query.offset, now)
-    # Few enough for a sort (KEY_SEARCH_TOO_BROAD).
+        ids = _page(connection, where, query.sort, query.limit, query.offset, now)
+        is_last = len(ids) < query.limit and (ids or not query.offset)
+        return ids, query.offset + len(ids) if is_last else None
+    # Few enough to read them all (KEY_SEARCH_TOO_BROAD).
     hit_first = [] if query.search.negated else [case((_direct_hit(query.search), 0), else_=1)]
-    order = [*hit_first, *_order(query.sort, now)]
-    ids = _over("id", t.key.c.id).where(*where).order_by(*order).limit(query.limit).offset(query.offset)
-    return connection.execute(ids).scalars().all()
+    statement = _over("id", t.key.c.id).where(*where).order_by(*hit_first, *_order(query.sort, now))
+    found = connection.execute(statement).scalars().all()
+    return found[query.offset : query.offset + query.limit], len(found)
+
+
+def among(connection: Connection, column: ColumnElement[str], ids: Sequence[str]) -> ColumnElement[bool]:
+    """That a column has one of these values. PostgreSQL takes them as one parameter, which thousands need."""
+    if connection.dialect.name == "postgresql":
+        return column == any_(literal(list(ids), ARRAY(String)))
+    return column.in_(ids)
 
 
 def _over(prop: str, column: ColumnElement[Any]) -> Select[tuple[Any]]:

@@ -224,6 +224,14 @@ key_policy = Table(
     Column("updated_by", Text, nullable=False),
 )
 
+_index(
+    "ix_key_policy_rotation",
+    key_policy.c.key_id,
+    key_policy.c.enabled,
+    key_policy.c.interval_month,
+    where=key_policy.c.kind == literal_column("'rotation'"),
+)
+
 registration = Table(
     "registration",
     metadata,

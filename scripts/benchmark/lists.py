@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 import httpx
 import psycopg
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hsmkms.domain.query import DATE_PROPS, SORT_PROPS
@@ -180,10 +181,11 @@ def _print(found: dict[str, Times]) -> None:
     for database in found:
         table.add_column(database, justify="right")
         table.add_column("max", justify="right")
+    table.add_column("query", no_wrap=True)
     for name in next(iter(found.values())):
         cells = []
         for times in found.values():
             median, slowest = statistics.median(times[name]), max(times[name])
             cells += [f"{'* ' if median > LIMIT_MS else ''}{median:.0f}", f"{slowest:.0f}"]
-        table.add_row(name, *cells)
-    Console(width=200).print(table)
+        table.add_row(*cells, escape(name))
+    Console(width=220).print(table)

@@ -43,6 +43,7 @@ _LISTINGS = {
     "ix_key_listing_expires": "expires_at",
     "ix_key_listing_deleted": "deleted_at",
 }
+_ROTATION = "ix_key_policy_rotation"
 _NULLABLE = ("rotated_at", "expires_at", "deleted_at")
 
 
@@ -56,16 +57,18 @@ def upgrade() -> None:
         _create(name, ["instance_id", *first, "id", *(one for one in _FILTERED if one != order)], where)
     for name, (column, where) in _JOBS.items():
         _create(name, [column], where)
+    _create(_ROTATION, ["key_id", "enabled", "interval_month"], "kind = 'rotation'", table="key_policy")
 
 
 def downgrade() -> None:
     """Take them away."""
+    op.drop_index(_ROTATION, "key_policy")
     for name in (*_LISTINGS, *_JOBS):
         op.drop_index(name, "key")
     for name, columns in _OLD.items():
         op.create_index(name, "key", columns)
 
 
-def _create(name: str, columns: list[str | sa.TextClause], where: str) -> None:
+def _create(name: str, columns: list[str | sa.TextClause], where: str, table: str = "key") -> None:
     part = sa.text(where)
-    op.create_index(name, "key", columns, sqlite_where=part, postgresql_where=part)
+    op.create_index(name, table, columns, sqlite_where=part, postgresql_where=part)
