@@ -40,8 +40,8 @@ MAX_SEARCHED_KEYS: Final = 5_000
 
 @dataclass(frozen=True, slots=True)
 class KeyPage:
-    """One page of a list; `total` counts all pages, at least if that was asked for. `incomplete` says that only the direct hit of
-    a too broad search is in it."""
+    """One page of a list; `total` counts all pages, at least if that was asked for. `incomplete` says that only the
+    direct hit of a too broad search is in it."""
 
     keys: Sequence[Key]
     total: int | None
@@ -115,7 +115,8 @@ class KeyService:
     def list(
         self, caller: Caller, instance_id: str, key_ring_id: str | None, query: KeyQuery, *, total: bool
     ) -> KeyPage:
-        """One page of keys, with their number on all pages if `total` is asked for. Raises KeyRingNotFound, KeySearchTooBroad."""
+        """One page of keys, and how many there are on all pages if `total` asks. Raises KeyRingNotFound,
+        KeySearchTooBroad."""
         rings = self._access.rings(caller, Action.KEY_LIST, instance_id, key_ring_id)
         now = self._clock()
         if query.search is not None:

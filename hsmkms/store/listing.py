@@ -1,8 +1,8 @@
 """A parsed KeyQuery as SQL conditions, and the ids of one page of it.
 
-With 100,000 keys a page from the middle costs a sort of them all, unless an index has their order. It has, for the id and
-for each date (store/tables.py); so what else leads a list's order (a state, a flag, whether there is a date) is taken
-apart into groups, whose sizes tell in which of them a page lies.
+With 100,000 keys a page from the middle costs a sort of them all, unless an index has their order. There is one for the
+id and one for each date (store/tables.py). What else leads an order (a state, a flag, whether there is a date) has few
+values: keys are parted by them, and the sizes of the parts tell in which of them a page lies.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def key_ids(
     Direct hits of a search come first, then the sort terms decide, then the id, so that pages never overlap.
     """
     if query.search is None:
-        ids = _page(connection, where, query.sort, query.limit, query.offset, now)
+        ids, counted = _page(connection, where, query.sort, query.limit, query.offset, now)
         is_last = len(ids) < query.limit and (ids or not query.offset)
-        return ids, query.offset + len(ids) if is_last else None
+        return ids, query.offset + len(ids) if is_last else counted
     # Few enough to read them all (KEY_SEARCH_TOO_BROAD).
     hit_first = [] if query.search.negated else [case((_direct_hit(query.search), 0), else_=1)]
     statement = _over("id", t.key.c.id).where(*where).order_by(*hit_first, *_order(query.sort, now))
@@ -122,26 +122,28 @@ def _over(prop: str, column: ColumnElement[Any]) -> Select[tuple[Any]]:
 
 def _page(
     connection: Connection, where: Conditions, sort: Sequence[SortTerm], limit: int, offset: int, now: datetime
-) -> list[str]:
+) -> tuple[list[str], int | None]:
+    """The ids, and how many keys there are if they were counted."""
     first, rest = sort[0], sort[1:] or (_ID,)
     if first.prop in _INDEXES and first.prop not in _NULLABLE:
-        return _straight(connection, where, sort, limit, offset, now)
+        return _straight(connection, where, sort, limit, offset, now), None
     parts = _parts(first, now)
     found: list[str] = []
-    sizes = _sizes(connection, where, parts) if offset else []
-    for number, part in enumerate(parts):
-        if sizes and offset >= sizes[number]:
-            offset -= sizes[number]
+    sizes = _sizes(connection, where, parts) if offset else [0] * len(parts)
+    total = sum(sizes) if offset else None
+    for part, size in zip(parts, sizes, strict=True):
+        if offset and offset >= size:
+            offset -= size
             continue
-        left = limit - len(found)
-        if number == 0 and first.prop in _NULLABLE:
-            found += _straight(connection, [*where, part], sort, left, offset, now)
+        inside, left = [*where, part], limit - len(found)
+        if part is parts[0] and first.prop in _NULLABLE:
+            found += _straight(connection, inside, sort, left, offset, now)
         else:
-            found += _page(connection, [*where, part], rest, left, offset, now)
-        sizes, offset = [], 0
+            found += _page(connection, inside, rest, left, offset, now)[0]
+        offset = 0
         if len(found) == limit:
             break
-    return found
+    return found, total
 
 
 def _straight(

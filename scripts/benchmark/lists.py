@@ -10,10 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote, unquote
 
-import httpx
 import psycopg
 from rich.console import Console
 from rich.markup import escape
@@ -167,7 +166,15 @@ def _filters(now: datetime) -> Iterator[str]:
 def _searches() -> Iterator[Query]:
     """Among few thousand candidates, over everything, and what is found whatever the number of candidates."""
     few = "state=2&"
-    texts = ("ledger", "name:ledger", "alias:alias-1", "exact:alias-1000-0", "not:ledger", "not:exact:alias:x", "ångström")
+    texts = (
+        "ledger",
+        "name:ledger",
+        "alias:alias-1",
+        "exact:alias-1000-0",
+        "not:ledger",
+        "not:exact:alias:x",
+        "ångström",
+    )
     for text in texts:
         yield Query(EVERYTHING, "GET", f"/keys?{few}search={quote(text)}&totalCount=true")
         yield Query(EVERYTHING, "HEAD", f"/keys?{ALL}&search={quote(text)}")
