@@ -23,7 +23,7 @@ _ALL = {"state": "1,2,3,5", "sort": "creationDate", "limit": "5000"}
 def list_keys(instance: InstanceOption = None, json: JsonOption = False) -> None:
     """List all keys, deleted ones too."""
     with local(instance) as here:
-        page = here.rooms.services.keys.list(here.caller, here.instance.id, None, parse_key_query(_ALL))
+        page = here.rooms.services.keys.list(here.caller, here.instance.id, None, parse_key_query(_ALL), total=False)
         shown = [_describe(key, here) for key in page.keys]
     show([{name: value for name, value in key.items() if json or name in _LISTED} for key in shown], json)
 

@@ -50,10 +50,11 @@ MAX_SEARCHED_KEYS: Final = 5_000
 
 @dataclass(frozen=True, slots=True)
 class KeyPage:
-    """One page of a list. `incomplete` says that only the direct hit of a too broad search is in it."""
+    """One page of a list; `total` counts all pages, at least if that was asked for. `incomplete` says that only the
+    direct hit of a too broad search is in it."""
 
     keys: Sequence[Key]
-    total: int
+    total: int | None
     incomplete: bool
 
 
@@ -130,19 +131,22 @@ class KeyService:
         bring = None if wish.material is None else self._imports.way_of(instance_id, wish.material)
         return KeyWithPayload(self._material.make(key_owner(instance_id, key.id), commit, bring), None)
 
-    def list(self, caller: Caller, instance_id: str, key_ring_id: str | None, query: KeyQuery) -> KeyPage:
-        """One page of keys. Raises KeyRingNotFound, KeySearchTooBroad."""
+    def list(
+        self, caller: Caller, instance_id: str, key_ring_id: str | None, query: KeyQuery, *, total: bool
+    ) -> KeyPage:
+        """One page of keys, and how many there are on all pages if `total` asks. Raises KeyRingNotFound,
+        KeySearchTooBroad."""
         rings = self._access.rings(caller, Action.KEY_LIST, instance_id, key_ring_id)
         now = self._clock()
         if query.search is not None:
-            candidates = self._keys.count(instance_id, dataclasses.replace(query, search=None), now, rings)
-            if candidates > MAX_SEARCHED_KEYS:
+            wider = dataclasses.replace(query, search=None)
+            if self._keys.count(instance_id, wider, now, rings, most=MAX_SEARCHED_KEYS + 1) > MAX_SEARCHED_KEYS:
                 hit = self._keys.get(instance_id, query.search.query)
                 if hit is None or query.search.negated or (rings is not None and hit.key_ring_id not in rings):
                     raise KeySearchTooBroad(MAX_SEARCHED_KEYS)
                 return KeyPage([hit], 1, incomplete=True)
-        keys, total = self._keys.page(instance_id, query, now, rings)
-        return KeyPage(keys, total, incomplete=False)
+        keys, counted = self._keys.page(instance_id, query, now, rings, total=total)
+        return KeyPage(keys, counted, incomplete=False)
 
     def count(self, caller: Caller, instance_id: str, key_ring_id: str | None, query: KeyQuery) -> int:
         """How many keys match. Raises KeyRingNotFound."""

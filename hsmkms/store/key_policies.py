@@ -10,13 +10,14 @@ from sqlalchemy import Connection, delete, insert, select
 from hsmkms.domain.key_policies import KeyPolicy, KeyPolicyKind
 from hsmkms.store import tables as t
 from hsmkms.store.known import known
+from hsmkms.store.listing import among
 
 
 def policies_of(connection: Connection, key_ids: Sequence[str]) -> dict[str, list[KeyPolicy]]:
     """Policies by the id of their key, each key's in the order of their kinds."""
     found: dict[str, list[KeyPolicy]] = {}
-    here = t.key_policy.c.key_id.in_(key_ids)
-    for row in connection.execute(select(t.key_policy).where(here).order_by(t.key_policy.c.kind)):
+    here = among(connection, t.key_policy.c.key_id, key_ids)
+    for row in connection.execute(select(t.key_policy).where(here).order_by(t.key_policy.c.kind)).all():
         found.setdefault(row.key_id, []).append(_policy(row))
     return found
 

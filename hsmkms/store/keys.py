@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     Row,
     Select,
@@ -16,6 +15,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
     type_coerce,
@@ -35,7 +35,7 @@ from hsmkms.store.engine import Database
 from hsmkms.store.events import Notice, tell
 from hsmkms.store.key_policies import policies_of, put_policy
 from hsmkms.store.known import known
-from hsmkms.store.listing import key_conditions, key_order
+from hsmkms.store.listing import among, count_keys, key_conditions, key_ids
 from hsmkms.store.registrations import require_deletable
 from hsmkms.store.seen import hold_seen, update_seen
 
@@ -158,7 +158,7 @@ class KeyStore:
 
     def due_for_rotation(self, now: datetime, most: int) -> list[Key]:
         """Active root keys whose rotation policy is enabled and whose interval is over."""
-        return self._due(_due_for_rotation(now).order_by(t.key.c.id), most)
+        return self._due(_due_for_rotation(now).order_by(t.key_policy.c.key_id), most)
 
     def count_due_for_rotation(self, now: datetime) -> int:
         """How many there are."""
@@ -256,20 +256,29 @@ class KeyStore:
             return connection.execute(select(t.key.c.sealed_payload).where(t.key.c.id == key_id)).scalar_one_or_none()
 
     def page(
-        self, instance_id: str, query: KeyQuery, now: datetime, ring_ids: Iterable[str] | None
-    ) -> tuple[Sequence[Key], int]:
-        """One page of keys, and how many there are on all pages. `ring_ids` None means every ring."""
-        where = [*key_conditions(instance_id, query, now), *_in_rings(ring_ids)]
+        self, instance_id: str, query: KeyQuery, now: datetime, ring_ids: Iterable[str] | None, *, total: bool
+    ) -> tuple[Sequence[Key], int | None]:
+        """One page of keys and, with `total`, how many there are on all pages. `ring_ids` None means every ring."""
+        where = key_conditions(instance_id, query, now, ring_ids)
         with self._database.read() as connection:
-            total = connection.execute(select(func.count()).select_from(t.key).where(*where)).scalar_one()
-            page = _select().where(*where).order_by(*key_order(query, now)).limit(query.limit).offset(query.offset)
-            return _load(connection, page), total
+            ids, counted = key_ids(connection, where, query, now)
+            if total and counted is None:
+                counted = count_keys(connection, where)
+            found = {key.id: key for key in _load(connection, _select().where(among(connection, t.key.c.id, ids)))}
+        # On PostgreSQL a key may go between two statements.
+        return [found[key_id] for key_id in ids if key_id in found], counted
 
-    def count(self, instance_id: str, query: KeyQuery, now: datetime, ring_ids: Iterable[str] | None) -> int:
-        """How many keys match."""
-        where = [*key_conditions(instance_id, query, now), *_in_rings(ring_ids)]
+    def count(
+        self,
+        instance_id: str,
+        query: KeyQuery,
+        now: datetime,
+        ring_ids: Iterable[str] | None,
+        most: int | None = None,
+    ) -> int:
+        """How many keys match, counted up to `most`."""
         with self._database.read() as connection:
-            return connection.execute(select(func.count()).select_from(t.key).where(*where)).scalar_one()
+            return count_keys(connection, key_conditions(instance_id, query, now, ring_ids), most)
 
     def count_live(self, instance_id: str) -> int:
         """How many keys of an instance are not deleted."""
@@ -303,10 +312,6 @@ class KeyStore:
         ]
 
 
-def _in_rings(ring_ids: Iterable[str] | None) -> list[ColumnElement[bool]]:
-    return [] if ring_ids is None else [or_(*(t.key.c.key_ring_id == ring_id for ring_id in ring_ids))]
-
-
 def _select(*, purging: bool = False) -> Select[tuple[object, ...]]:
     """Keys without their payloads; those that are being purged are there only for who does it."""
     began = t.key.c.purge_began_at
@@ -316,11 +321,11 @@ def _select(*, purging: bool = False) -> Select[tuple[object, ...]]:
 
 
 def _expired(now: datetime) -> Select[tuple[object, ...]]:
-    return _select().where(t.key.c.state == int(KeyState.ACTIVE), t.key.c.expires_at <= now)
+    return _select().where(t.key.c.state == literal_column(str(int(KeyState.ACTIVE))), t.key.c.expires_at <= now)
 
 
 def _deleted(before: datetime) -> Select[tuple[object, ...]]:
-    return _select().where(t.key.c.state == int(KeyState.DESTROYED), t.key.c.deleted_at <= before)
+    return _select().where(t.key.c.state == literal_column(str(int(KeyState.DESTROYED))), t.key.c.deleted_at <= before)
 
 
 def _due_for_rotation(now: datetime) -> Select[tuple[object, ...]]:
@@ -330,8 +335,10 @@ def _due_for_rotation(now: datetime) -> Select[tuple[object, ...]]:
     return (
         _select()
         .join(t.key_policy, t.key_policy.c.key_id == t.key.c.id)
+        .with_hint(t.key_policy, "INDEXED BY ix_key_policy_rotation", "sqlite")
         .where(
-            t.key_policy.c.kind == KeyPolicyKind.ROTATION.value,
+            # The literal is that of the index.
+            t.key_policy.c.kind == literal_column(f"'{KeyPolicyKind.ROTATION.value}'"),
             t.key_policy.c.enabled,
             t.key.c.state == int(KeyState.ACTIVE),
             or_(t.key.c.expires_at.is_(None), t.key.c.expires_at > now),
@@ -403,17 +410,17 @@ def _load(connection: Connection, statement: Select[tuple[object, ...]]) -> list
     versions: dict[str, list[KeyVersion]] = {}
     for row in connection.execute(
         select(t.key_version)
-        .where(t.key_version.c.key_id.in_(ids))
+        .where(among(connection, t.key_version.c.key_id, ids))
         .order_by(t.key_version.c.key_id, t.key_version.c.number.desc())
-    ):
+    ).all():
         owner = key_owner(instances[row.key_id], row.key_id)
         passage = Passage.GENERATED if row.passage is None else Passage(row.passage)
         version = KeyVersion(row.id, row.created_at, row.check_value, owner, passage)
         versions.setdefault(row.key_id, []).append(version)
     aliases: dict[str, list[str]] = {}
     for row in connection.execute(
-        select(t.key_alias).where(t.key_alias.c.key_id.in_(ids)).order_by(t.key_alias.c.alias)
-    ):
+        select(t.key_alias).where(among(connection, t.key_alias.c.key_id, ids)).order_by(t.key_alias.c.alias)
+    ).all():
         aliases.setdefault(row.key_id, []).append(row.alias)
     policies = policies_of(connection, ids)
     return [_key(row, versions.get(row.id, []), aliases.get(row.id, []), policies.get(row.id, [])) for row in rows]

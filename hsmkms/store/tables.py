@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     ForeignKey,
     Index,
     Integer,
@@ -20,6 +21,9 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
+    func,
+    literal_column,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
@@ -139,11 +143,51 @@ key = Table(
     Column("noticed_at", UtcTime),
     # From here on nobody sees the key; its material is being destroyed, and its rows go last.
     Column("purge_began_at", UtcTime),
-    Index("ix_key_instance_id_state", "instance_id", "state", "id"),
     Index("ix_key_instance_id_key_ring_id", "instance_id", "key_ring_id"),
-    Index("ix_key_deleted_at", "deleted_at"),
-    Index("ix_key_expires_at", "expires_at"),
 )
+
+last_update = func.coalesce(key.c.updated_at, key.c.created_at, type_=UtcTime())
+"""A key that was never changed shows its creation as its last update."""
+
+SEEN: Final = key.c.purge_began_at.is_(None)
+"""From the first moment of its purge on nobody sees a key."""
+
+_FILTERED: Final = (
+    key.c.state,
+    key.c.extractable,
+    key.c.imported,
+    key.c.key_ring_id,
+    key.c.created_at,
+    key.c.updated_at,
+    key.c.rotated_at,
+    key.c.expires_at,
+    key.c.deleted_at,
+    key.c.purge_began_at,
+)
+
+
+def _index(name: str, *columns: ColumnElement[Any], where: ColumnElement[bool]) -> None:
+    Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
+
+def _listing(name: str, *order: ColumnElement[Any], where: ColumnElement[bool] = SEEN) -> None:
+    """An order of lists together with all that filters ask for: keys are counted, and pages far down are reached,
+    without a row of the table being read."""
+    held = (column for column in _FILTERED if all(column is not one for one in order))
+    _index(name, key.c.instance_id, *order, key.c.id, *held, where=where)
+
+
+_listing("ix_key_listing")
+_listing("ix_key_listing_created", key.c.created_at)
+_listing("ix_key_listing_updated", last_update)
+_listing("ix_key_listing_rotated", key.c.rotated_at, where=and_(SEEN, key.c.rotated_at.is_not(None)))
+_listing("ix_key_listing_expires", key.c.expires_at, where=and_(SEEN, key.c.expires_at.is_not(None)))
+_listing("ix_key_listing_deleted", key.c.deleted_at, where=and_(SEEN, key.c.deleted_at.is_not(None)))
+
+# What the jobs look for. Literals: an index of a part is used only by a statement that says the same.
+_index("ix_key_due_to_expire", key.c.expires_at, where=key.c.state == literal_column("1"))
+_index("ix_key_due_to_purge", key.c.deleted_at, where=key.c.state == literal_column("5"))
+_index("ix_key_purging", key.c.purge_began_at, where=key.c.purge_began_at.is_not(None))
 
 key_version = Table(
     "key_version",
@@ -180,6 +224,14 @@ key_policy = Table(
     Column("created_by", Text, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     Column("updated_by", Text, nullable=False),
+)
+
+_index(
+    "ix_key_policy_rotation",
+    key_policy.c.key_id,
+    key_policy.c.enabled,
+    key_policy.c.interval_month,
+    where=key_policy.c.kind == literal_column("'rotation'"),
 )
 
 import_token = Table(

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hsmkms.settings import Settings
+from scripts.benchmark import lists
 from scripts.benchmark.target import ROOT, Deployment, Rate
 
 MANY_KEYS: Final = 4_000
@@ -40,6 +41,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="hsmkms-bench-") as directory:
         place = Path(directory)
+        if options.lists:
+            _write({"options": vars(options), "lists ms": lists.measure(place, max(options.rounds, lists.RUNS))})
+            return
         few = Deployment(place / "few")
         with few:
             rates = _rounds(_targets(few, _compile(place), options), options.rounds)
@@ -54,6 +58,10 @@ def main() -> None:
         if options.million:
             with few:
                 report["resident MiB"] = _million(few, options.connections)
+    _write(report)
+
+
+def _write(report: dict[str, object]) -> None:
     out = ROOT / "bench-out"
     out.mkdir(exist_ok=True)
     (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -65,6 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved; medians are printed (default 5)")
     parser.add_argument("--connections", type=int, default=16, help="of the HTTP load (default 16)")
     parser.add_argument("--skip-many", action="store_true", help=f"leave out {FEW_KEYS} against {MANY_KEYS} keys")
+    parser.add_argument("--lists", action="store_true", help="instead: every form of a list with 100,000 keys")
     parser.add_argument("--million", action="store_true", help="also the memory of a worker over a million wraps")
     return parser.parse_args()
 

@@ -39,13 +39,13 @@ class Rate:
 class Deployment:
     """A state directory of its own and, inside `with`, its service on SERVER_CORE."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **settings: str) -> None:
         self.path = path
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         # Settings of a service that the caller runs must not reach this one.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HSMKMS_", "SOFTHSM2_"))}
-        self._environment = {**inherited, "HSMKMS_STATE_DIR": str(path), "HSMKMS_PORT": str(port)}
+        self._environment = {**inherited, "HSMKMS_STATE_DIR": str(path), "HSMKMS_PORT": str(port), **settings}
         template = str(ROOT / "softhsm" / "softhsm2.conf.template")
         self._run([str(PROGRAM), "init", "--softhsm", template])
         lines = (path / "client.env").read_text().splitlines()
@@ -53,15 +53,18 @@ class Deployment:
 
     def fill(self, count: int) -> int:
         """Have at least `count` root keys on the token; how many there are then."""
-        return int(self._run([sys.executable, "-m", "scripts.benchmark.fill", str(count)]))
+        return int(self.run_module("scripts.benchmark.fill", str(count)))
+
+    def run_module(self, name: str, *arguments: str) -> str:
+        """Run a module in this deployment's environment; what it printed."""
+        return self._run([sys.executable, "-m", name, *arguments])
 
     def __enter__(self) -> Deployment:
         command = ["taskset", "-c", SERVER_CORE, str(PROGRAM), "serve", "--workers", "1"]
         self._process = subprocess.Popen(command, env=self._environment, start_new_session=True)
         try:
             self._wait_until_ready()
-            form = {"grant_type": _GRANT, "apikey": self._client["APIKEY"]}
-            self._token = httpx.post(f"{self.url}/identity/token", data=form).json()["access_token"]
+            self._token = self._log_in(self._client["APIKEY"])
             self._make_key()
         except BaseException:
             self.__exit__()
@@ -82,6 +85,16 @@ class Deployment:
                 pass
             time.sleep(0.05)
         raise SystemExit("bench: the service did not start")
+
+    def _log_in(self, api_key: str) -> str:
+        form = {"grant_type": _GRANT, "apikey": api_key}
+        return str(httpx.post(f"{self.url}/identity/token", data=form).json()["access_token"])
+
+    def client(self, api_key: str | None = None) -> httpx.Client:
+        """An HTTP client of the administrator, or of who has that API key."""
+        token = self._token if api_key is None else self._log_in(api_key)
+        headers = {"Authorization": f"Bearer {token}", "Bluemix-Instance": self._client["BLUEMIX_INSTANCE"]}
+        return httpx.Client(base_url=f"{self.url}/api/v2", headers=headers, timeout=60)
 
     def _post(self, path: str, body: object) -> Any:
         headers = {"Authorization": f"Bearer {self._token}", "Bluemix-Instance": self._client["BLUEMIX_INSTANCE"]}

@@ -202,7 +202,21 @@ def test_search_by_id(ring: httpx.Client, keys: list[Key]) -> None:
         assert listed(ring, f"{ALL}&search={key['id'][:-1]}") == []
 
 
-@pytest.mark.parametrize("sort", ["id", "-id", "state", "-extractable", "imported", "lastRotateDate", "-creationDate"])
+@pytest.mark.parametrize(
+    "sort",
+    [
+        "id",
+        "-id",
+        "state",
+        "-extractable",
+        "imported",
+        "lastRotateDate",
+        "-creationDate",
+        "-lastRotateDate,-expirationDate,-id",
+        "-extractable,state,-lastUpdateDate",
+        "state,deletionDate,imported,expirationDate",
+    ],
+)
 @pytest.mark.parametrize("limit", [1, 3, 7])
 def test_pages_neither_overlap_nor_skip(ring: httpx.Client, keys: list[Key], sort: str, limit: int) -> None:
     """Also when every key is equal in what is sorted on."""
@@ -211,6 +225,17 @@ def test_pages_neither_overlap_nor_skip(ring: httpx.Client, keys: list[Key], sor
     for offset in range(0, len(keys) + limit, limit):
         paged += ids_of(listed(ring, f"{ALL}&sort={sort}&limit={limit}&offset={offset}"))
     assert paged == whole
+
+
+def test_pages_follow_the_terms(ring: httpx.Client, keys: list[Key]) -> None:
+    """Across the parts that keys are read in."""
+
+    def place(key: Key) -> tuple[bool, int, bool, str]:
+        rotated = key.get("lastRotateDate")
+        return (not key["extractable"], -key["state"], rotated is None, rotated or "")
+
+    found = listed(ring, f"{ALL}&sort=-extractable,-state,lastRotateDate")
+    assert [place(key) for key in found] == sorted(place(key) for key in keys)
 
 
 def test_total_ignores_the_page(ring: httpx.Client, keys: list[Key]) -> None:

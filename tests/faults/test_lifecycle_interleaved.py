@@ -215,7 +215,7 @@ def begin(scene: Scene, start: str) -> Key:
 def end(scene: Scene, key: Key) -> Seen:
     """What is left of a key, which is then taken away: the jobs of the next run would see it too."""
     seen = scene.seen(key)
-    found = scene.services.keys.list(scene.one, scene.instance, None, EVERY_KEY).keys
+    found = scene.services.keys.list(scene.one, scene.instance, None, EVERY_KEY, total=False).keys
     for one in found:
         scene.services.lifecycle.purge_without_caller(one)
     return seen
