@@ -22,7 +22,7 @@ from hsmkms.domain.importing import is_transport_owner
 from hsmkms.domain.keys import Key, KeyVersion, key_owner
 from hsmkms.domain.tenants import PendingObject
 from hsmkms.domain.waits import Waits
-from hsmkms.errors import Unavailable
+from hsmkms.errors import Refusal, Unavailable
 from hsmkms.service.notices import notice_of
 from hsmkms.store.import_tokens import ImportTokenStore
 from hsmkms.store.keys import KeyStore
@@ -31,6 +31,10 @@ from hsmkms.token.room import Token
 T = TypeVar("T")
 Bring = Callable[[str, str, datetime], KeyVersion]
 """(version id, owner, now) → a new object on the token."""
+
+
+class _NothingMade(Exception):
+    """There is nothing to settle; the cause is why."""
 
 
 class Material:
@@ -51,7 +55,20 @@ class Material:
         Whatever either raises is raised here after the object was destroyed, unless its row was committed all the same.
         """
         produce = bring or self._token.generate_key
-        return self.settled(owner, lambda version_id, now: commit(produce(version_id, owner, now)))
+
+        def act(version_id: str, now: datetime) -> T:
+            try:
+                version = produce(version_id, owner, now)
+            except Refusal as refusal:
+                # What was brought did not fit, so there is no object. To look for it would open the token anew, and
+                # nobody shall bring that about by sending rubbish.
+                raise _NothingMade from refusal
+            return commit(version)
+
+        try:
+            return self.settled(owner, act)
+        except _NothingMade as error:
+            raise error.__cause__ or error from None
 
     def settled(self, owner: str, act: Callable[[str, datetime], T]) -> T:
         """Call `act` with a new id, under which it makes a token object of `owner` and commits its row."""
@@ -62,6 +79,10 @@ class Material:
             result = act(pending.version_id, pending.created_at)
             settled = True
             return result
+        except _NothingMade:
+            self._keys.remove_pending(pending.version_id)
+            settled = True
+            raise
         finally:
             if not settled:
                 # What cannot be settled now stays pending, and `doctor` settles it.

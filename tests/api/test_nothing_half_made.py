@@ -16,6 +16,7 @@ from tests.api.refusals import require_refused
 from tests.support.deployment import Service, create_body, create_key
 
 DEK = base64.b64encode(bytes(range(32))).decode()
+SHORT = base64.b64encode(bytes(31)).decode()
 NOBODY = "4d4ff6f0-0000-4000-8000-000000000000"
 
 
@@ -68,8 +69,14 @@ CASES: dict[str, Case] = {
         body={**create_body(), "resources": 2 * create_body()["resources"]},  # type: ignore[operator]
     ),
     "create without body": Case("POST", "/keys", 400, "NO_BODY_ERR"),
-    "import": Case("POST", "/keys", 403, "FEATURE_RESTRICTED_ERR", body=create_body(payload=DEK)),
-    "import by nonce": Case("POST", "/keys", 403, "FEATURE_RESTRICTED_ERR", body=create_body(encryptedNonce=DEK)),
+    "import of 31 bytes": Case("POST", "/keys", 400, "INVALID_FIELD_ERR", "payload", body=create_body(payload=SHORT)),
+    "import by nonce": Case("POST", "/keys", 400, "INVALID_FIELD_ERR", "payload", body=create_body(encryptedNonce=DEK)),
+    "import without a token": Case(
+        "POST", "/keys", 409, "IMPORT_TOKEN_EXPIRED_ERR", body=create_body(payload=DEK, encryptedNonce=DEK, iv=DEK)
+    ),
+    "import with an alias in use": Case(
+        "POST", "/keys", 409, "KEY_ALIAS_NOT_UNIQUE_ERR", body=create_body(payload=DEK, aliases=["half-made-taken"])
+    ),
     "create unknown instance": Case("POST", "/keys", 401, None, body=create_body(), headers=(("X", NOBODY),)),
     "rotate standard": Case("POST", "/keys/{standard}/actions/rotate", 400, "KEY_ROOT_REQ_ERR"),
     "rotate deleted": Case("POST", "/keys/{deleted}/actions/rotate", 410, "KEY_DELETED_ERR"),
