@@ -38,6 +38,8 @@ COMMANDS = [
     ("version",),
     ("keys",),
     *(("keys", command) for command in ("list", "create", "show", "rotate", "delete")),
+    ("import",),
+    ("import", "prepare"),
     ("instances",),
     *(("instances", command) for command in ("list", "show", "create", "delete", "restore", "open-network")),
     ("authorizations",),
