@@ -24,7 +24,7 @@ app = typer.Typer(help="Bring keys of your own.", no_args_is_help=True)
 
 _GENERATED_BYTES: Final = 32
 _TEXT: Final = re.compile(rb"[0-9A-Za-z+/=\s]*")
-"""Hexadecimal or base64: of 10⁹ keys that are 16 random bytes, not one is written so."""
+"""Hexadecimal or base64: one in 10⁸ of the keys that are 16 random bytes looks like it."""
 
 
 @app.callback()
