@@ -169,10 +169,24 @@ def open_rooms(
                 services.tokens,
                 clock,
             ),
-            doctor=Doctor(token, database, stores.keys, stores.tenants, grants, material, services.lifecycle, clock),
+            doctor=Doctor(
+                token,
+                database,
+                stores.keys,
+                stores.tenants,
+                grants,
+                material,
+                services.lifecycle,
+                _import_rules(settings),
+                clock,
+            ),
             token=token,
             close=stack.pop_all(),
         )
+
+
+def _import_rules(settings: Settings) -> ImportRules:
+    return ImportRules(settings.import_by_process, settings.import_oaep_sha1)
 
 
 def _require_own_token(token: Token, tenants: TenantStore) -> None:
@@ -219,7 +233,7 @@ def _services(
     ]
     access = KeyAccess(stores.keys, stores.tenants, snapshot, clock)
     instance_policies = InstancePolicyService(grants, rights, access, snapshot, clock)
-    rules = ImportRules(settings.import_by_process, settings.import_oaep_sha1)
+    rules = _import_rules(settings)
     imports = ImportService(token, stores.import_tokens, instance_policies, material, access, rules, clock)
     lifecycle = LifecycleService(token, stores.keys, access, waits, clock)
     callers = Callers(grants, verifier, outside, clock)

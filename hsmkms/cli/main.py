@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from hsmkms import __version__
-from hsmkms.cli import authorizations, call, crypto, deploy, doctor, iam, instances, jobs, keys, webhooks
+from hsmkms.cli import authorizations, call, crypto, deploy, doctor, iam, imports, instances, jobs, keys, webhooks
 from hsmkms.errors import HsmkmsError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("init")(deploy.init)
 app.command("serve")(deploy.serve)
 app.command("up")(deploy.up)
 app.add_typer(keys.app, name="keys")
+app.add_typer(imports.app, name="import")
 app.add_typer(instances.app, name="instances")
 app.add_typer(iam.app, name="iam")
 app.add_typer(authorizations.app, name="authorizations")

@@ -7,9 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from hsmkms.clock import Clock
+from hsmkms.domain.importing import Oaep, Passage
 from hsmkms.errors import KeyMaterialMissing, OperatorError
 from hsmkms.iam import integrity
 from hsmkms.iam.grants import Grants
+from hsmkms.service.imports import ImportRules
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.store.engine import Database
@@ -17,6 +19,7 @@ from hsmkms.store.keys import KeyStore
 from hsmkms.store.tenants import TenantStore
 from hsmkms.token.room import Token
 
+_WAYS: Final = {Passage.TOKEN: "inside the token", Passage.PROCESS: "by way of this process"}
 _EARLIEST_PLAUSIBLE: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -41,6 +44,7 @@ class Doctor:
         grants: Grants,
         material: Material,
         lifecycle: LifecycleService,
+        import_rules: ImportRules,
         clock: Clock,
     ) -> None:
         self._token = token
@@ -50,6 +54,7 @@ class Doctor:
         self._grants = grants
         self._material = material
         self._lifecycle = lifecycle
+        self._import_rules = import_rules
         self._clock = clock
 
     def examine(self) -> list[Finding]:
@@ -65,6 +70,7 @@ class Doctor:
             sentinel,
             self._revision(),
             self._clock_plausible(),
+            Finding("import", True, "; ".join(f"{oaep.value} {self._way_in(oaep)}" for oaep in Oaep)),
         ]
         # Without the sentinel every key would seem lost, and the one true finding would drown.
         return [
@@ -101,6 +107,16 @@ class Doctor:
     def _clock_plausible(self) -> Finding:
         now = self._clock()
         return Finding("clock", now >= _EARLIEST_PLAUSIBLE, f"{now:%Y-%m-%dT%H:%M:%SZ}")
+
+    def _way_in(self, oaep: Oaep) -> str:
+        passage, rules = self._token.passage(oaep), self._import_rules
+        if passage is None:
+            return "not on this token"
+        if oaep is Oaep.SHA_1 and not rules.oaep_sha1:
+            return f"{_WAYS[passage]}, but forbidden by import_oaep_sha1=false"
+        if passage is Passage.PROCESS and not rules.by_process:
+            return f"{_WAYS[passage]}, but forbidden by import_by_process=false"
+        return _WAYS[passage]
 
     def _key_objects(self) -> list[Finding]:
         objects = {found.version_id: found for found in self._token.list_keys()}

@@ -11,14 +11,6 @@ import pytest
 from tests.support.foreign_clients import run
 from tests.support.golang import MODULE, go
 
-IMPORT: Final = frozenset(
-    (
-        "CreateImportToken GetImportTokenTransportKey CreateImportedKey CreateImportedKeyWithSHA1 "
-        "CreateImportedRootKey CreateImportedStandardKey CreateImportedKeyWithAliases "
-        "CreateImportedKeyWithPolicyOverrides CreateImportedKeyWithPolicyOverridesWithSHA1 "
-        "CreateImportedRootKeyWithPolicyOverrides CreateImportedStandardKeyWithPolicyOverrides"
-    ).split()
-)
 KMIP: Final = frozenset(
     (
         "CreateKMIPAdapter GetKMIPAdapters GetKMIPAdapter DeleteKMIPAdapter CreateKMIPClientCertificate "
@@ -26,7 +18,7 @@ KMIP: Final = frozenset(
         "GetKMIPObjects GetKMIPObject DeleteKMIPObject"
     ).split()
 )
-NOT_CALLED: Final = IMPORT | KMIP | {"GetAllowedIPPrivateNetworkPort"}
+NOT_CALLED: Final = KMIP | {"GetAllowedIPPrivateNetworkPort"}
 """What later work serves."""
 
 

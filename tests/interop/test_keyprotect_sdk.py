@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ibm_cloud_sdk_core import ApiException
 from ibm_cloud_sdk_core.authenticators import IAMAuthenticator
 from keyprotect.ibm_key_protect_api_v2 import IbmKeyProtectApiV2
 
+from tests.support.bringing import Fetched
 from tests.support.deployment import Service, State, create_body
 
 DEK = base64.b64encode(bytes(range(32))).decode()
@@ -53,6 +55,16 @@ class Sdk:
         answer = self.service.rewrap_key(key, self.instance, key_action_rewrap_body=_stream(members))
         return dict(answer.get_result().json())
 
+    def rotate(self, key: str, **members: object) -> None:
+        answer = self.service.rotate_key(key, self.instance, key_action_rotate_body=_stream(members))
+        assert answer.get_status_code() == 204
+
+    def import_token(self) -> Fetched:
+        made = self.service.post_import_token(self.instance, expiration=600, max_allowed_retrievals=1)
+        found = self.service.get_import_token(self.instance).get_result().json()
+        assert (made.get_result().json()["remainingRetrievals"], found["remainingRetrievals"]) == (1, 0)
+        return Fetched.of(found)
+
 
 def _stream(body: object) -> io.BytesIO:
     return io.BytesIO(json.dumps(body).encode())
@@ -89,6 +101,23 @@ def test_wrap_and_unwrap_given_and_generated(sdk: Sdk) -> None:
     assert opened["plaintext"] == generated["plaintext"]
     assert opened["keyVersion"]["id"] == generated["keyVersion"]["id"]
     assert "rewrappedKeyVersion" not in opened
+
+
+def test_a_key_is_imported_rotated_and_opens_old_data(sdk: Sdk) -> None:
+    """Under one import token, then under another; the second also replaces the first."""
+    first, second = os.urandom(32), os.urandom(24)
+    token = sdk.import_token()
+    made = sdk.create("sdk import", **token.fields(first))
+    assert (made["imported"], made["extractable"]) == (True, False)
+    old = sdk.wrap(made["id"], plaintext=DEK)
+    sdk.rotate(made["id"], **sdk.import_token().fields(second))
+    opened = sdk.unwrap(made["id"], ciphertext=old["ciphertext"])
+    assert (opened["plaintext"], opened["keyVersion"]["id"]) == (DEK, old["keyVersion"]["id"])
+    assert opened["rewrappedKeyVersion"]["id"] != old["keyVersion"]["id"]
+    assert sdk.unwrap(made["id"], ciphertext=opened["ciphertext"])["plaintext"] == DEK
+    with pytest.raises(ApiException) as refused:
+        sdk.create("sdk late", **token.fields(first))
+    assert (refused.value.status_code, _code(refused.value)) == (400, "INCORRECT_NONCE_IV_ERR")
 
 
 def test_generated_with_aad(sdk: Sdk) -> None:

@@ -38,7 +38,8 @@ SERVED: Final = tuple(
         "rewrap_key rotate_key list_key_rings create_key_ring patch_key delete_key delete_key_ring cleanup_resources "
         "create_key_with_policies_overrides disable_key enable_key restore_key put_policy get_policy "
         "create_key_alias delete_key_alias put_instance_policy get_instance_policy "
-        "sync_associated_resources get_registrations get_registrations_all_keys"
+        "sync_associated_resources get_registrations get_registrations_all_keys "
+        "post_import_token get_import_token"
     ).split()
 )
 SKIPPED_BY_IBM: Final = tuple(
@@ -48,8 +49,6 @@ SKIPPED_BY_IBM: Final = tuple(
 )
 NOT_SERVED: Final = MappingProxyType(
     {
-        "post_import_token": "import",
-        "get_import_token": "import",
         "get_kmip_adapters": "KMIP",
         "create_kmip_adapter": "KMIP",
         "get_kmip_adapter": "KMIP",

@@ -11,7 +11,7 @@ import pytest
 from tests.support.foreign_clients import output_of, run
 
 SOURCES: Final = Path(__file__).with_name("node")
-NOT_CALLED: Final = {"postImportToken", "getImportToken", "getAllowedIpPort"}
+NOT_CALLED: Final = {"getAllowedIpPort"}
 """What later work serves."""
 
 

@@ -38,6 +38,8 @@ COMMANDS = [
     ("version",),
     ("keys",),
     *(("keys", command) for command in ("list", "create", "show", "rotate", "delete")),
+    ("import",),
+    ("import", "prepare"),
     ("instances",),
     *(("instances", command) for command in ("list", "show", "create", "delete", "restore", "open-network")),
     ("authorizations",),
@@ -298,7 +300,22 @@ def test_doctor_of_a_healthy_deployment(here: State) -> None:
     report = output(here, "doctor").decode().splitlines()
     assert all(line.startswith("ok ") for line in report)
     subjects = {line.split()[1] for line in report}
-    assert {"token", "mechanisms", "sentinel", "database", "clock", "keys"} <= subjects
+    assert {"token", "mechanisms", "sentinel", "database", "clock", "import", "keys"} <= subjects
+
+
+def test_doctor_says_how_keys_come_in(here: State) -> None:
+    """On SoftHSM 2.6.1, which does OAEP with SHA-1 only; and what the settings make of that."""
+
+    def says(**settings: str) -> list[str]:
+        report = here.run("doctor", **settings).stdout.decode()  # type: ignore[arg-type]
+        return [way for line in re.findall(r"^ok +import +(.*)$", report, re.MULTILINE) for way in line.split("; ")]
+
+    sha256, sha1 = "RSAES_OAEP_SHA_256 by way of this process", "RSAES_OAEP_SHA_1 inside the token"
+    assert says() == [sha256, f"{sha1}, but forbidden by import_oaep_sha1=false"]
+    assert says(HSMKMS_IMPORT_OAEP_SHA1="true", HSMKMS_IMPORT_BY_PROCESS="false") == [
+        f"{sha256}, but forbidden by import_by_process=false",
+        sha1,
+    ]
 
 
 def test_doctor_says_by_its_exit_code(state: State) -> None:

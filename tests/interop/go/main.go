@@ -37,7 +37,7 @@ func main() {
 		resourceCRN:   os.Getenv("KP_RESOURCE_CRN"),
 	}
 	failed := false
-	for _, step := range slices.Concat(keySteps, cryptoSteps, lifecycleSteps, policySteps, instanceSteps) {
+	for _, step := range slices.Concat(keySteps, cryptoSteps, importSteps, lifecycleSteps, policySteps, instanceSteps) {
 		if problem := attempt(step, s); problem != "" {
 			failed = true
 			fmt.Printf("FAIL %s: %s\n", step.name, problem)

@@ -3,6 +3,7 @@
 'use strict';
 
 const assert = require('node:assert/strict');
+const crypto = require('node:crypto');
 const IbmKeyProtectApiV2 = require('@ibm-cloud/ibm-key-protect/ibm-key-protect-api/v2');
 const { IamAuthenticator } = require('@ibm-cloud/ibm-key-protect/auth');
 
@@ -57,6 +58,25 @@ async function refused(call, status, code) {
   });
 }
 
+/** An import token's public key and nonce. */
+async function importToken() {
+  const made = await admin.postImportToken({ expiration: 600, maxAllowedRetrievals: 2 });
+  assert.deepEqual([made.status, made.result.remainingRetrievals], [200, 2]);
+  const { payload, nonce, remainingRetrievals } = (await admin.getImportToken()).result;
+  assert.equal(remainingRetrievals, 1);
+  return { publicKey: Buffer.from(payload, 'base64').toString(), nonce: Buffer.from(nonce, 'base64') };
+}
+
+/** The members of a body that bring this key under that import token. */
+function wrapped(key, { publicKey, nonce }) {
+  const payload = crypto.publicEncrypt({ key: publicKey, oaepHash: 'sha256' }, key);
+  const iv = crypto.randomBytes(12);
+  const cipher = crypto.createCipheriv(`aes-${key.length * 8}-gcm`, key, iv);
+  const encryptedNonce = Buffer.concat([cipher.update(nonce), cipher.final(), cipher.getAuthTag()]);
+  const text = Object.entries({ payload, encryptedNonce, iv }).map(([name, bytes]) => [name, bytes.toString('base64')]);
+  return { ...Object.fromEntries(text), encryptionAlgorithm: 'RSAES_OAEP_SHA_256' };
+}
+
 const steps = {
   async 'create, get and list'() {
     const root = await create('node root', { description: 'what it is for', tags: ['one'], aliases: ['node-root'] });
@@ -108,6 +128,26 @@ const steps = {
     );
     const standard = await create('node standard', { extractable: true });
     await refused(crypt.wrap(standard.id, {}), 400, 'KEY_ROOT_REQ_ERR');
+  },
+
+  async 'import and rotate with import tokens'() {
+    const token = await importToken();
+    const root = await create('node imported', wrapped(crypto.randomBytes(32), token));
+    assert.deepEqual([root.imported, root.extractable, root.payload], [true, false, undefined]);
+    const old = (await admin.wrapKey({ id: root.id })).result;
+    await refused(admin.rotateKey({ id: root.id }), 400, 'KEY_PAYLOAD_REQ_ERR');
+    const rotate = (members) => admin.rotateKey({ id: root.id, keyActionRotateBody: json(members) });
+    assert.equal((await rotate(wrapped(crypto.randomBytes(16), await importToken()))).status, 204);
+    const opened = await crypt.unwrap(root.id, { ciphertext: old.ciphertext });
+    assert.deepEqual([opened.plaintext, opened.keyVersion.id], [old.plaintext, root.keyVersion.id]);
+    assert.notEqual(opened.rewrappedKeyVersion.id, root.keyVersion.id);
+    // The first token is gone, and what was wrapped to it with it.
+    await refused(create('node late', wrapped(crypto.randomBytes(32), token)), 400, 'INCORRECT_NONCE_IV_ERR');
+    const payload = crypto.randomBytes(32).toString('base64');
+    assert.equal((await rotate({ payload })).status, 204);
+    assert.equal((await crypt.unwrap(root.id, { ciphertext: opened.ciphertext })).plaintext, old.plaintext);
+    const standard = await create('node brought', { extractable: true, payload });
+    assert.equal(resource(await admin.getKey({ id: standard.id })).payload, payload);
   },
 
   async 'policies of a key'() {
