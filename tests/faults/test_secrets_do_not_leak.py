@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import os
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from tests.support.bringing import Fetched
 from tests.support.deployment import Service, State, create_body, create_key
 
 MUST_HOLD_ONE = {"client.env", "pin", "so-pin"}
@@ -68,6 +70,7 @@ def test_nothing_leaks(state: State) -> None:
         opened = client.post(f"/keys/{root}/actions/unwrap", json={"ciphertext": wrapped.json()["ciphertext"]})
         assert base64.b64decode(opened.json()["plaintext"]) == given
         secrets["generated DEK"] = base64.b64decode(client.post(f"/keys/{root}/actions/wrap").json()["plaintext"])
+        secrets |= bring_keys(client)
         answers = provoke(client, service, root, base64.b64encode(in_error).decode())
         assert find(secrets, {f"answer {number}": answer for number, answer in enumerate(answers)}) == []
         # While the service runs, so that the write-ahead log is there too.
@@ -76,6 +79,22 @@ def test_nothing_leaks(state: State) -> None:
         done = state.run(*arguments, stdin=base64.b64encode(in_error))
         assert find(secrets, {"command output": done.stdout + done.stderr}) == []
     assert find(secrets, read_all(state.path) | {"log": service.log.read_bytes()}) == []
+
+
+def bring_keys(client: httpx.Client) -> dict[str, bytes]:
+    """Keys from outside: two in clear, one under an import token."""
+    root, standard, wrapped = (os.urandom(32) for _ in range(3))
+    assert client.post("/import_token").status_code == 200
+    fetched = Fetched.of(client.get("/import_token").json())
+    bodies: list[dict[str, Any]] = [
+        {"payload": base64.b64encode(root).decode()},
+        {"payload": base64.b64encode(standard).decode(), "extractable": True},
+        {**fetched.fields(wrapped)},
+    ]
+    for body in bodies:
+        answer = client.post("/keys", json=create_body(**body))
+        assert answer.status_code == 201, answer.text
+    return {"brought root key": root, "brought standard key": standard, "root key under an import token": wrapped}
 
 
 def provoke(client: httpx.Client, service: Service, root: str, plaintext: str) -> list[bytes]:
@@ -91,7 +110,11 @@ def provoke(client: httpx.Client, service: Service, root: str, plaintext: str) -
         client.post(wrap, json={plaintext: plaintext}),
         client.post(unwrap, json={"ciphertext": plaintext}),
         client.post(wrap, json={"plaintext": plaintext}, headers=bad_token),
-        client.post("/keys", json=create_body(payload=plaintext)),
+        client.post("/keys", json=create_body(payload=plaintext + "!")),
+        client.post("/keys", json=create_body(payload=plaintext, iv=plaintext)),
+        client.post("/keys", json=create_body(payload=plaintext, iv=plaintext, encryptedNonce=plaintext)),
+        client.post("/keys", json=create_body(name=7, payload=plaintext)),  # type: ignore[arg-type]
+        client.post(f"/keys/{root}/actions/rotate", json={"payload": plaintext}),
         httpx.post(f"{service.url}/identity/token", data={"grant_type": key, "apikey": plaintext}),
         httpx.post(f"{service.url}/identity/token", data={"grant_type": service.state.api_key}),
     ]

@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[Call, int]] = {
     "no JSON to wrap": (_plain("POST", f"{STANDING}/actions/wrap", content=b"{"), 400),
     "bad query": (_plain("GET", "/keys?limit=x"), 400),
     "no such action": (_plain("POST", f"{STANDING}?action=dance"), 400),
-    "import": (_plain("POST", "/keys", json=create_body(payload=DEK)), 403),
+    "import": (_plain("POST", "/keys", json=create_body(payload=DEK, encryptedNonce=DEK, iv=DEK)), 409),
     "no key": (_plain("GET", "/keys/nobody"), 404),
     "no key to wrap": (_plain("POST", "/keys/nobody/actions/wrap"), 404),
     "no ring": (_plain("PATCH", STANDING, json={"keyRingID": "no-such-ring"}), 404),
