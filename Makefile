@@ -1,4 +1,6 @@
 # make run: a Key Protect on this machine.  make test: the whole suite.  make test ARGS="tests/interop -k wrap": a part.
+# Two processes, each with whole files: much of what tests do is wait for servers.
+PARALLEL = -n 2 --dist loadfile
 .PHONY: run test test-slow lint bench
 
 run:
@@ -9,8 +11,10 @@ test:
 	@scripts/setup --dev
 ifeq ($(ARGS),)
 	@$(MAKE) --no-print-directory lint
-endif
+	.venv/bin/pytest $(PARALLEL)
+else
 	.venv/bin/pytest $(ARGS)
+endif
 
 test-slow:
 	@scripts/setup --dev

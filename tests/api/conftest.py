@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -20,20 +21,34 @@ def database(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def service(
-    database: str, seed_state: State, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Service]:
+def services(
+    seed_state: State, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[[str], Service]]:
+    """The running service on a database, started when it is first asked for and kept to the end: tests may come in any
+    order."""
+    running: dict[str, Service] = {}
+    with ExitStack() as stack:
+
+        def on(database: str) -> Service:
+            if database not in running:
+                state = seed_state.copy_to(tmp_path_factory.mktemp(database) / "state")
+                extra: dict[str, str] = {}
+                if database == "postgresql":
+                    server: PostgresServer = request.getfixturevalue("postgres")
+                    extra["HSMKMS_DATABASE_URL"] = server.new_database("api")
+                    (state.path / "client.env").unlink()
+                    done = state.run("init", stdin=b"", **extra)
+                    assert done.returncode == 0, done.stderr.decode()
+                running[database] = stack.enter_context(Service(state, workers=1, **extra))
+            return running[database]
+
+        yield on
+
+
+@pytest.fixture(scope="session")
+def service(database: str, services: Callable[[str], Service]) -> Service:
     """A running service on that database."""
-    state = seed_state.copy_to(tmp_path_factory.mktemp(database) / "state")
-    extra: dict[str, str] = {}
-    if database == "postgresql":
-        server: PostgresServer = request.getfixturevalue("postgres")
-        extra["HSMKMS_DATABASE_URL"] = server.new_database("api")
-        (state.path / "client.env").unlink()
-        done = state.run("init", stdin=b"", **extra)
-        assert done.returncode == 0, done.stderr.decode()
-    with Service(state, workers=1, **extra) as service:
-        yield service
+    return services(database)
 
 
 @pytest.fixture(scope="session")
