@@ -163,8 +163,8 @@ def oaep_decode(encoded: bytearray, hash_name: str, spare: bytearray) -> bytearr
     it or it is no AES key, `spare`. `encoded` is as long as the modulus; what is worked on is overwritten."""
     h = hashlib.new(hash_name).digest_size
     seed, block = encoded[1 : 1 + h], encoded[1 + h :]
-    _xor(seed, _mgf1(block, h, hash_name))
-    _xor(block, _mgf1(seed, len(block), hash_name))
+    _unmask(seed, block, hash_name)
+    _unmask(block, seed, hash_name)
     bad = encoded[0]
     for found, wanted in zip(block[:h], hashlib.new(hash_name).digest(), strict=True):
         bad |= found ^ wanted
@@ -177,10 +177,10 @@ def oaep_decode(encoded: bytearray, hash_name: str, spare: bytearray) -> bytearr
     bad |= looking
     message = block[start + 1 :]
     good = _equal(min(bad, 255), 0) & int(len(message) in ROOT_KEY_BYTES)
-    for secret in (seed, block):
+    chosen = bytearray((spare, message)[good])
+    for secret in (seed, block, message):
         secret[:] = bytes(len(secret))
-    chosen = (spare, message)[good]
-    return bytearray(chosen)
+    return chosen
 
 
 def _equal(value: int, wanted: int) -> int:
@@ -188,19 +188,14 @@ def _equal(value: int, wanted: int) -> int:
     return ((value ^ wanted) - 1) >> 8 & 1
 
 
-def _mgf1(seed: bytearray, length: int, hash_name: str) -> bytearray:
-    """MGF1 (RFC 8017 appendix B.2.1)."""
-    mask = bytearray()
-    counter = 0
-    while len(mask) < length:
-        mask += hashlib.new(hash_name, bytes(seed) + counter.to_bytes(4)).digest()
-        counter += 1
-    return mask[:length]
-
-
-def _xor(target: bytearray, mask: bytearray) -> None:
-    for place, byte in enumerate(mask):
-        target[place] ^= byte
+def _unmask(target: bytearray, source: bytearray, hash_name: str) -> None:
+    """XOR MGF1 of `source` onto `target` (RFC 8017 appendix B.2.1), leaving a copy of neither in memory."""
+    size = hashlib.new(hash_name).digest_size
+    for counter, start in enumerate(range(0, len(target), size)):
+        digest = hashlib.new(hash_name, source)
+        digest.update(counter.to_bytes(4))
+        for place, byte in zip(range(start, len(target)), digest.digest(), strict=False):
+            target[place] ^= byte
 
 
 def _require_nonce(session: ck.Session, key: int, material: WrappedMaterial, nonce: bytes) -> None:

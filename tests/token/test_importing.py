@@ -164,7 +164,7 @@ SPARE = bytes(32)
 def test_oaep_decoding_against_another_implementation(length: int, oaep: Oaep, data: st.DataObject) -> None:
     """What `cryptography` pads comes out; with any change of the padded text the spare key does, and nothing else."""
     message = data.draw(st.binary(min_size=length, max_size=length))
-    encoded = _encode(message, oaep, data.draw(st.binary(min_size=32, max_size=32)))
+    encoded = encode(message, oaep, data.draw(st.binary(min_size=32, max_size=32)))
     name = "sha256" if oaep is Oaep.SHA_256 else "sha1"
     assert oaep_decode(bytearray(encoded), name, bytearray(SPARE)) == message
     place = data.draw(st.integers(0, len(encoded) - 1))
@@ -175,11 +175,11 @@ def test_oaep_decoding_against_another_implementation(length: int, oaep: Oaep, d
 
 @pytest.mark.parametrize("length", [0, 1, 15, 17, 33, 446])
 def test_oaep_decoding_of_what_is_no_aes_key(length: int) -> None:
-    encoded = _encode(bytes(length), Oaep.SHA_256, bytes(32))
+    encoded = encode(bytes(length), Oaep.SHA_256, bytes(32))
     assert oaep_decode(bytearray(encoded), "sha256", bytearray(SPARE)) == SPARE
 
 
-def _encode(message: bytes, oaep: Oaep, seed: bytes) -> bytes:
+def encode(message: bytes, oaep: Oaep, seed: bytes) -> bytes:
     """EME-OAEP encoding (RFC 8017 section 7.1.1 step 2) for a modulus of 512 bytes, written plainly."""
     name = "sha256" if oaep is Oaep.SHA_256 else "sha1"
     size = hashlib.new(name).digest_size
