@@ -22,6 +22,7 @@ from tests.support.deployment import State
 
 DEK = bytes(range(256))[::-1]  # Every byte there is, so that a text layer in between would show.
 
+NOBODY = "4d4ff6f0-0000-4000-8000-000000000000"
 COMMANDS = [
     (),
     ("init",),
@@ -251,13 +252,13 @@ def test_delete_asks(here: State, key: str) -> None:
     ("arguments", "stdin", "says"),
     [
         (("keys", "show", "nobody"), b"", "does not exist"),
-        (("keys", "rotate", str(uuid.uuid4())), b"", "does not exist"),
+        (("keys", "rotate", NOBODY), b"", "does not exist"),
         (("keys", "delete", "nobody", "--yes"), b"", "does not exist"),
         (("keys", "create", "x"), b"", "name"),
         (("keys", "create", "fine", "--alias", "not an alias"), b"", "Aliases"),
         (("wrap", "nobody"), DEK, "does not exist"),
         (("unwrap", "nobody"), b"AAAA", "does not exist"),
-        (("keys", "list", "--instance", str(uuid.uuid4())), b"", "--instance"),
+        (("keys", "list", "--instance", NOBODY), b"", "--instance"),
         (("init", "--softhsm", "/nonexistent/template"), b"", "nonexistent"),
         (("call", "GET", "/keys"), b"", "running"),
     ],

@@ -163,10 +163,10 @@ def test_a_key_of_another_length(import_token: Path, tmp_path: Path, length: int
 @pytest.mark.parametrize(
     "text",
     [
-        os.urandom(16).hex().encode(),
-        os.urandom(8).hex().upper().encode(),
-        base64.b64encode(os.urandom(16)),
-        base64.b64encode(os.urandom(32)) + b"\n",
+        bytes(range(16)).hex().encode(),
+        bytes(range(0xA0, 0xA8)).hex().upper().encode(),
+        base64.b64encode(bytes(range(16))),
+        base64.b64encode(bytes(range(32))) + b"\n",
         b"0" * 32,
     ],
 )
