@@ -21,6 +21,7 @@ from hsmkms.errors import (
     IncorrectNonce,
     IncorrectNonceIv,
     KeyMaterialMissing,
+    TokenBusy,
     TokenRefused,
     TokenUnavailable,
     UnprocessableCiphertext,
@@ -40,6 +41,7 @@ _CANARY_FRAME: Final = bytes(range(1, 17))
 _CANARY_VALID_S: Final = 0.05
 _CHECK_REOPENS_S: Final = 1.0
 _MISSING_VALID_S: Final = 1.0
+_TRANSPORT_KEY_WAIT_S: Final = 5.0
 _MISSING: Final = "The key's object is not on the token. Run `hsmkms doctor`."
 _OTHER_TOKEN: Final = "The token that answers is not the one that holds the keys. Try again."
 _UNAVAILABLE: Final = "The HSM does not answer as it should. Try again."
@@ -64,6 +66,8 @@ class Token:
         # Token objects are generated, searched and destroyed by one thread at a time: SoftHSM 2.6.1 fails one of two
         # that do so together (in 1 of 85 calls of eight threads), and may show the object twice afterwards.
         self._objects_lock = threading.RLock()
+        # RSA pairs are generated one at a time: who asks for many at once would have all sessions for seconds.
+        self._transport_key_lock = threading.Lock()
         self._signing_handles: dict[tuple[int, str], int] = {}
         self._mac_handle: tuple[int, int] | None = None
         self._import_support: importing.ImportSupport | None = None
@@ -89,8 +93,9 @@ class Token:
         self._pool.close()
 
     def renew_after_fork(self) -> None:
-        """In the child: another thread of the parent may have held the lock."""
+        """In the child: another thread of the parent may have held a lock."""
         self._objects_lock = threading.RLock()
+        self._transport_key_lock = threading.Lock()
 
     def has_sentinel(self) -> bool:
         """True once `make_sentinel` was called on this token."""
@@ -155,12 +160,17 @@ class Token:
 
     def passage(self, oaep: Oaep) -> Passage | None:
         """How a key under an import token comes in: unwrapped in the token, by way of this process, or not at all."""
-        if self._import_support is None:
-            mechanisms = self._pool.mechanisms()
-            self._import_support = self._call(lambda session: importing.probe(session, mechanisms=mechanisms))
-        if oaep in self._import_support.inside:
+        support = self._import_support or self._probe_import()
+        if oaep in support.inside:
             return Passage.TOKEN
-        return Passage.PROCESS if self._import_support.raw else None
+        return Passage.PROCESS if support.raw else None
+
+    def _probe_import(self) -> importing.ImportSupport:
+        mechanisms = self._pool.mechanisms()
+        with self._transport_key_lock:
+            if self._import_support is None:
+                self._import_support = self._call(lambda session: importing.probe(session, mechanisms=mechanisms))
+            return self._import_support
 
     def generate_transport_key(self, key_id: str, owner: str, *, by_process: bool) -> bytes:
         """Generate an RSA-4096 pair under `key_id` for an import token; the public key as PEM of a
@@ -174,7 +184,13 @@ class Token:
                 importing.keep(session, key_id)
             return pem
 
-        return self._call(generate, attempts=1)
+        lock = self._transport_key_lock
+        if not lock.acquire(timeout=_TRANSPORT_KEY_WAIT_S):
+            raise TokenBusy("The HSM is busy with other import tokens. Try again.")
+        try:
+            return self._call(generate, attempts=1)
+        finally:
+            lock.release()
 
     def destroy_transport_key(self, key_id: str) -> bool:
         """Destroy a transport key; False if there was none."""

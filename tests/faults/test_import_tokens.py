@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Final
 
@@ -14,7 +15,7 @@ import pytest
 
 from tests.faults.test_jobs import until
 from tests.support.bringing import Fetched
-from tests.support.deployment import Service, State, create_body
+from tests.support.deployment import Service, State, create_body, create_key
 from tests.token.conftest import object_id, pkcs11_tool
 
 Run = Callable[..., Service]
@@ -108,6 +109,20 @@ def test_a_replaced_pair_is_destroyed_at_once(state: State, run_service: Run) ->
         (old, _), (new, _) = fetch(client), fetch(client)
     assert object_id(old) not in transport_keys(state)
     assert object_id(new) in transport_keys(state)
+
+
+def test_many_import_tokens_at_once_hold_nobody_up(state: State, run_service: Run) -> None:
+    """A pair takes seconds of a session. Of two sessions one stays with those who wrap and wait for half a second."""
+    service = run_service(state, HSMKMS_SESSIONS="2", HSMKMS_SESSION_WAIT_S="0.5")
+    with service.client() as client, ThreadPoolExecutor(6) as threads:
+        key = create_key(client)
+        asked = [threads.submit(client.post, "/import_token") for _ in range(6)]
+        wraps = []
+        while not all(one.done() for one in asked):
+            wraps.append(client.post(f"/keys/{key}/actions/wrap").status_code)
+    assert set(wraps) == {200}
+    # Who waits too long is told to come again.
+    assert 200 in {one.result().status_code for one in asked} <= {200, 503}
 
 
 def test_an_expired_pair_is_destroyed_by_a_job(state: State, run_service: Run) -> None:
