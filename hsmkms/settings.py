@@ -71,10 +71,10 @@ class Settings(BaseSettings):
     sessions: int = pydantic.Field(default=8, ge=1, le=1024)
     session_wait_s: float = pydantic.Field(default=5.0, gt=0, le=60)
     recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)
-    identity_requests_per_s: float = pydantic.Field(default=5_000, ge=0, le=1_000_000, allow_inf_nan=False)
-    identity_burst_requests: int = pydantic.Field(default=10_000, ge=1, le=1_000_000)
-    instance_requests_per_s: float = pydantic.Field(default=10_000, ge=0, le=1_000_000, allow_inf_nan=False)
-    instance_burst_requests: int = pydantic.Field(default=20_000, ge=1, le=1_000_000)
+    identity_requests_per_s: float = pydantic.Field(default=10_000, ge=0, le=1_000_000, allow_inf_nan=False)
+    identity_burst_requests: int = pydantic.Field(default=20_000, ge=1, le=1_000_000)
+    instance_requests_per_s: float = pydantic.Field(default=20_000, ge=0, le=1_000_000, allow_inf_nan=False)
+    instance_burst_requests: int = pydantic.Field(default=40_000, ge=1, le=1_000_000)
 
     @classmethod
     def settings_customise_sources(
