@@ -12,6 +12,8 @@ from hsmkms.domain.access import Role
 from tests.support.deployment import Service, create_key
 from tests.support.iam import Iam, Somebody, key_client, log_in
 
+pytestmark = pytest.mark.alone
+
 WITHIN_S = 1.0
 SOURCE = "9b3c5a10-6f5e-4d43-8f0b-0d9a5f8f7a01"
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.deployment import Service, create_key
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def other(service: Service) -> Iterator[httpx.Client]:

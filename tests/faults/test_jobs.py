@@ -21,6 +21,8 @@ from tests.api.test_lifecycle import put
 from tests.support.deployment import Service, State, create_body, create_key
 from tests.support.postgresql import PostgresServer
 
+pytestmark = pytest.mark.alone
+
 REPLACED_WITHIN_S = 30.0
 
 

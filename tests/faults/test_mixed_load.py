@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.deployment import Service, State, create_body
 
+pytestmark = pytest.mark.alone
+
 CLIENTS = 64
 
 

@@ -22,6 +22,8 @@ from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
 from tests.token.conftest import Cable
 
+pytestmark = pytest.mark.alone
+
 DEK = bytes(range(32))
 WITHIN_S = 10
 
