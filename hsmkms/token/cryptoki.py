@@ -26,11 +26,13 @@ CKA_WRAP, CKA_UNWRAP, CKA_SIGN, CKA_VERIFY, CKA_DERIVE = 0x106, 0x107, 0x108, 0x
 CKA_SIGN_RECOVER, CKA_VERIFY_RECOVER = 0x109, 0x10B
 CKA_VALUE_LEN, CKA_EXTRACTABLE, CKA_LOCAL, CKA_NEVER_EXTRACTABLE = 0x161, 0x162, 0x163, 0x164
 CKA_ALWAYS_SENSITIVE, CKA_MODIFIABLE, CKA_COPYABLE = 0x165, 0x170, 0x171
+CKA_CHECK_VALUE: Final = 0x90
 CKA_EC_PARAMS, CKA_EC_POINT = 0x180, 0x181
 CKA_MODULUS, CKA_MODULUS_BITS, CKA_PUBLIC_EXPONENT = 0x120, 0x121, 0x122
 CKM_EC_KEY_PAIR_GEN, CKM_ECDSA, CKM_AES_KEY_GEN, CKM_AES_KEY_WRAP = 0x1040, 0x1041, 0x1080, 0x2109
 CKM_SHA256_HMAC, CKM_GENERIC_SECRET_KEY_GEN = 0x251, 0x350
 CKM_RSA_PKCS_KEY_PAIR_GEN, CKM_RSA_X_509, CKM_RSA_PKCS_OAEP = 0x0, 0x3, 0x9
+CKM_AES_ECB, CKM_AES_CMAC = 0x1081, 0x108A
 CKM_AES_CBC_PAD, CKM_AES_GCM, CKM_SHA_1, CKM_SHA256 = 0x1085, 0x1087, 0x220, 0x250
 CKG_MGF1_SHA1, CKG_MGF1_SHA256, CKZ_DATA_SPECIFIED = 1, 2, 1
 
@@ -67,7 +69,9 @@ _SIGNATURES: Final = {
     "FindObjectsInit": "CK_ULONG, CK_ATTRIBUTE *, CK_ULONG",
     "FindObjects": "CK_ULONG, CK_ULONG *, CK_ULONG, CK_ULONG *",
     "FindObjectsFinal": "CK_ULONG",
-    **dict.fromkeys(["EncryptInit", "Encrypt", "EncryptUpdate", "EncryptFinal"]),
+    "EncryptInit": "CK_ULONG, CK_MECHANISM *, CK_ULONG",
+    "Encrypt": "CK_ULONG, const CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG *",
+    **dict.fromkeys(["EncryptUpdate", "EncryptFinal"]),
     "DecryptInit": "CK_ULONG, CK_MECHANISM *, CK_ULONG",
     "Decrypt": "CK_ULONG, const CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG *",
     **dict.fromkeys(
@@ -369,6 +373,13 @@ class Session:
         )
         check("C_UnwrapKey", returned)
         return int(handle[0])
+
+    def encrypt(self, kind: int, key: int, data: bytes) -> bytes:
+        """C_EncryptInit and C_Encrypt of at most 512 bytes."""
+        out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)
+        check("C_EncryptInit", self._c.C_EncryptInit(self._session, mechanism(kind), key))
+        check("C_Encrypt", self._c.C_Encrypt(self._session, data, len(data), out, length))
+        return bytes(ffi.buffer(out, length[0]))
 
     def decrypt(self, how: Mechanism, key: int, data: bytes) -> bytearray:
         """C_DecryptInit and C_Decrypt of at most 1,024 bytes; the memory of the library is wiped."""

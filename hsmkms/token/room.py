@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from hsmkms.domain import frame
+from hsmkms.domain.check_values import CheckValues
 from hsmkms.domain.ids import is_uuid
 from hsmkms.domain.importing import ImportToken, Oaep, Passage, WrappedMaterial, transport_owner
 from hsmkms.domain.keys import KeyVersion
@@ -27,7 +28,7 @@ from hsmkms.errors import (
     UnprocessableCiphertext,
 )
 from hsmkms.token import cryptoki as ck
-from hsmkms.token import importing, integrity, selftest, signing, templates
+from hsmkms.token import describing, importing, integrity, selftest, signing, templates
 from hsmkms.token.objects import AES_OBJECTS, KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
 from hsmkms.token.returned import CryptokiError, Meaning
 from hsmkms.token.sessions import SessionPool, TokenInfo, renew_after_fork
@@ -157,6 +158,20 @@ class Token:
             if not self._canary_sings():
                 raise TokenUnavailable(_UNAVAILABLE) from None
             raise IncorrectNonceIv from None
+
+    def mechanism_names(self) -> list[str]:
+        """What C_GetMechanismList says."""
+        return describing.mechanism_names(self._pool.mechanisms())
+
+    def check_values(self, value: bytearray) -> CheckValues | None:
+        """Check values of an AES key, computed in the token; None where it cannot."""
+        if not describing.has_check_mechanisms(self._pool.mechanisms()):
+            return None
+        return self._call(lambda session: describing.check_values(session, value))
+
+    def describe_key(self, version_id: str) -> describing.KeyDescription:
+        """A root key's object as it is read back."""
+        return self._call(lambda session: describing.describe(session, self._find(session, version_id)))
 
     def passage(self, oaep: Oaep) -> Passage | None:
         """How a key under an import token comes in: unwrapped in the token, by way of this process, or not at all."""

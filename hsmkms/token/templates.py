@@ -131,6 +131,21 @@ def nonce_key() -> dict[int, ck.Value]:
     }
 
 
+def check_key() -> dict[int, ck.Value]:
+    """A session object of a key of which only check values are wanted."""
+    return {
+        ck.CKA_CLASS: ck.CKO_SECRET_KEY,
+        ck.CKA_KEY_TYPE: ck.CKK_AES,
+        ck.CKA_TOKEN: False,
+        ck.CKA_PRIVATE: True,
+        ck.CKA_SENSITIVE: True,
+        ck.CKA_EXTRACTABLE: False,
+        ck.CKA_SIGN: True,
+        ck.CKA_ENCRYPT: True,
+        **dict.fromkeys((ck.CKA_DECRYPT, ck.CKA_WRAP, ck.CKA_UNWRAP, ck.CKA_DERIVE), False),
+    }
+
+
 def mac_key(key_id: str, label: str, *, fixed: bool) -> dict[int, ck.Value]:
     """A 256-bit HMAC key that is born in the token, signs and verifies, and never leaves."""
     return {

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hsmkms.ceremony import components
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.importing import ImportToken, Oaep, Passage, WrappedMaterial, transport_owner
 from hsmkms.domain.keys import KeyVersion
@@ -196,3 +197,22 @@ def encode(message: bytes, oaep: Oaep, seed: bytes) -> bytes:
     block = hashlib.new(name, b"").digest() + zeros + b"\x01" + message
     masked = xor(block, mask(seed, len(block)))
     return b"\x00" + xor(seed, mask(masked, size)) + masked
+
+
+@pytest.mark.parametrize("length", [16, 24, 32])
+def test_check_values_of_the_token_are_those_of_software(token: Token, length: int) -> None:
+    key = bytearray(os.urandom(length))
+    assert token.check_values(key) == components.check_values(key)
+
+
+def test_describing_a_key(token: Token) -> None:
+    """The token's own check value is that of what it made; of a brought key SoftHSM keeps none."""
+    born = token.generate_key(new_id(), OWNER, NOW)
+    described = token.describe_key(born.id)
+    assert described.attributes["CKA_EXTRACTABLE"] is False
+    assert described.attributes["CKA_LOCAL"] is True
+    assert described.label == "hsmkms the owner"
+    assert len(described.check_values.ecb or "") == 6
+    brought = token.create_key(new_id(), OWNER, NOW, SecretBytes(bytes(range(32))))
+    assert token.describe_key(brought.id).check_values.ecb is None
+    assert "CKM_AES_CMAC" in token.mechanism_names()
