@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import hsmkms
-from hsmkms.ceremony import making, memory, software
+from hsmkms.ceremony import making, software
 from hsmkms.ceremony.making import ANNOUNCED, MADE, REMOVED, Making
 from hsmkms.ceremony.plan import ReadPlan, SourceKind
 from hsmkms.ceremony.record import CLOSED, FORMAT, OPENED, Record, Step, fingerprint
@@ -37,21 +37,35 @@ def is_throwaway(info: TokenInfo) -> bool:
     return info.manufacturer == "SoftHSM project"
 
 
+def require_allowed(info: TokenInfo, *, memory_locked: bool, answers: bool) -> None:
+    """Raise CeremonyRefused when a token that is no throw-away one would get its key carelessly."""
+    if is_throwaway(info):
+        return
+    if answers:
+        raise CeremonyRefused("Answers from a file are for rehearsals on a SoftHSM token. On this one people answer.")
+    if not memory_locked:
+        raise CeremonyRefused(
+            "Memory cannot be locked. Start again as root, or raise the limit (`ulimit -l unlimited`)."
+        )
+
+
 def hold(
-    read: ReadPlan, token: Token, path: Path, console: Console, clock: Callable[[], datetime], *, rehearsal: bool
+    read: ReadPlan,
+    token: Token,
+    path: Path,
+    console: Console,
+    clock: Callable[[], datetime],
+    *,
+    rehearsal: bool,
+    memory_locked: bool,
 ) -> Step:
     """Hold the ceremony of a plan, or go on with it; its last step. Raises CeremonyRefused, PlanRefused, RecordBroken,
     Unavailable."""
     if not rehearsal and token.info.serial != read.plan.token.serial:
         raise PlanRefused(f"The plan is for the token {read.plan.token.serial}; this one is {token.info.serial}.")
-    locked = memory.lock()
-    if not locked and not is_throwaway(token.info):
-        raise CeremonyRefused(
-            "Memory cannot be locked. Start again as root, or raise the limit (`ulimit -l unlimited`)."
-        )
     record = Record(path, clock)
     with contextlib.closing(record):
-        return _Ceremony(read, token, record, path, console, clock, rehearsal=rehearsal, locked=locked).hold()
+        return _Ceremony(read, token, record, path, console, clock, rehearsal=rehearsal, locked=memory_locked).hold()
 
 
 class _Ceremony:

@@ -9,7 +9,20 @@ import typer
 from rich.console import Console
 
 from hsmkms import __version__
-from hsmkms.cli import authorizations, call, crypto, deploy, doctor, iam, imports, instances, jobs, keys, webhooks
+from hsmkms.cli import (
+    authorizations,
+    call,
+    ceremony,
+    crypto,
+    deploy,
+    doctor,
+    iam,
+    imports,
+    instances,
+    jobs,
+    keys,
+    webhooks,
+)
 from hsmkms.errors import HsmkmsError
 
 app = typer.Typer(
@@ -33,6 +46,7 @@ app.command("call")(call.call)
 app.command("jobs")(jobs.jobs)
 app.command("events")(webhooks.events)
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(ceremony.app, name="ceremony")
 
 
 @app.command("version")

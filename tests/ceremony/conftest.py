@@ -38,7 +38,15 @@ class Table:
 
     def hold(self, console: Console, *, rehearsal: bool = False) -> Step:
         """Hold it, or go on."""
-        return run.hold(plans.read(self.plan), self.token, self.record, console, lambda: NOW, rehearsal=rehearsal)
+        return run.hold(
+            plans.read(self.plan),
+            self.token,
+            self.record,
+            console,
+            lambda: NOW,
+            rehearsal=rehearsal,
+            memory_locked=True,
+        )
 
     def write_plan(self, **members: object) -> None:
         """Another plan for this token."""

@@ -241,4 +241,10 @@ def test_a_rehearsal_stays_one(table: Table) -> None:
 def test_which_tokens_are_throw_away(table: Table) -> None:
     assert run.is_throwaway(table.token.info)
     for manufacturer in ("Thales", "SafeNet", "Utimaco", "", "SoftHSM"):
-        assert not run.is_throwaway(replace(table.token.info, manufacturer=manufacturer))
+        info = replace(table.token.info, manufacturer=manufacturer)
+        assert not run.is_throwaway(info)
+        with pytest.raises(CeremonyRefused, match="people answer"):
+            run.require_allowed(info, memory_locked=True, answers=True)
+        with pytest.raises(CeremonyRefused, match="cannot be locked"):
+            run.require_allowed(info, memory_locked=False, answers=False)
+        run.require_allowed(info, memory_locked=True, answers=False)
