@@ -114,7 +114,7 @@ class _Sheet(FPDF):
         self.ln(2)
         self._write(heading, bold=True, size=11)
         self._font(8)
-        with self.table(col_widths=(28, 100), first_row_as_headings=False, line_height=4.4) as table:
+        with self.table(col_widths=(28, 100), first_row_as_headings=False, line_height=4.4, text_align="LEFT") as table:
             for name, value in rows:
                 row = table.row()
                 row.cell(self._printable(name))
@@ -125,7 +125,7 @@ class _Sheet(FPDF):
         self.ln(2)
         self._write("Steps", bold=True, size=11)
         self._font(7)
-        with self.table(col_widths=(6, 25, 28, 16, 80), line_height=4) as table:
+        with self.table(col_widths=(6, 25, 28, 16, 80), line_height=4, text_align="LEFT") as table:
             for heads in (("", "Time (UTC)", "Who", "Role", "What"),):
                 row = table.row()
                 for head in heads:
