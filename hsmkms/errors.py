@@ -552,5 +552,9 @@ class PinRefused(OperatorError):
     """The token did not take the PIN. It is never tried twice: a second wrong PIN can lock the token."""
 
 
+class AdoptionRefused(OperatorError):
+    """A key that a ceremony made is not taken into service."""
+
+
 class StoreRefused(OperatorError):
     """The database cannot be used as it stands."""

@@ -29,6 +29,7 @@ from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
 from hsmkms.jobs.runner import Job, JobRunner
 from hsmkms.service.account_records import AccountRecords
+from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.bell import EventBell
@@ -241,6 +242,7 @@ def _services(
     return Services(
         keys=KeyService(token, stores.keys, access, instance_policies, imports, material, waits, clock),
         imports=imports,
+        adoption=AdoptionService(token, stores.keys, access, instance_policies, clock),
         instance_policies=instance_policies,
         lifecycle=lifecycle,
         aliases=AliasService(stores.keys, access, clock),

@@ -27,6 +27,7 @@ from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance
 from hsmkms.domain.waits import Waits
 from hsmkms.errors import InvalidQueryParam, NoBody, NotFound, Unauthorized
+from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.authorize import require_any_in_account
@@ -61,6 +62,7 @@ class Services:
 
     keys: KeyService
     imports: ImportService
+    adoption: AdoptionService
     lifecycle: LifecycleService
     aliases: AliasService
     key_policies: KeyPolicyService

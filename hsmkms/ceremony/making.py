@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
+from typing import Final
 
 from hsmkms.ceremony import components
 from hsmkms.ceremony.components import CheckValuesOf
@@ -15,11 +16,21 @@ from hsmkms.ceremony.screen import expect, is_confirmed, page
 from hsmkms.ceremony.steps import LEADER, ComponentParts, Parts, Room, ShareParts, enter_again
 from hsmkms.domain.check_values import CheckKind, CheckValues
 from hsmkms.domain.ids import new_id
+from hsmkms.domain.importing import Passage
 from hsmkms.domain.keys import KeyVersion, key_owner
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.token.room import Token
 
 ANNOUNCED, MADE, REMOVED = "key announced", "key made", "key removed"
+_BORN: Final = "born in the token"
+
+
+def version_of(made: Step) -> KeyVersion:
+    """The key version that a record says was made."""
+    data = made.data
+    passage = Passage.GENERATED if data["passage"] == _BORN else Passage.PROCESS
+    created_at = datetime.fromisoformat(data["created_at"])
+    return KeyVersion(data["version"], created_at, bytes.fromhex(data["wrap_check_value"]), data["owner"], passage)
 
 
 def check_values_by(token: Token) -> CheckValuesOf:
@@ -74,7 +85,7 @@ class Making:
         lines = ["The token will now generate the key. It will never leave the token."]
         page(self._room.console, self._room.heading, self._room.leader, LEADER, lines)
         expect(self._room.console, self._room.leader, "Type generate", "generate")
-        return self._put(self._token.generate_key, None, "born in the token")
+        return self._put(self._token.generate_key, None, _BORN)
 
     def _bring(self, key: bytearray, found: CheckValues) -> Step:
         where = "combined in locked memory" if self._locked else "combined in memory"

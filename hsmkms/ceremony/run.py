@@ -16,14 +16,13 @@ from typing import Any, Final
 
 import hsmkms
 from hsmkms.ceremony import making, software
-from hsmkms.ceremony.making import ANNOUNCED, MADE, REMOVED, Making
+from hsmkms.ceremony.making import ANNOUNCED, MADE, REMOVED, Making, version_of
 from hsmkms.ceremony.plan import ReadPlan, SourceKind
 from hsmkms.ceremony.record import CLOSED, FORMAT, OPENED, Record, Step, fingerprint
 from hsmkms.ceremony.refusals import CeremonyRefused, PlanRefused
 from hsmkms.ceremony.screen import Console, expect, page
 from hsmkms.ceremony.steps import CUSTODIAN, LEADER, Room
 from hsmkms.domain.ids import is_uuid, new_id
-from hsmkms.domain.keys import KeyVersion
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import TokenInfo
 
@@ -150,7 +149,7 @@ class _Ceremony:
         self._record.append(self._leader, LEADER, "resumed", data)
         made = self._last(MADE)
         if made is not None:
-            self._token.verify_key(_version(made))
+            self._token.verify_key(version_of(made))
         announced = self._last(ANNOUNCED, REMOVED)
         if made is None and announced is not None and announced.what == ANNOUNCED:
             self._making.remove(announced.data["version"])
@@ -249,13 +248,6 @@ class _Ceremony:
 
     def _last(self, *what: str) -> Step | None:
         return next((step for step in reversed(self._record.steps) if step.what in what), None)
-
-
-def _version(made: Step) -> KeyVersion:
-    """The key version that a record says was made."""
-    data = made.data
-    created_at = datetime.fromisoformat(data["created_at"])
-    return KeyVersion(data["version"], created_at, bytes.fromhex(data["wrap_check_value"]), data["owner"])
 
 
 def _write_down(path: Path, text: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
+from hsmkms.ceremony import record
+from hsmkms.ceremony.output import key_of
 from hsmkms.cli.local import InstanceOption, JsonOption, Local, local, show
 from hsmkms.domain.keys import Key, effective_state
 from hsmkms.domain.new_key import NewKey
@@ -56,6 +59,17 @@ def rotate(key: KeyArgument, instance: InstanceOption = None, json: JsonOption =
     """Give a root key a new version; old ciphertexts still open."""
     with local(instance) as here:
         _print(_describe(here.rooms.services.keys.rotate(here.caller, here.instance.id, key, None), here), json)
+
+
+@app.command("adopt")
+def adopt(
+    record_file: Annotated[Path, typer.Argument(help="The record of a ceremony on this host's token.")],
+    json: JsonOption = False,
+) -> None:
+    """Register the root key that a ceremony put on the token, once record, token and object prove each other."""
+    found = key_of(record.verify(record_file))
+    with local(found.instance_id) as here:
+        _print(_describe(here.rooms.services.adoption.adopt(here.caller, found), here), json)
 
 
 @app.command("delete")

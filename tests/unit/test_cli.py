@@ -41,7 +41,7 @@ COMMANDS = [
     ("ceremony", "plan", "sign"),
     ("version",),
     ("keys",),
-    *(("keys", command) for command in ("list", "create", "show", "rotate", "delete")),
+    *(("keys", command) for command in ("list", "create", "show", "rotate", "adopt", "delete")),
     ("import",),
     ("import", "prepare"),
     ("instances",),

@@ -1,0 +1,24 @@
+"""A key that a ceremony put on the token, as its record tells of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hsmkms.domain.check_values import CheckValues
+from hsmkms.domain.keys import KeyVersion
+
+
+@dataclass(frozen=True, slots=True)
+class CeremonyKey:
+    """`serial` is that of the token; `signing_key_id` names the object on it that signed the record, and
+    `signing_public_pem` is its public half."""
+
+    key_id: str
+    instance_id: str
+    name: str
+    purpose: str
+    version: KeyVersion
+    check_values: CheckValues
+    serial: str
+    signing_key_id: str
+    signing_public_pem: bytes
