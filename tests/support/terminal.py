@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -33,6 +34,8 @@ class Terminal:
             env=dict(self._environment),
             cwd=self._directory,
             start_new_session=True,
+            # As at a real terminal: who runs the tests in the background may have them ignore Ctrl-C.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         os.close(slave)
         return self
