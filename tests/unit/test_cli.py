@@ -160,8 +160,8 @@ def test_wrong_usage_of_the_program(here: State) -> None:
 
 def test_completion_script(here: State) -> None:
     """Of the shell that is named, whatever shell the tests were started from."""
-    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    assert b"hsmkms" in here.run("--show-completion", "bash", **named).stdout
+    shown = here.run("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert b"hsmkms" in shown.stdout
 
 
 def test_version(here: State) -> None:
