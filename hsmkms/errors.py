@@ -16,7 +16,7 @@
     │   └── NotFound · Conflict · Invalid · VersionRequired · VersionStale · LastAdministrator     IAM, instances
     ├── KeyIncomplete              what is stored of a key is damaged
     ├── Unavailable                a part this service stands on does not answer: try again
-    │   ├── TokenUnavailable · TokenBusy · KeyMaterialMissing
+    │   ├── TokenUnavailable · SigningKeyMissing · TokenBusy · KeyMaterialMissing
     │   └── StoreUnavailable · IssuerUnavailable
     └── OperatorError              for the person at the command line: settings, set-up, token
 
@@ -518,6 +518,13 @@ class TokenUnavailable(Unavailable):
     """The HSM does not answer, or not as it should."""
 
 
+class SigningKeyMissing(TokenUnavailable):
+    """The token answers, and a signing key is not on it."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"The signing key {key_id} is not on the token. Run `hsmkms doctor`.")
+
+
 class TokenBusy(Unavailable):
     """All sessions with the HSM are in use for longer than a caller should wait."""
 
@@ -550,6 +557,10 @@ class TokenRefused(OperatorError):
 
 class PinRefused(OperatorError):
     """The token did not take the PIN. It is never tried twice: a second wrong PIN can lock the token."""
+
+
+class WrappedKeyUnreadable(OperatorError):
+    """What should be an AES key under a transport key of the token is none."""
 
 
 class AdoptionRefused(OperatorError):

@@ -242,7 +242,7 @@ def _services(
     return Services(
         keys=KeyService(token, stores.keys, access, instance_policies, imports, material, waits, clock),
         imports=imports,
-        adoption=AdoptionService(token, stores.keys, access, instance_policies, clock),
+        adoption=AdoptionService(token, stores.keys, access, instance_policies, imports, material, clock),
         instance_policies=instance_policies,
         lifecycle=lifecycle,
         aliases=AliasService(stores.keys, access, clock),

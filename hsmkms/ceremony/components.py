@@ -12,6 +12,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.cmac import CMAC
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 
 from hsmkms.ceremony.refusals import (
     EntriesDiffer,
@@ -38,6 +39,11 @@ def check_values(key: bytearray) -> CheckValues:
     # One block of zeros is what the older check value is defined on; nothing is kept secret by it.
     block = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(_BLOCK)  # noqa: S305
     return CheckValues(as_text(mac.finalize()), as_text(block))
+
+
+def wrap_check_value(key: bytearray) -> bytes:
+    """The check value that a service keeps of a root key: 8 bytes of the key wrap (RFC 3394) of 16 zero bytes."""
+    return aes_key_wrap(bytes(key), bytes(16))[:8]
 
 
 def parse(text: str, length: int) -> bytearray:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
-from hsmkms.ceremony import components
+from hsmkms.ceremony import bundle, components
+from hsmkms.ceremony.bundle import Destination
 from hsmkms.ceremony.components import CheckValuesOf
-from hsmkms.ceremony.plan import SourceKind
+from hsmkms.ceremony.plan import OutputKind, SourceKind
 from hsmkms.ceremony.record import Step
 from hsmkms.ceremony.refusals import CeremonyRefused, EntryRefused
 from hsmkms.ceremony.screen import expect, is_confirmed, page
+from hsmkms.ceremony.splitting import Splitting
 from hsmkms.ceremony.steps import LEADER, ComponentParts, Parts, Room, ShareParts, enter_again
+from hsmkms.ceremony.wrapped import WrappedFile
 from hsmkms.domain.check_values import CheckKind, CheckValues
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.importing import Passage
@@ -21,14 +25,27 @@ from hsmkms.domain.keys import KeyVersion, key_owner
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.token.room import Token
 
-ANNOUNCED, MADE, REMOVED = "key announced", "key made", "key removed"
-_BORN: Final = "born in the token"
+ANNOUNCED, MADE, REMOVED, WRAPPED = "key announced", "key made", "key removed", "key wrapped"
+_PASSAGES: Final = {"born in the token": Passage.GENERATED, "unwrapped in the token": Passage.TOKEN}
+"""What a record says of keys that this program never had; of all others it says how it held them."""
+_BORN, _UNWRAPPED = _PASSAGES
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a ceremony needs beside its plan: the record's path, a directory in memory for printed shares, the import
+    token that a bundle is for, and whether memory is locked."""
+
+    record: Path
+    sheets: Path | None
+    destination: Destination | None
+    locked: bool
 
 
 def version_of(made: Step) -> KeyVersion:
     """The key version that a record says was made."""
     data = made.data
-    passage = Passage.GENERATED if data["passage"] == _BORN else Passage.PROCESS
+    passage = _PASSAGES.get(data["passage"], Passage.PROCESS)
     created_at = datetime.fromisoformat(data["created_at"])
     return KeyVersion(data["version"], created_at, bytes.fromhex(data["wrap_check_value"]), data["owner"], passage)
 
@@ -41,15 +58,60 @@ def check_values_by(token: Token) -> CheckValuesOf:
 class Making:
     """Makes one key on the token, or removes one that was left half announced."""
 
-    def __init__(self, room: Room, token: Token, clock: Callable[[], datetime], *, locked: bool) -> None:
-        self._room, self._token, self._clock, self._locked = room, token, clock, locked
+    def __init__(self, room: Room, token: Token, clock: Callable[[], datetime], means: Means) -> None:
+        self._room, self._token, self._clock, self._means = room, token, clock, means
+        self._file = WrappedFile(room, token, means.record.with_name(means.record.name + ".public.pem"))
 
     def make(self) -> Step:
         """By the way that the plan says; the step that records it."""
-        if self._room.plan.source.kind is SourceKind.GENERATE:
-            return self._generate()
-        components_wanted = self._room.plan.source.kind is SourceKind.COMPONENTS
-        parts: Parts = ComponentParts(self._room) if components_wanted else ShareParts(self._room)
+        if self._room.plan.output.to is OutputKind.BUNDLE:
+            self._agree_on_destination()
+        match self._room.plan.source.kind:
+            case SourceKind.GENERATE:
+                return self._generate()
+            case SourceKind.WRAPPED:
+                return self._unwrap()
+            case SourceKind.SPLIT:
+                return self._split()
+            case SourceKind.COMPONENTS:
+                return self._enter(ComponentParts(self._room))
+            case SourceKind.SHARES:
+                return self._enter(ShareParts(self._room))
+
+    def tidy(self) -> None:
+        """Destroy what only served to bring the key."""
+        self._file.destroy()
+
+    def _agree_on_destination(self) -> None:
+        """Raises CeremonyRefused when there is none."""
+        destination = self._means.destination
+        if destination is None:
+            raise CeremonyRefused("The plan wants a bundle. Give --import-token: the answer of GET /import_token.")
+        lines = [
+            "The key will be wrapped to the import token whose public key has this SHA-256, and to nobody else:",
+            destination.fingerprint,
+        ]
+        page(self._room.console, self._room.heading, self._room.leader, LEADER, lines)
+        prompt = "First 8 digits of it, from the paper of the service's operator"
+        expect(self._room.console, self._room.leader, prompt, destination.fingerprint[:8])
+
+    def _unwrap(self) -> Step:
+        carried, found = self._file.open()
+        inside = self._token.passage(carried.oaep) is Passage.TOKEN
+        return self._put(
+            lambda version_id, owner, at: self._token.create_carried_key(version_id, owner, at, carried),
+            found,
+            _UNWRAPPED if inside else f"RSA-OAEP padding removed {self._where()}",
+        )
+
+    def _split(self) -> Step:
+        key, found = Splitting(self._room, self._token, self._means.sheets).make()
+        try:
+            return self._bring(key, found, f"drawn by the token, split {self._where()}")
+        finally:
+            components.wipe(key)
+
+    def _enter(self, parts: Parts) -> Step:
         key = bytearray()
         try:
             while True:
@@ -62,7 +124,7 @@ class Making:
                     components.wipe(key)
                     self._room.refuse(self._room.leader, refusal)
                     enter_again(self._room, parts, self._room.plan.people.custodians)
-            return self._bring(key, found)
+            return self._bring(key, found, f"combined {self._where()}")
         finally:
             components.wipe(key)
             parts.wipe()
@@ -87,12 +149,31 @@ class Making:
         expect(self._room.console, self._room.leader, "Type generate", "generate")
         return self._put(self._token.generate_key, None, _BORN)
 
-    def _bring(self, key: bytearray, found: CheckValues) -> Step:
-        where = "combined in locked memory" if self._locked else "combined in memory"
+    def _where(self) -> str:
+        return "in locked memory" if self._means.locked else "in memory"
+
+    def _bring(self, key: bytearray, found: CheckValues, passage: str) -> Step:
+        if self._means.destination is not None and self._room.plan.output.to is OutputKind.BUNDLE:
+            return self._wrap(key, found, passage, self._means.destination)
         secret = SecretBytes(bytes(key))
         return self._put(
-            lambda version_id, owner, at: self._token.create_key(version_id, owner, at, secret), found, where
+            lambda version_id, owner, at: self._token.create_key(version_id, owner, at, secret), found, passage
         )
+
+    def _wrap(self, key: bytearray, found: CheckValues, passage: str, destination: Destination) -> Step:
+        """Write the bundle, then that it was written: a bundle that no record names is adopted by nobody."""
+        key_id = new_id()
+        path = self._means.record.with_name(self._means.record.name + ".bundle.json")
+        data = {
+            "key": key_id,
+            "bundle_sha256": bundle.write(path, destination, key_id, key),
+            "destination": destination.fingerprint,
+            "passage": passage,
+            "bytes": self._room.plan.key.bytes,
+            "check_values": asdict(found),
+            "wrap_check_value": components.wrap_check_value(key).hex().upper(),
+        }
+        return self._room.note(self._room.leader, LEADER, WRAPPED, data)
 
     def _put(self, make: Callable[[str, str, datetime], KeyVersion], wanted: CheckValues | None, passage: str) -> Step:
         """Announce the key, make it by one call, read it back, and write down what was read."""

@@ -24,6 +24,7 @@ from hsmkms.ceremony.refusals import PlanRefused
 from hsmkms.ceremony.shares import SHARES
 from hsmkms.domain.check_values import CheckKind
 from hsmkms.domain.ids import is_uuid
+from hsmkms.domain.importing import Oaep
 from hsmkms.domain.keys import NAME_CHARS
 
 _DOMAIN: Final = b"hsmkms ceremony plan\0"
@@ -41,6 +42,19 @@ class SourceKind(enum.Enum):
     GENERATE = "generate"
     COMPONENTS = "components"
     SHARES = "shares"
+    WRAPPED = "wrapped"
+    SPLIT = "split"
+
+
+class OutputKind(enum.Enum):
+    """Where the key goes: onto the ceremony's token, or wrapped to the import token of a service on another one."""
+
+    TOKEN = "token"
+    BUNDLE = "bundle"
+
+
+_IN_THE_TOKEN: Final = frozenset({SourceKind.GENERATE, SourceKind.WRAPPED})
+"""Sources whose key this program does not hold, so that it cannot wrap it to anybody."""
 
 
 class PlannedKey(pydantic.BaseModel):
@@ -62,7 +76,7 @@ class PlannedKey(pydantic.BaseModel):
 
 class Source(pydantic.BaseModel):
     """`k` and `n` are of shares, `n` also of components; `expected` is the whole key's check value of kind `check`,
-    `parts` those of components by custodian."""
+    `parts` those of components by custodian; `oaep` is the hash under which another HSM wraps its file."""
 
     model_config = _FIRM
     kind: SourceKind
@@ -71,6 +85,12 @@ class Source(pydantic.BaseModel):
     check: CheckKind = CheckKind.CMAC
     expected: _CheckValue | None = None
     parts: dict[str, _CheckValue] = pydantic.Field(default_factory=dict)
+    oaep: Literal["sha256", "sha1"] | None = None
+
+    @property
+    def padding(self) -> Oaep:
+        """`oaep` as the rest of the program names it; SHA-256 unless the plan says otherwise."""
+        return Oaep.SHA_1 if self.oaep == "sha1" else Oaep.SHA_256
 
 
 class TokenOfPlan(pydantic.BaseModel):
@@ -78,6 +98,13 @@ class TokenOfPlan(pydantic.BaseModel):
 
     model_config = _FIRM
     serial: Annotated[str, pydantic.StringConstraints(min_length=1, max_length=16)]
+
+
+class Output(pydantic.BaseModel):
+    """Where the key goes."""
+
+    model_config = _FIRM
+    to: OutputKind = OutputKind.TOKEN
 
 
 class People(pydantic.BaseModel):
@@ -98,6 +125,7 @@ class Plan(pydantic.BaseModel):
     source: Source
     token: TokenOfPlan
     people: People
+    output: Output = Output()
 
     @pydantic.model_validator(mode="after")
     def _agrees_with_itself(self) -> Plan:
@@ -113,18 +141,28 @@ class Plan(pydantic.BaseModel):
             found.append("people: nobody can have two roles, and names must differ")
         if any(not name.isprintable() for name in (*names, self.title, self.key.name, self.key.purpose)):
             found.append("names and texts must be printable")
+        if source.kind in _IN_THE_TOKEN and self.output.to is OutputKind.BUNDLE:
+            found.append("output.to: this program never holds such a key, so it cannot wrap it into a bundle")
+        if source.kind is not SourceKind.WRAPPED and source.oaep is not None:
+            found.append("source.oaep: only a wrapped file has one")
         if source.kind is SourceKind.GENERATE:
             if (source.k, source.n, source.expected) != (None, None, None) or source.parts:
                 found.append("source: a generated key has no k, n, expected or parts")
             if self.key.bytes != 32:
                 found.append("key.bytes: a generated key has 32 bytes")
             return found
+        if source.kind is SourceKind.WRAPPED:
+            if (source.k, source.n) != (None, None) or source.parts:
+                found.append("source: a wrapped key has no k, n or parts")
+            return found
+        if source.kind is SourceKind.SPLIT and source.expected is not None:
+            found.append("source.expected: nobody knows the check value of a key that is still to be made")
         least, most = COMPONENTS if source.kind is SourceKind.COMPONENTS else SHARES
         if source.n != len(custodians) or not least <= len(custodians) <= most:
             found.append(f"source.n: must be the number of custodians, {least} to {most}")
         if source.kind is SourceKind.COMPONENTS and source.k is not None:
             found.append("source.k: all components are needed, so there is no k")
-        if source.kind is SourceKind.SHARES and not (source.k is not None and 2 <= source.k <= len(custodians)):
+        if source.kind is not SourceKind.COMPONENTS and not (source.k is not None and 2 <= source.k <= len(custodians)):
             found.append("source.k: must be 2 to n")
         if not source.parts.keys() <= (set(custodians) if source.kind is SourceKind.COMPONENTS else set()):
             found.append("source.parts: check values are for the components of custodians of this plan")

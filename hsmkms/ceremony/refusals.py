@@ -7,7 +7,7 @@
         ├── EntriesDiffer · NotHexadecimal · WrongLength · WeakComponent · EqualComponents · WeakKey
         │   · WrongCheckValue
         └── ShareUnreadable · ShareChecksumWrong · ShareRepeated · ShareOfAnotherSet · ShareUnfit
-            · TooFewShares · SharesDisagree
+            · TooFewShares · SharesDisagree · CheckWordsWrong · WrappedFileRefused
 
 No message quotes what was entered.
 """
@@ -107,3 +107,12 @@ class TooFewShares(EntryRefused):
 class SharesDisagree(EntryRefused):
     def __init__(self) -> None:
         super().__init__("The shares do not make a key together: one of them was not made with the others.")
+
+
+class CheckWordsWrong(EntryRefused):
+    def __init__(self) -> None:
+        super().__init__("These are not the last three words of this sheet. Print it again if it cannot be read.")
+
+
+class WrappedFileRefused(EntryRefused):
+    """A file that is no key wrapped to the ceremony's pair, or not the key that was meant."""

@@ -10,12 +10,13 @@ from typing import Any, Final
 from fpdf import FPDF
 from fpdf.enums import XPos, YPos
 
-from hsmkms.ceremony.making import MADE
+from hsmkms.ceremony import fonts
+from hsmkms.ceremony.making import MADE, WRAPPED
 from hsmkms.ceremony.record import Verified
 
-_FONTS: Final = Path("/usr/share/fonts/truetype/dejavu")
-"""Where Debian's fonts-dejavu-core puts its files; the fonts that every PDF reader has know only Western letters."""
 _MARGIN_MM: Final = 15
+_TOLD: Final = ("why", "number", "check_value", "fingerprint")
+"""What a step's row says of its data: the first of these that it has."""
 
 
 def render(verified: Verified, path: Path) -> None:
@@ -45,9 +46,11 @@ def render(verified: Verified, path: Path) -> None:
             ("Memory locked", "yes" if opened["memory_locked"] else "no"),
         ],
     )
-    made = verified.last(MADE)
+    made, wrapped = verified.last(MADE), verified.last(WRAPPED)
     if made is not None:
         sheet.facts("The key on the token", _key(made.data))
+    if wrapped is not None:
+        sheet.facts("The key in the bundle", _bundled(wrapped.data))
     sheet.steps(verified)
     sheet.facts("The record", [("Last hash", verified.head), ("Signed by key", verified.fingerprint)])
     people = plan["people"]
@@ -57,9 +60,13 @@ def render(verified: Verified, path: Path) -> None:
 
 
 def _source(source: dict[str, Any]) -> str:
-    if source["kind"] == "shares":
-        return f"SLIP-39 shares, {source['k']} of {source['n']}"
-    return f"{source['n']} components" if source["kind"] == "components" else "generated in the token"
+    return {
+        "generate": "generated in the token",
+        "components": f"{source['n']} components",
+        "shares": f"SLIP-39 shares, {source['k']} of {source['n']}",
+        "wrapped": f"a file of another HSM, RSA-OAEP with {source['oaep'] or 'sha256'}",
+        "split": f"drawn by the token and split into SLIP-39 shares, {source['k']} of {source['n']}",
+    }[source["kind"]]
 
 
 def _key(made: dict[str, Any]) -> list[tuple[str, str]]:
@@ -78,6 +85,18 @@ def _key(made: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _bundled(wrapped: dict[str, Any]) -> list[tuple[str, str]]:
+    values = wrapped["check_values"]
+    return [
+        ("Key id", wrapped["key"]),
+        ("Wrapped to", f"the import token's public key of SHA-256 {wrapped['destination']}"),
+        ("SHA-256 of the bundle", wrapped["bundle_sha256"]),
+        ("Check value, AES-CMAC", values["cmac"]),
+        ("Check value, AES-ECB", values["ecb"]),
+        ("Wrap check value", wrapped["wrap_check_value"]),
+    ]
+
+
 class _Sheet(FPDF):
     """A4 pages with the title above and the record's last hash below."""
 
@@ -86,11 +105,7 @@ class _Sheet(FPDF):
         self._verified = verified
         rehearsal = " (REHEARSAL)" if verified.steps[0].data["rehearsal"] else ""
         self._title = f"Key ceremony: {title}{rehearsal}"
-        self._unicode = (_FONTS / "DejaVuSans.ttf").exists()
-        self._family = "DejaVu" if self._unicode else "Helvetica"
-        if self._unicode:
-            self.add_font("DejaVu", "", str(_FONTS / "DejaVuSans.ttf"))
-            self.add_font("DejaVu", "B", str(_FONTS / "DejaVuSans-Bold.ttf"))
+        self._family, self._printable = fonts.use(self)
         self.set_creation_date(datetime.fromisoformat(verified.steps[-1].at))
         self.set_title(self._title)
         self.set_margin(_MARGIN_MM)
@@ -132,7 +147,7 @@ class _Sheet(FPDF):
                     row.cell(head)
             for step in verified.steps:
                 row = table.row()
-                told = step.data.get("why") or step.data.get("number") or step.data.get("check_value") or ""
+                told = next((step.data[name] for name in _TOLD if name in step.data), "")
                 what = f"{step.what}{': ' if told else ''}{told}"
                 for text in (str(step.number), step.at[:19].replace("T", " "), step.actor, step.role, what):
                     row.cell(self._printable(text))
@@ -160,6 +175,3 @@ class _Sheet(FPDF):
 
     def _font(self, size: int, *, bold: bool = False) -> None:
         self.set_font(self._family, "B" if bold else "", size)
-
-    def _printable(self, text: str) -> str:
-        return text if self._unicode else text.encode("latin-1", "replace").decode("latin-1")

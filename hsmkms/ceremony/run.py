@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import hsmkms
 from hsmkms.ceremony import making, software
-from hsmkms.ceremony.making import ANNOUNCED, MADE, REMOVED, Making, version_of
-from hsmkms.ceremony.plan import ReadPlan, SourceKind
+from hsmkms.ceremony.making import ANNOUNCED, MADE, REMOVED, WRAPPED, Making, Means, version_of
+from hsmkms.ceremony.plan import OutputKind, ReadPlan, SourceKind
 from hsmkms.ceremony.record import CLOSED, FORMAT, OPENED, Record, Step, fingerprint
 from hsmkms.ceremony.refusals import CeremonyRefused, PlanRefused
 from hsmkms.ceremony.screen import Console, expect, page
@@ -51,20 +51,19 @@ def require_allowed(info: TokenInfo, *, memory_locked: bool, answers: bool) -> N
 def hold(
     read: ReadPlan,
     token: Token,
-    path: Path,
+    means: Means,
     console: Console,
     clock: Callable[[], datetime],
     *,
     rehearsal: bool,
-    memory_locked: bool,
 ) -> Step:
     """Hold the ceremony of a plan, or go on with it; its last step. Raises CeremonyRefused, PlanRefused, RecordBroken,
     Unavailable."""
     if not rehearsal and token.info.serial != read.plan.token.serial:
         raise PlanRefused(f"The plan is for the token {read.plan.token.serial}; this one is {token.info.serial}.")
-    record = Record(path, clock)
+    record = Record(means.record, clock)
     with contextlib.closing(record):
-        return _Ceremony(read, token, record, path, console, clock, rehearsal=rehearsal, locked=memory_locked).hold()
+        return _Ceremony(read, token, record, means, console, clock, rehearsal=rehearsal).hold()
 
 
 class _Ceremony:
@@ -73,32 +72,32 @@ class _Ceremony:
         read: ReadPlan,
         token: Token,
         record: Record,
-        path: Path,
+        means: Means,
         console: Console,
         clock: Callable[[], datetime],
         *,
         rehearsal: bool,
-        locked: bool,
     ) -> None:
         self._read, self._plan, self._token = read, read.plan, token
-        self._record, self._path, self._console, self._clock = record, path, console, clock
-        self._mark = path.with_name(path.name + ".opening")
-        self._rehearsal, self._locked = rehearsal, locked
+        self._record, self._path, self._console = record, means.record, console
+        self._mark = means.record.with_name(means.record.name + ".opening")
+        self._rehearsal, self._locked = rehearsal, means.locked
         self._leader = read.plan.people.leader
         heading = f"hsmkms key ceremony: {read.plan.title}" + (" -- REHEARSAL" if rehearsal else "")
-        self._room = Room(read.plan, console, record.append, heading, making.check_values_by(token))
-        self._making = Making(self._room, token, clock, locked=locked)
+        self._room = Room(read.plan, console, record.append, heading, making.check_values_by(token), self._last)
+        self._making = Making(self._room, token, clock, means)
 
     def hold(self) -> Step:
         if self._record.steps:
             self._go_on()
         else:
             self._open()
-        made = self._last(MADE)
+        made = self._last(MADE, WRAPPED)
         if made is None:
             self._attend()
             made = self._making.make()
-        self._witness()
+        self._making.tidy()
+        self._witness(made)
         return self._close(made)
 
     def _open(self) -> None:
@@ -160,11 +159,18 @@ class _Ceremony:
             SourceKind.GENERATE: "generated in the token",
             SourceKind.COMPONENTS: f"{source.n} components, combined by exclusive or",
             SourceKind.SHARES: f"shares, {source.k} of {source.n} (SLIP-39)",
+            SourceKind.WRAPPED: f"a file that another HSM wraps ({source.padding.value})",
+            SourceKind.SPLIT: f"drawn by the token, split into {source.n} shares of which {source.k} make it (SLIP-39)",
         }[source.kind]
+        where = {
+            OutputKind.TOKEN: "onto this token",
+            OutputKind.BUNDLE: "wrapped to the import token of a service on another token",
+        }[plan.output.to]
         lines = [
             f"Key:         {plan.key.name}, {8 * plan.key.bytes} bits",
             f"Purpose:     {plan.key.purpose}",
             f"Source:      {how}",
+            f"Goes:        {where}",
             f"Token:       {self._token.info.label!r}, serial {self._token.info.serial}",
             f"Leader:      {plan.people.leader}",
             f"Witnesses:   {', '.join(plan.people.witnesses)}",
@@ -202,17 +208,17 @@ class _Ceremony:
             self._console.say("That is not the name in the plan. Type it again.")
         return True
 
-    def _witness(self) -> None:
+    def _witness(self, made: Step) -> None:
         """Each witness confirms, once."""
         done = {step.actor for step in self._record.steps if step.what == WITNESSED}
-        made = self._last(MADE)
-        values = made.data["check_values"] if made is not None else {}
+        values = made.data["check_values"]
+        where = f"on the token {self._token.info.serial}" if made.what == MADE else "in the bundle, and nowhere else"
         for who in self._plan.people.witnesses:
             if who in done:
                 continue
             lines = [
-                f"The key is on the token {self._token.info.serial}.",
-                f"Key check values: CMAC {values.get('cmac') or 'not known'}, ECB {values.get('ecb') or 'not known'}.",
+                f"The key is {where}.",
+                f"Key check values: CMAC {values['cmac'] or 'not known'}, ECB {values['ecb'] or 'not known'}.",
                 "Type your name to say that everything went by the plan.",
             ]
             page(self._console, self._room.heading, who, _WITNESS, lines)

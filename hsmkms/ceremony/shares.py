@@ -99,3 +99,8 @@ def split(key: bytearray, threshold: int, count: int) -> Sequence[str]:
     """`count` shares of a key of 16, 24 or 32 bytes, any `threshold` (at least 2) of which make it again."""
     (group,) = shamir_mnemonic.generate_mnemonics(1, [(threshold, count)], bytes(key))
     return tuple(group)
+
+
+def set_number(share: str) -> int:
+    """The number that all shares of one set have in common (SLIP-39: the identifier, 15 bits)."""
+    return int(shamir_mnemonic.Share.from_mnemonic(share).identifier)

@@ -28,6 +28,8 @@ class Room:
     note: Note
     heading: str
     check_values: CheckValuesOf
+    last: Callable[..., Step | None]
+    """The last step of any of these kinds."""
 
     @property
     def leader(self) -> str:

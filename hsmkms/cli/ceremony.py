@@ -16,10 +16,13 @@ from typing import Annotated, Final
 import typer
 
 from hsmkms.ceremony import memory, plan, record, report, run
+from hsmkms.ceremony.bundle import Destination
+from hsmkms.ceremony.making import Means
 from hsmkms.ceremony.plan import ReadPlan
 from hsmkms.ceremony.practice import practice_parts
 from hsmkms.ceremony.refusals import CeremonyRefused, PlanRefused
 from hsmkms.ceremony.screen import Answers, Terminal
+from hsmkms.cli.imports import fetched
 from hsmkms.domain.secrets import SecretText
 from hsmkms.settings import Settings, load
 from hsmkms.token.provision import init_token
@@ -38,6 +41,12 @@ RecordOption = Annotated[Path | None, typer.Option("--record", help="The record;
 AnswersOption = Annotated[
     Path | None, typer.Option("--answers", help="Answers by person, JSON or TOML; on SoftHSM tokens only.")
 ]
+SheetsOption = Annotated[
+    Path | None, typer.Option("--sheets", help="For a key that is split: a directory in memory, as of /dev/shm.")
+]
+ImportTokenOption = Annotated[
+    Path | None, typer.Option("--import-token", help="For a bundle: the answer of GET /import_token of the service.")
+]
 _LABEL: Final = "rehearsal"
 _CONFIGURATION: Final = "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n"
 
@@ -48,6 +57,8 @@ def run_ceremony(
     leader_key: LeaderKey = None,
     record_file: RecordOption = None,
     answers: AnswersOption = None,
+    sheets: SheetsOption = None,
+    import_token: ImportTokenOption = None,
     rehearse: Annotated[bool, typer.Option("--rehearse", help="The same as `ceremony rehearse`.")] = False,
 ) -> None:
     """Hold the ceremony of a signed plan, or go on with one that was interrupted.
@@ -55,7 +66,7 @@ def run_ceremony(
     The token is the one that the plan names by its serial number, at the PKCS#11 library that the settings name.
     """
     if rehearse:
-        rehearse_ceremony(plan_file, leader_key, record_file, answers)
+        rehearse_ceremony(plan_file, leader_key, record_file, answers, sheets, import_token)
         return
     if leader_key is None:
         raise PlanRefused("Give --leader-key: the public key of whom the plan says it is from, brought on its own.")
@@ -63,7 +74,8 @@ def run_ceremony(
     settings = load()
     address = replace(address_of(settings), label=None, serial=read.plan.token.serial)
     with _opened(address, _pin(settings)) as token:
-        _hold(read, token, record_file or plan_file.with_suffix(".record.jsonl"), answers, rehearsal=False)
+        means = _means(record_file or plan_file.with_suffix(".record.jsonl"), sheets, import_token)
+        _hold(read, token, means, answers, rehearsal=False)
 
 
 @app.command("rehearse")
@@ -72,6 +84,8 @@ def rehearse_ceremony(
     leader_key: LeaderKey = None,
     record_file: RecordOption = None,
     answers: AnswersOption = None,
+    sheets: SheetsOption = None,
+    import_token: ImportTokenOption = None,
 ) -> None:
     """Rehearse a plan with the same screens on a SoftHSM token that is thrown away afterwards.
 
@@ -83,7 +97,8 @@ def rehearse_ceremony(
         record_file = plan_file.with_suffix(".rehearsal.jsonl")
         record_file.unlink(missing_ok=True)
     with _throwaway_token(load().pkcs11_module) as token:
-        _hold(plan.for_rehearsal(read), token, record_file, answers, rehearsal=True)
+        means = _means(record_file, sheets, import_token)
+        _hold(plan.for_rehearsal(read), token, means, answers, rehearsal=True)
 
 
 @app.command("practice")
@@ -129,20 +144,16 @@ def make_report(
     report.render(record.verify(record_file), output)
 
 
-def _hold(read: ReadPlan, token: Token, record_file: Path, answers: Path | None, *, rehearsal: bool) -> None:
-    locked = memory.lock()
-    run.require_allowed(token.info, memory_locked=locked, answers=answers is not None)
+def _means(record_file: Path, sheets: Path | None, import_token: Path | None) -> Means:
+    destination = None if import_token is None else Destination(*fetched(import_token))
+    return Means(record_file, sheets, destination, memory.lock())
+
+
+def _hold(read: ReadPlan, token: Token, means: Means, answers: Path | None, *, rehearsal: bool) -> None:
+    run.require_allowed(token.info, memory_locked=means.locked, answers=answers is not None)
     console = Terminal() if answers is None else Answers.read(answers)
     try:
-        run.hold(
-            read,
-            token,
-            record_file,
-            console,
-            lambda: datetime.now(UTC),
-            rehearsal=rehearsal,
-            memory_locked=locked,
-        )
+        run.hold(read, token, means, console, lambda: datetime.now(UTC), rehearsal=rehearsal)
     except KeyboardInterrupt:
         raise CeremonyRefused("Stopped. Start again with the same plan to go on.") from None
 

@@ -68,7 +68,7 @@ def prepare(
         take, path = _make_key, generate
     else:
         raise typer.BadParameter("Give a key with --key, or have one made with --generate.")
-    public, nonce = _fetched(import_token)
+    public, nonce = fetched(import_token)
     material = take(path)
     brought = wrap_key(public, nonce, material, Oaep.SHA_1 if sha1 else Oaep.SHA_256)
     members = {
@@ -84,8 +84,8 @@ def prepare(
         _write_new(output, line)
 
 
-def _fetched(path: Path | None) -> tuple[RSAPublicKey, bytes]:
-    """Public key and nonce."""
+def fetched(path: Path | None) -> tuple[RSAPublicKey, bytes]:
+    """Public key and nonce of the import token in a file, or from standard input. Raises OperatorError."""
     try:
         text = sys.stdin.buffer.read() if path is None else path.read_bytes()
     except OSError as error:

@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from hsmkms.ceremony import record
-from hsmkms.ceremony.output import key_of
+from hsmkms.ceremony.output import bundled_key_of, key_of
 from hsmkms.cli.local import InstanceOption, JsonOption, Local, local, show
 from hsmkms.domain.keys import Key, effective_state
 from hsmkms.domain.new_key import NewKey
@@ -63,11 +63,25 @@ def rotate(key: KeyArgument, instance: InstanceOption = None, json: JsonOption =
 
 @app.command("adopt")
 def adopt(
-    record_file: Annotated[Path, typer.Argument(help="The record of a ceremony on this host's token.")],
+    record_file: Annotated[Path, typer.Argument(help="The record of a ceremony.")],
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="The ceremony's bundle, where its key is not on this token.")
+    ] = None,
+    signed_by: Annotated[
+        str, typer.Option("--signed-by", help="With --bundle: fingerprint of the record's key, from the signed paper.")
+    ] = "",
     json: JsonOption = False,
 ) -> None:
-    """Register the root key that a ceremony put on the token, once record, token and object prove each other."""
-    found = key_of(record.verify(record_file))
+    """Register the root key of a ceremony, once its record proves it.
+
+    It is on this host's token, or with --bundle wrapped to this instance's import token."""
+    verified = record.verify(record_file)
+    if bundle is not None:
+        brought = bundled_key_of(verified, bundle, signed_by)
+        with local(brought.instance_id) as here:
+            _print(_describe(here.rooms.services.adoption.adopt_bundle(here.caller, brought), here), json)
+        return
+    found = key_of(verified)
     with local(found.instance_id) as here:
         _print(_describe(here.rooms.services.adoption.adopt(here.caller, found), here), json)
 

@@ -1,10 +1,11 @@
-"""A key that a ceremony put on the token, as its record tells of it."""
+"""Keys of ceremonies, as their records tell of them: put on the token, or wrapped to an import token."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from hsmkms.domain.check_values import CheckValues
+from hsmkms.domain.importing import WrappedMaterial
 from hsmkms.domain.keys import KeyVersion
 
 
@@ -22,3 +23,15 @@ class CeremonyKey:
     serial: str
     signing_key_id: str
     signing_public_pem: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BundledKey:
+    """`check_value` is the first 8 bytes of the key wrap of 16 zero bytes, as of a key version."""
+
+    key_id: str
+    instance_id: str
+    name: str
+    purpose: str
+    check_value: bytes
+    material: WrappedMaterial

@@ -60,6 +60,16 @@ class WrappedMaterial:
     oaep: Oaep
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A key without a nonce under a transport key that is not an import token's: another HSM wrapped it."""
+
+    transport_key_id: str
+    transport_owner: str
+    wrapped: bytes
+    oaep: Oaep
+
+
 BroughtMaterial: TypeAlias = PlainMaterial | WrappedMaterial
 
 

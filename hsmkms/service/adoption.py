@@ -1,7 +1,8 @@
-"""Take a root key into service that a ceremony put on the token."""
+"""Take a root key into service that a ceremony put on the token, or wrapped to an import token."""
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from dataclasses import replace
 
@@ -11,15 +12,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action, Caller
-from hsmkms.domain.adoption import CeremonyKey
+from hsmkms.domain.adoption import BundledKey, CeremonyKey
 from hsmkms.domain.ids import DEFAULT_KEY_RING
 from hsmkms.domain.importing import Passage
-from hsmkms.domain.keys import Key, KeyState, key_owner
+from hsmkms.domain.keys import Key, KeyState, KeyVersion, key_owner
 from hsmkms.domain.new_key import NewKey, require_valid
-from hsmkms.errors import AdoptionRefused
+from hsmkms.errors import AdoptionRefused, SigningKeyMissing
+from hsmkms.service.imports import ImportService
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.key_access import KeyAccess
 from hsmkms.service.key_policies import policy_of
+from hsmkms.service.material import Material
 from hsmkms.store.keys import KeyStore
 from hsmkms.token.room import Token
 
@@ -28,10 +31,19 @@ class AdoptionService:
     """Methods authorize their caller first and raise Unauthorized."""
 
     def __init__(
-        self, token: Token, keys: KeyStore, access: KeyAccess, instance_policies: InstancePolicyService, clock: Clock
+        self,
+        token: Token,
+        keys: KeyStore,
+        access: KeyAccess,
+        instance_policies: InstancePolicyService,
+        imports: ImportService,
+        material: Material,
+        clock: Clock,
     ) -> None:
         self._token = token
         self._keys = keys
+        self._imports = imports
+        self._material = material
         self._access = access
         self._instance_policies = instance_policies
         self._clock = clock
@@ -40,10 +52,33 @@ class AdoptionService:
         """Register the key. Raises AdoptionRefused, KeyCreationForbidden, InvalidField; KeyMaterialMissing or
         TokenRefused when the object is not the one of the record or not as it must be."""
         self._access.instance(caller, Action.KEY_CREATE, found.instance_id, DEFAULT_KEY_RING)
-        now = self._clock()
-        require_valid(NewKey(found.name, found.purpose[:240], (), (), False, None), now)
+        require_valid(NewKey(found.name, found.purpose[:240], (), (), False, None), self._clock())
         self._require_proved(found)
-        imported = found.version.passage is not Passage.GENERATED
+        return self._insert(caller, found, found.version)
+
+    def adopt_bundle(self, caller: Caller, found: BundledKey) -> Key:
+        """Import the key and register it.
+
+        Raises AdoptionRefused, KeyCreationForbidden, InvalidField, FeatureRestricted; IncorrectNonce,
+        IncorrectNonceIv or ImportTokenExpired when the bundle is not for the instance's import token.
+        """
+        self._access.instance(caller, Action.KEY_CREATE, found.instance_id, DEFAULT_KEY_RING)
+        require_valid(NewKey(found.name, found.purpose[:240], (), (), False, None), self._clock())
+        if self._keys.get(found.instance_id, found.key_id) is not None:
+            raise AdoptionRefused("This key was adopted before.")
+        self._imports.require_way(found.instance_id, found.material)
+
+        def commit(version: KeyVersion) -> Key:
+            if not hmac.compare_digest(version.check_value, found.check_value):
+                raise AdoptionRefused("The key in the bundle is not the one in the record.")
+            return self._insert(caller, found, version)
+
+        bring = self._imports.way_of(found.instance_id, found.material)
+        return self._material.make(key_owner(found.instance_id, found.key_id), commit, bring)
+
+    def _insert(self, caller: Caller, found: CeremonyKey | BundledKey, version: KeyVersion) -> Key:
+        now = self._clock()
+        imported = version.passage is not Passage.GENERATED
         wishes = self._instance_policies.inherited(found.instance_id, extractable=False, imported=imported)
         key = Key(
             id=found.key_id,
@@ -63,7 +98,7 @@ class AdoptionService:
             expires_at=None,
             deleted_at=None,
             deleted_by=None,
-            versions=(found.version,),
+            versions=(version,),
         )
         key = replace(key, policies=tuple(policy_of(wish, key, caller.iam_id, now) for wish in wishes))
         self._keys.insert(key, None)
@@ -85,7 +120,10 @@ class AdoptionService:
     def _require_signer(self, found: CeremonyKey) -> None:
         """The token signs something new: so the record was made with this token's key and not with any P-256 key."""
         challenge = secrets.token_bytes(32)
-        signature = self._token.sign(found.signing_key_id, challenge)
+        try:
+            signature = self._token.sign(found.signing_key_id, challenge)
+        except SigningKeyMissing:
+            raise AdoptionRefused("The key that signed the record is not on this token.") from None
         public = serialization.load_pem_public_key(found.signing_public_pem)
         der = utils.encode_dss_signature(int.from_bytes(signature[:32]), int.from_bytes(signature[32:]))
         try:

@@ -36,7 +36,11 @@ def has_check_mechanisms(kinds: frozenset[int]) -> bool:
 
 def check_values(session: ck.Session, key: bytearray) -> CheckValues:
     """Check values of an AES key, computed by the token on a session object."""
-    handle = session.create_from(templates.check_key(), key)
+    return check_values_of(session, session.create_from(templates.check_key(), key))
+
+
+def check_values_of(session: ck.Session, handle: int) -> CheckValues:
+    """Check values of a session object that may sign and encrypt, which is destroyed."""
     try:
         mac = session.sign(ck.CKM_AES_CMAC, handle, _BLOCK)
         return CheckValues(as_text(mac), as_text(session.encrypt(ck.CKM_AES_ECB, handle, _BLOCK)))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -20,10 +21,12 @@ from typing import Final
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from hsmkms.domain.check_values import CheckValues
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.importing import ROOT_KEY_BYTES, TRANSPORT_KEY_BITS, Oaep, WrappedMaterial
+from hsmkms.errors import WrappedKeyUnreadable
 from hsmkms.token import cryptoki as ck
-from hsmkms.token import templates
+from hsmkms.token import describing, templates
 from hsmkms.token.objects import ObjectMissing
 from hsmkms.token.returned import CryptokiError
 
@@ -42,6 +45,7 @@ _PROBE_BITS: Final = 2_048
 _NO_AES_KEY: Final = frozenset({0x62, 0x70})
 """CKR_KEY_SIZE_RANGE, and what SoftHSM 2.6.1 says to a key of another length than AES has: CKR_MECHANISM_INVALID, of a
 mechanism that `probe` saw."""
+_UNREADABLE: Final = "This is no AES key wrapped to the key pair that was made for it, under the hash of the plan."
 _IV_BYTES: Final = {Oaep.SHA_256: 12, Oaep.SHA_1: 16}
 
 
@@ -137,8 +141,55 @@ def unwrap_inside(
 def unwrapped_here(session: ck.Session, private: int, material: WrappedMaterial, nonce: bytes) -> Iterator[bytearray]:
     """The bytes of a key that came for a nonce, wiped when the block ends. Raises NonceUnreadable, NonceWrong,
     CryptokiError."""
+    with _decoded(session, private, material.wrapped, material.oaep) as (value, _):
+        proof = session.create_from(templates.nonce_key(), value)
+        try:
+            _require_nonce(session, proof, material, nonce)
+        finally:
+            session.destroy(proof)
+        yield value
+
+
+@contextlib.contextmanager
+def opened_here(session: ck.Session, private: int, wrapped: bytes, oaep: Oaep) -> Iterator[bytearray]:
+    """The bytes of a key that came without a nonce, wiped when the block ends. Raises WrappedKeyUnreadable.
+
+    This tells whether the padding was right, so it is for people at the token and never for a request.
+    """
+    with _decoded(session, private, wrapped, oaep) as (value, good):
+        if not good:
+            raise WrappedKeyUnreadable(_UNREADABLE)
+        yield value
+
+
+def open_inside(session: ck.Session, private: int, wrapped: bytes, oaep: Oaep, template: ck.Template) -> int:
+    """The object of a key that came without a nonce; nothing of it was in this process. Raises WrappedKeyUnreadable."""
     try:
-        encoded = session.decrypt(ck.Mechanism(ck.CKM_RSA_X_509), private, material.wrapped)
+        return session.unwrap(ck.oaep(*_MECHANISMS[oaep]), private, wrapped, template)
+    except CryptokiError as error:
+        if not error.may_be_input and error.returned not in _NO_AES_KEY:
+            raise
+        raise WrappedKeyUnreadable(_UNREADABLE) from error
+
+
+def checked_inside(session: ck.Session, private: int, wrapped: bytes, oaep: Oaep) -> tuple[CheckValues, int | None]:
+    """Check values and, if the token tells it, length in bytes of such a key. Raises WrappedKeyUnreadable."""
+    handle = open_inside(session, private, wrapped, oaep, templates.check_key())
+    told = session.read(handle, (ck.CKA_VALUE_LEN,)).get(ck.CKA_VALUE_LEN, b"")
+    try:
+        return describing.check_values_of(session, handle), int.from_bytes(told, sys.byteorder) or None
+    except CryptokiError as error:
+        # SoftHSM 2.6.1 unwraps 33 bytes into an "AES key" and finds out when it is used.
+        if error.returned not in _NO_AES_KEY:
+            raise
+        raise WrappedKeyUnreadable(_UNREADABLE) from error
+
+
+@contextlib.contextmanager
+def _decoded(session: ck.Session, private: int, wrapped: bytes, oaep: Oaep) -> Iterator[tuple[bytearray, bool]]:
+    """The key in an OAEP text, or a random one, and which of the two it is; wiped when the block ends."""
+    try:
+        encoded = session.decrypt(ck.Mechanism(ck.CKM_RSA_X_509), private, wrapped)
     except CryptokiError as error:
         if not error.may_be_input:
             raise
@@ -146,13 +197,8 @@ def unwrapped_here(session: ck.Session, private: int, material: WrappedMaterial,
     spare = bytearray(session.random(32))
     value = bytearray()
     try:
-        value = oaep_decode(encoded, _NAMES[material.oaep], spare)
-        proof = session.create_from(templates.nonce_key(), value)
-        try:
-            _require_nonce(session, proof, material, nonce)
-        finally:
-            session.destroy(proof)
-        yield value
+        value = oaep_decode(encoded, _NAMES[oaep], spare)
+        yield value, not hmac.compare_digest(value, spare)
     finally:
         for secret in (encoded, spare, value):
             secret[:] = bytes(len(secret))

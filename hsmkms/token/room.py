@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from hsmkms.domain import frame
 from hsmkms.domain.check_values import CheckValues
 from hsmkms.domain.ids import is_uuid
-from hsmkms.domain.importing import ImportToken, Oaep, Passage, WrappedMaterial, transport_owner
+from hsmkms.domain.importing import Carried, ImportToken, Oaep, Passage, WrappedMaterial, transport_owner
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.errors import (
@@ -22,9 +22,11 @@ from hsmkms.errors import (
     IncorrectNonce,
     IncorrectNonceIv,
     KeyMaterialMissing,
+    SigningKeyMissing,
     TokenBusy,
     TokenRefused,
     TokenUnavailable,
+    Unavailable,
     UnprocessableCiphertext,
 )
 from hsmkms.token import cryptoki as ck
@@ -44,6 +46,7 @@ _CHECK_REOPENS_S: Final = 1.0
 _MISSING_VALID_S: Final = 1.0
 _TRANSPORT_KEY_WAIT_S: Final = 5.0
 _MISSING: Final = "The key's object is not on the token. Run `hsmkms doctor`."
+_NO_MAC_KEY: Final = "The key that seals rights is not on the token. Run `hsmkms doctor`."
 _OTHER_TOKEN: Final = "The token that answers is not the one that holds the keys. Try again."
 _UNAVAILABLE: Final = "The HSM does not answer as it should. Try again."
 
@@ -140,7 +143,8 @@ class Token:
         def bring(session: ck.Session) -> KeyVersion:
             template = self._brought(version_id, owner)
             with self._objects_lock:
-                private = self._find_transport_key(session, import_token)
+                transport = transport_owner(import_token.instance_id)
+                private = self._find_transport_key(session, import_token.id, transport)
                 if passage is Passage.TOKEN:
                     handle = importing.unwrap_inside(session, private, material, import_token.nonce, template)
                 else:
@@ -158,6 +162,46 @@ class Token:
             if not self._canary_sings():
                 raise TokenUnavailable(_UNAVAILABLE) from None
             raise IncorrectNonceIv from None
+
+    def wrapped_check_values(self, carried: Carried) -> tuple[CheckValues, int | None]:
+        """Check values and length in bytes of a key that came under a transport key; nothing of it stays on the token.
+
+        SoftHSM 2.6.1 does not tell the length of a key that it unwrapped (CKA_VALUE_LEN is 0): then it is None.
+
+        Raises WrappedKeyUnreadable, ImportTokenExpired (its transport key is gone), TokenRefused when the token
+        computes no check values.
+        """
+        if not describing.has_check_mechanisms(self._pool.mechanisms()):
+            raise TokenRefused("The token computes no key check values. Bring the key as components or shares.")
+
+        def check(session: ck.Session) -> tuple[CheckValues, int | None]:
+            private = self._find_transport_key(session, carried.transport_key_id, carried.transport_owner)
+            if self.passage(carried.oaep) is Passage.TOKEN:
+                return importing.checked_inside(session, private, carried.wrapped, carried.oaep)
+            with importing.opened_here(session, private, carried.wrapped, carried.oaep) as value:
+                return describing.check_values(session, value), len(value)
+
+        return self._call(check, attempts=1)
+
+    def create_carried_key(self, version_id: str, owner: str, created_at: datetime, carried: Carried) -> KeyVersion:
+        """The same as `create_key` for a key that came under a transport key, by the way that `passage` says.
+
+        Raises WrappedKeyUnreadable, ImportTokenExpired (its transport key is gone).
+        """
+
+        def bring(session: ck.Session) -> KeyVersion:
+            template = self._brought(version_id, owner)
+            with self._objects_lock:
+                private = self._find_transport_key(session, carried.transport_key_id, carried.transport_owner)
+                if passage is Passage.TOKEN:
+                    handle = importing.open_inside(session, private, carried.wrapped, carried.oaep, template)
+                else:
+                    with importing.opened_here(session, private, carried.wrapped, carried.oaep) as value:
+                        handle = session.create_from(template, value)
+            return self._admit(session, handle, version_id, owner, created_at)
+
+        passage = self.passage(carried.oaep)
+        return self._call(bring, attempts=1)
 
     def mechanism_names(self) -> list[str]:
         """What C_GetMechanismList says."""
@@ -216,9 +260,9 @@ class Token:
 
         return self._call(destroy)
 
-    def _find_transport_key(self, session: ck.Session, import_token: ImportToken) -> int:
+    def _find_transport_key(self, session: ck.Session, key_id: str, owner: str) -> int:
         try:
-            return importing.find(session, import_token.id, transport_owner(import_token.instance_id))
+            return importing.find(session, key_id, owner)
         except ObjectMissing:
             if not self._is_there(session, SENTINEL_ID):
                 raise
@@ -289,7 +333,10 @@ class Token:
         return self._call(generate, attempts=1)
 
     def sign(self, key_id: str, message: bytes) -> bytes:
-        """ECDSA P-256 SHA-256 signature, r and s of 32 bytes each (RFC 7518 section 3.4)."""
+        """ECDSA P-256 SHA-256 signature, r and s of 32 bytes each (RFC 7518 section 3.4).
+
+        Raises SigningKeyMissing when no such key is on the token.
+        """
 
         def sign(session: ck.Session) -> bytes:
             place = (self._pool.generation, key_id)
@@ -299,7 +346,7 @@ class Token:
                     self._signing_handles = {place: signing.find(session, key_id)}
             return signing.sign(session, self._signing_handles[place], message)
 
-        return self._call(sign, missing="The key that signs access tokens is not on the token. Run `hsmkms doctor`.")
+        return self._call(sign, missing=SigningKeyMissing(key_id))
 
     def destroy_signing_key(self, key_id: str) -> None:
         """Destroy both halves of a signing key; none may be there."""
@@ -343,7 +390,7 @@ class Token:
                     known = self._mac_handle = (generation, integrity.find(session))
             return integrity.mac(session, known[1], message)
 
-        return self._call(compute, missing="The key that seals rights is not on the token. Run `hsmkms doctor`.")
+        return self._call(compute, missing=TokenUnavailable(_NO_MAC_KEY))
 
     def check(self) -> None:
         """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot."""
@@ -390,7 +437,7 @@ class Token:
         with self._objects_lock:
             return self._index.look_up(session, self._pool.generation, version_id)
 
-    def _call(self, act: Callable[[ck.Session], T], *, attempts: int = 2, missing: str = _UNAVAILABLE) -> T:
+    def _call(self, act: Callable[[ck.Session], T], *, attempts: int = 2, missing: Unavailable | None = None) -> T:
         """Run `act`; when session, login or device was lost, open the token anew and run it once more. `missing` is
         what to say of an object that was not found even then."""
         failure: Exception
@@ -499,8 +546,8 @@ class Token:
         return sang
 
 
-def _explain(failure: Exception, missing: str = _UNAVAILABLE) -> HsmkmsError:
+def _explain(failure: Exception, missing: Unavailable | None = None) -> HsmkmsError:
     """What a second failure proved."""
     if isinstance(failure, ObjectAmbiguous):
         return TokenRefused("The token holds several keys under one CKA_ID. Remove the ones that are not yours.")
-    return TokenUnavailable(missing if isinstance(failure, ObjectMissing) else _UNAVAILABLE)
+    return missing if missing is not None and isinstance(failure, ObjectMissing) else TokenUnavailable(_UNAVAILABLE)

@@ -1,4 +1,4 @@
-"""The P-256 key that signs access tokens: born in the token, used for ECDSA and nothing else."""
+"""P-256 keys that sign access tokens or a ceremony's record: born in the token, used for ECDSA and nothing else."""
 
 from __future__ import annotations
 

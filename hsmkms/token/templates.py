@@ -64,7 +64,7 @@ def brought_key(version_id: str, label: str, *, token: bool = True, fixed: bool 
 
 
 def signing_key_pair(key_id: str, label: str, *, fixed: bool) -> tuple[dict[int, ck.Value], dict[int, ck.Value]]:
-    """Public and private template of a P-256 key that signs access tokens and nothing else."""
+    """Public and private template of a P-256 key that signs and does nothing else."""
     public: dict[int, ck.Value] = {
         ck.CKA_EC_PARAMS: P256,
         ck.CKA_ID: object_id(key_id),

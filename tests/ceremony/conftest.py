@@ -12,6 +12,8 @@ import pytest
 
 from hsmkms.ceremony import plan as plans
 from hsmkms.ceremony import run
+from hsmkms.ceremony.bundle import Destination
+from hsmkms.ceremony.making import Means
 from hsmkms.ceremony.record import Step
 from hsmkms.ceremony.screen import Console
 from hsmkms.domain.secrets import SecretText
@@ -36,17 +38,17 @@ class Table:
     plan: Path
     record: Path
 
-    def hold(self, console: Console, *, rehearsal: bool = False) -> Step:
+    def hold(
+        self,
+        console: Console,
+        *,
+        rehearsal: bool = False,
+        sheets: Path | None = None,
+        destination: Destination | None = None,
+    ) -> Step:
         """Hold it, or go on."""
-        return run.hold(
-            plans.read(self.plan),
-            self.token,
-            self.record,
-            console,
-            lambda: NOW,
-            rehearsal=rehearsal,
-            memory_locked=True,
-        )
+        means = Means(self.record, sheets, destination, locked=True)
+        return run.hold(plans.read(self.plan), self.token, means, console, lambda: NOW, rehearsal=rehearsal)
 
     def write_plan(self, **members: object) -> None:
         """Another plan for this token."""

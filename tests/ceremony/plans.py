@@ -25,7 +25,9 @@ def plan_text(
     key: str = "",
 ) -> str:
     """A plan as a leader writes it."""
-    counts = (f"k = {k}\n" if k is not None else "") + (f"n = {len(custodians)}\n" if kind != "generate" else "")
+    counts = (f"k = {k}\n" if k is not None else "") + (
+        f"n = {len(custodians)}\n" if kind not in ("generate", "wrapped") else ""
+    )
     listed = ", ".join(f'"{name}"' for name in custodians)
     return f"""title = "Root key of payments, 2027"
 
