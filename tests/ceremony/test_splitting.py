@@ -62,7 +62,7 @@ class Printer(Answers):
         subprocess.run(["pdftoppm", "-r", "150", "-png", "-singlefile", sheet, image], check=True)
         self.texts[who] = subprocess.run(["pdftotext", sheet, "-"], capture_output=True, text=True, check=True).stdout
         with Image.open(f"{image}.png") as page:
-            (code,) = zxingcpp.read_barcodes(page, formats=zxingcpp.BarcodeFormat.QRCode)
+            (code,) = zxingcpp.read_barcodes(page, formats=zxingcpp.BarcodeFormats(zxingcpp.BarcodeFormat.QRCode))
         self.words[who] = code.text
         return " ".join(code.text.split()[-3:]).upper()
 
