@@ -16,7 +16,7 @@
     │   └── NotFound · Conflict · Invalid · VersionRequired · VersionStale · LastAdministrator     IAM, instances
     ├── KeyIncomplete              what is stored of a key is damaged
     ├── Unavailable                a part this service stands on does not answer: try again
-    │   ├── TokenUnavailable · SigningKeyMissing · TokenBusy · KeyMaterialMissing
+    │   ├── TokenUnavailable · TokenAway · SigningKeyMissing · TokenBusy · KeyMaterialMissing
     │   └── StoreUnavailable · IssuerUnavailable
     └── OperatorError              for the person at the command line: settings, set-up, token
 
@@ -516,6 +516,13 @@ class Unavailable(HsmkmsError):
 
 class TokenUnavailable(Unavailable):
     """The HSM does not answer, or not as it should."""
+
+
+class TokenAway(TokenUnavailable):
+    """The HSM did not answer others a moment ago, which was said then; this caller did not ask it."""
+
+    def __init__(self) -> None:
+        super().__init__("The HSM does not answer. Try again.")
 
 
 class SigningKeyMissing(TokenUnavailable):

@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     import_oaep_sha1: bool = False
     sessions: int = pydantic.Field(default=8, ge=1, le=1024)
     session_wait_s: float = pydantic.Field(default=5.0, gt=0, le=60)
+    token_call_timeout_s: float = pydantic.Field(default=5.0, ge=0.5, le=300)
     recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)
     identity_requests_per_s: float = pydantic.Field(default=10_000, ge=0, le=1_000_000, allow_inf_nan=False)
     identity_burst_requests: int = pydantic.Field(default=20_000, ge=1, le=1_000_000)

@@ -67,6 +67,7 @@ from hsmkms.store.records import RecordStore
 from hsmkms.store.registrations import RegistrationStore
 from hsmkms.store.tenants import TenantStore
 from hsmkms.store.webhooks import DeliveryStore
+from hsmkms.token.hanging import HangWatch
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
 
@@ -106,10 +107,17 @@ def address_of(settings: Settings) -> TokenAddress:
 
 
 def open_rooms(
-    settings: Settings, pin: SecretText, *, migrate: bool = False, found: bool = False, clock: Clock = system_clock
+    settings: Settings,
+    pin: SecretText,
+    *,
+    migrate: bool = False,
+    found: bool = False,
+    watch: bool = False,
+    clock: Clock = system_clock,
 ) -> Rooms:
     """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
-    key that seals rights is made when the token has none. Every service reads its time from `clock`.
+    key that seals rights is made when the token has none; with `watch` the process ends when the token hangs. Every
+    service reads its time from `clock`.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
@@ -122,6 +130,8 @@ def open_rooms(
             recycle_after=settings.recycle_after_objects,
         )
         stack.callback(pool.close)
+        if watch:
+            stack.callback(HangWatch(pool, settings.token_call_timeout_s).close)
         token = Token(pool)
         database = Database(settings.database)
         stack.callback(database.close)
@@ -288,8 +298,10 @@ def worker() -> ASGIApp:
     """One worker's application; uvicorn calls this in each process."""
     configure_logs()
     settings = load()
-    rooms = open_rooms(settings, pin_of(settings))
+    rooms = open_rooms(settings, pin_of(settings), watch=True)
     rooms.deployment.require_founded()
+    # From here on the token has a canary in this process, and so the breaker something that can close it.
+    rooms.services.health.readiness()
     for runner in _runners(rooms.services, f"{socket.gethostname()[:40]}-{os.getpid()}"):
         rooms.close.callback(runner.stop)
         runner.start()

@@ -6,6 +6,7 @@ the GIL in each call. Nothing above this file sees a pointer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -258,6 +259,8 @@ class Session:
         self._value[0].type = CKA_VALUE
         self._value[0].pValue = ffi.cast("void *", self._out)
         self.destroyed_objects = 0
+        self.lent_at = math.inf
+        self.patience_s = 0.0
 
     def close(self) -> None:
         """C_CloseSession."""

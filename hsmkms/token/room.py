@@ -31,6 +31,7 @@ from hsmkms.errors import (
 )
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import describing, importing, integrity, selftest, signing, templates
+from hsmkms.token.breaker import Breaker
 from hsmkms.token.objects import AES_OBJECTS, KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
 from hsmkms.token.returned import CryptokiError, Meaning
 from hsmkms.token.sessions import SessionPool, TokenInfo, renew_after_fork
@@ -45,6 +46,10 @@ _CANARY_VALID_S: Final = 0.05
 _CHECK_REOPENS_S: Final = 1.0
 _MISSING_VALID_S: Final = 1.0
 _TRANSPORT_KEY_WAIT_S: Final = 5.0
+_TRANSPORT_KEY_PATIENCE_S: Final = 120.0
+"""A pair of 4,096 bits takes a token seconds, and sometimes many."""
+_DOUBTFUL_AGAIN: Final = 2
+_IN_DOUBT_S: Final = 10.0
 _MISSING: Final = "The key's object is not on the token. Run `hsmkms doctor`."
 _NO_MAC_KEY: Final = "The key that seals rights is not on the token. Run `hsmkms doctor`."
 _OTHER_TOKEN: Final = "The token that answers is not the one that holds the keys. Try again."
@@ -79,6 +84,8 @@ class Token:
         self._canary_good_until = 0.0
         self._check_reopens_at = 0.0
         self._missing_until: dict[str, float] = {}
+        self._in_doubt_until = 0.0
+        self.breaker = Breaker(self._probe)
         renew_after_fork(self)
         try:
             selftest.require_mechanisms(pool.mechanisms(), pool.info.label)
@@ -100,6 +107,7 @@ class Token:
         """In the child: another thread of the parent may have held a lock."""
         self._objects_lock = threading.RLock()
         self._transport_key_lock = threading.Lock()
+        self.breaker.renew_after_fork()
 
     def has_sentinel(self) -> bool:
         """True once `make_sentinel` was called on this token."""
@@ -247,7 +255,7 @@ class Token:
         if not lock.acquire(timeout=_TRANSPORT_KEY_WAIT_S):
             raise TokenBusy("The HSM is busy with other import tokens. Try again.")
         try:
-            return self._call(generate, attempts=1)
+            return self._call(generate, attempts=1, patience_s=_TRANSPORT_KEY_PATIENCE_S)
         finally:
             lock.release()
 
@@ -313,7 +321,11 @@ class Token:
         """The DEK in `sealed`, whose ciphertext names `handle_id`. Raises UnprocessableCiphertext whatever is wrong."""
         if len(sealed) % 8 or not frame.HEADER_BYTES + 16 <= len(sealed) <= frame.MAX_FRAME_BYTES + 8:
             raise UnprocessableCiphertext
-        framed = self._on_key(version, lambda session, handle: session.open(handle, sealed), input_is_ours=False)
+
+        def unwrap(session: ck.Session, handle: int) -> bytes:
+            return self._open_surely(session, handle, sealed)
+
+        framed = self._on_key(version, unwrap, input_is_ours=False)
         try:
             return SecretBytes(frame.unpack(framed, frame.context_digest(handle_id, aad)))
         except frame.FrameMismatch:
@@ -394,16 +406,38 @@ class Token:
 
     def check(self) -> None:
         """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot."""
+        try:
+            self._probe()
+        except TokenUnavailable:
+            self.breaker.trip()
+            raise
+        self.breaker.close()
+
+    def _probe(self) -> None:
         generation = self._pool.generation
-        if self._canary_sings():
+        if self._canary_sings(fresh=True):
             return
         now = time.monotonic()
         if now >= self._check_reopens_at:
             # Anybody may ask for readiness, so this starts the module anew at most once a second.
             self._check_reopens_at = now + _CHECK_REOPENS_S
             self._pool.reopen(generation)
-        if not self._canary_sings():
+        if not self._canary_sings(fresh=True):
             raise TokenUnavailable(_UNAVAILABLE)
+
+    def _consider(self) -> None:
+        """A call failed although everything was opened anew: that it is the whole token, a canary decides."""
+        if self._canary is None:
+            # A token without a sentinel, as in a ceremony, or nobody asked it yet: nothing could close the breaker.
+            return
+        try:
+            sings = self._canary_sings(fresh=True)
+        except TokenBusy:
+            return
+        except TokenUnavailable:
+            sings = False
+        if not sings:
+            self.breaker.trip()
 
     def verify_key(self, version: KeyVersion) -> None:
         """Look the object up, check its attributes and check value. Raises KeyMaterialMissing or TokenRefused."""
@@ -437,12 +471,30 @@ class Token:
         with self._objects_lock:
             return self._index.look_up(session, self._pool.generation, version_id)
 
-    def _call(self, act: Callable[[ck.Session], T], *, attempts: int = 2, missing: Unavailable | None = None) -> T:
+    def _call(
+        self,
+        act: Callable[[ck.Session], T],
+        *,
+        attempts: int = 2,
+        missing: Unavailable | None = None,
+        patience_s: float = 0,
+    ) -> T:
         """Run `act`; when session, login or device was lost, open the token anew and run it once more. `missing` is
-        what to say of an object that was not found even then."""
+        what to say of an object that was not found even then, `patience_s` how long it may take beyond other calls."""
+        self.breaker.require_closed()
+        try:
+            return self._attempt(act, attempts, missing, patience_s)
+        except TokenUnavailable:
+            self._consider()
+            raise
+
+    def _attempt(
+        self, act: Callable[[ck.Session], T], attempts: int, missing: Unavailable | None, patience_s: float
+    ) -> T:
         failure: Exception
         for _ in range(attempts):
             session = self._pool.take()
+            session.patience_s = patience_s
             generation = self._pool.generation
             try:
                 return act(session)
@@ -455,8 +507,17 @@ class Token:
 
     def _on_key(self, version: KeyVersion, act: Callable[[ck.Session, int], T], *, input_is_ours: bool = True) -> T:
         """Run `act` with the handle of `version`: again after a search, and again after a fresh start."""
+        if self.breaker.is_open:
+            self.breaker.require_closed()
         if time.monotonic() < self._missing_until.get(version.id, 0):
             raise KeyMaterialMissing(_MISSING)
+        try:
+            return self._attempt_on_key(version, act, input_is_ours=input_is_ours)
+        except TokenUnavailable:
+            self._consider()
+            raise
+
+    def _attempt_on_key(self, version: KeyVersion, act: Callable[[ck.Session, int], T], *, input_is_ours: bool) -> T:
         failure: Exception
         for last in (False, False, True):
             session = self._pool.take()
@@ -486,8 +547,33 @@ class Token:
         """Whether the blob is to blame; in doubt a canary tells."""
         if not isinstance(failure, CryptokiError):
             return False
-        doubtful = failure.meaning is Meaning.DOUBTFUL
-        return failure.meaning is Meaning.DATA or (doubtful and self._canary_sings())
+        if failure.meaning is not Meaning.DOUBTFUL:
+            return failure.meaning is Meaning.DATA
+        if not self._canary_sings():
+            return False
+        if time.monotonic() < self._in_doubt_until:
+            # The device fails now and then, so that this ciphertext is bad is not proved; nor is it by opening anew.
+            raise TokenUnavailable(_UNAVAILABLE) from failure
+        return True
+
+    def _open_surely(self, session: ck.Session, handle: int, sealed: bytes) -> bytes:
+        """Bad input fails every time; a device that fails now and then does not, and is in doubt from then on."""
+        try:
+            return session.open(handle, sealed)
+        except CryptokiError as error:
+            if error.meaning is not Meaning.DOUBTFUL:
+                raise
+            failure = error
+        for _ in range(_DOUBTFUL_AGAIN):
+            try:
+                opened = session.open(handle, sealed)
+            except CryptokiError as error:
+                if error.returned != failure.returned:
+                    raise
+            else:
+                self._in_doubt_until = time.monotonic() + _IN_DOUBT_S
+                return opened
+        raise failure
 
     def _recover(self, failure: Exception, generation: int, version: KeyVersion) -> None:
         """Make another try worth it. The failing session is home already."""
@@ -525,16 +611,17 @@ class Token:
             return False
         return True
 
-    def _canary_sings(self) -> bool:
-        """True if the token opened a known good blob just now, or within the last 50 ms: clients can provoke this."""
+    def _canary_sings(self, *, fresh: bool = False) -> bool:
+        """True if the token opened a known good blob just now, or within the last 50 ms: clients can provoke this.
+        `fresh` has the blob made anew, now."""
         now = time.monotonic()
-        if now < self._canary_good_until:
+        if now < self._canary_good_until and not fresh:
             return True
         session = self._pool.take()
         try:
             generation = self._pool.generation
             handle = self._find(session, SENTINEL_ID)
-            if self._canary is None or self._canary[0] != generation:
+            if fresh or self._canary is None or self._canary[0] != generation:
                 self._canary = (generation, session.seal(handle, _CANARY_FRAME))
             sang = session.open(handle, self._canary[1]) == _CANARY_FRAME
         except (CryptokiError, ObjectMissing, ObjectAmbiguous):

@@ -9,6 +9,7 @@ handles of an older generation mean nothing. The same is done after `recycle_aft
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -16,7 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import PinRefused, TokenBusy, TokenRefused, TokenUnavailable, Unavailable
@@ -104,6 +105,8 @@ class SessionPool:
         self._condition = threading.Condition()
         self._free: deque[ck.Session] = deque()
         self._open_count = 0
+        self._sessions: list[ck.Session] = []
+        self._opening_at = math.inf
         self._draining = False
         self._destroyed_objects = 0
         self._refused: PinRefused | None = None
@@ -126,11 +129,16 @@ class SessionPool:
         """Borrow a session; the borrower must `give` it back. Raises like `session`."""
         with self._condition:
             if self._free and not self._draining:
-                return self._free.pop()
-        return self._wait_for_session()
+                session = self._free.pop()
+                session.lent_at = time.monotonic()
+                return session
+        session = self._wait_for_session()
+        session.lent_at = time.monotonic()
+        return session
 
     def give(self, session: ck.Session) -> None:
         """Return a borrowed session; now and then this recycles the module (see the module's docstring)."""
+        session.lent_at, session.patience_s = math.inf, 0.0
         with self._condition:
             self._destroyed_objects += session.destroyed_objects
             session.destroyed_objects = 0
@@ -171,6 +179,13 @@ class SessionPool:
             self._open_count = 0
             ck.finalize(self._functions)
 
+    def longest_call_s(self) -> float:
+        """For how many seconds the slowest caller has had its session, or the module is being opened, beyond its
+        patience; negative when there is none. Takes no lock, because who hangs may hold it."""
+        now = time.monotonic()
+        waited = [now - session.lent_at - session.patience_s for session in tuple(self._sessions)]
+        return max((now - self._opening_at - _OPENING_PATIENCE_S, *waited))
+
     def mechanisms(self) -> frozenset[int]:
         """Mechanism numbers of the token (C_GetMechanismList)."""
         count = ck.ffi.new("CK_ULONG *")
@@ -197,6 +212,13 @@ class SessionPool:
 
     def _open(self) -> None:
         """Finalise, initialise, log in, open sessions. Callers hold the condition, but for the constructor."""
+        self._opening_at = time.monotonic()
+        try:
+            self._open_all()
+        finally:
+            self._opening_at = math.inf
+
+    def _open_all(self) -> None:
         self._free.clear()
         self._open_count = 0
         self.generation += 1
@@ -213,6 +235,7 @@ class SessionPool:
             sessions += [ck.Session(self._functions, self.info.slot) for _ in range(min(self._size, bound) - 1)]
         except CryptokiError as error:
             raise TokenUnavailable("The HSM does not answer. Try again.") from error
+        self._sessions = sessions
         self._free.extend(sessions)
         self._open_count = len(sessions)
 
@@ -247,10 +270,14 @@ class SessionPool:
         self._condition = threading.Condition()
         self._free = deque()
         self._open_count = 0
+        self._sessions = []
+        self._opening_at = math.inf
         self._draining = False
         self._retry_at = 0.0
 
 
+_OPENING_PATIENCE_S: Final = 30.0
+"""A large token takes seconds to be opened."""
 _UNAVAILABLE = (1 << 64) - 1
 """CK_UNAVAILABLE_INFORMATION; 0 is CK_EFFECTIVELY_INFINITE."""
 

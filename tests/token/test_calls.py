@@ -121,8 +121,10 @@ def test_warm_calls_are_the_least_there_can_be(spied: ProcessPoolExecutor, state
         "random": ["C_GenerateRandom"],
         "odd length": [],
     }
-    # Bad input costs the attempt and at most one look at the canary, never a fresh start.
-    assert corrupt in (["C_UnwrapKey"], ["C_UnwrapKey", *counted["open"]])
+    # Bad input costs three attempts, because a device may fail now and then, and at most one look at the canary; never
+    # a fresh start.
+    tries = ["C_UnwrapKey"] * 3
+    assert corrupt in (tries, [*tries, *counted["open"]])
 
 
 def test_four_sessions_and_one_login(spied: ProcessPoolExecutor, state: State) -> None:

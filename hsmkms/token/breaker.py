@@ -1,0 +1,60 @@
+"""While the token is away callers are told at once, and one of them in a quarter of a second tries it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from hsmkms.errors import TokenAway
+
+_PROBE_EVERY_S: Final = 0.25
+
+_log = structlog.get_logger(__name__)
+
+
+class Breaker:
+    """Closed while the token answers. Safe for threads."""
+
+    def __init__(self, probe: Callable[[], None]) -> None:
+        """`probe` wraps and unwraps a canary and raises Unavailable when the token cannot."""
+        self._probe = probe
+        self._lock = threading.Lock()
+        self._probe_at = 0.0
+        self.is_open = False
+
+    def require_closed(self) -> None:
+        """Raise TokenAway while the token is away; whose turn it is to try it also raises what it says."""
+        if not self.is_open:
+            return
+        with self._lock:
+            now = time.monotonic()
+            if now < self._probe_at:
+                raise TokenAway
+            self._probe_at = now + _PROBE_EVERY_S
+        self._probe()
+        self.close()
+
+    def trip(self) -> None:
+        """The token does not answer."""
+        with self._lock:
+            if self.is_open:
+                return
+            self._probe_at = time.monotonic() + _PROBE_EVERY_S
+            self.is_open = True
+        _log.error("the token does not answer")
+
+    def close(self) -> None:
+        """It does."""
+        with self._lock:
+            if not self.is_open:
+                return
+            self.is_open = False
+        _log.warning("the token answers again")
+
+    def renew_after_fork(self) -> None:
+        """In the child: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()

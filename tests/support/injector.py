@@ -1,0 +1,50 @@
+"""Faults of a token: a module in front of SoftHSM (`tests/faults/injector.c`) and the file that tells it what to do."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.deployment import ROOT
+from tests.token.conftest import MODULE
+
+SOURCE = ROOT / "tests" / "faults" / "injector.c"
+
+
+def compile_injector(directory: Path) -> Path:
+    """The shared library."""
+    library = directory / "injector.so"
+    command = ["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library)]
+    subprocess.run([*command, str(SOURCE), "-ldl"], check=True)
+    return library
+
+
+@dataclass(frozen=True)
+class Injector:
+    """One module with one control file."""
+
+    library: Path
+    control: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs whose token shall have faults."""
+        return {"INJECT_MODULE": MODULE, "INJECT_CONTROL": str(self.control)}
+
+    def fail(self, *functions: str, code: int = 0, every: int = 1, wait_ms: int = 0) -> None:
+        """Let each `every`-th call of these functions wait, and return `code` unless it is 0; `*` is all of them."""
+        lines = "".join(f"{function} {code:x} {every} {wait_ms}\n" for function in functions)
+        # Whole or not at all: calls read it at any moment.
+        part = self.control.with_suffix(".part")
+        part.write_text(lines)
+        part.replace(self.control)
+
+    @property
+    def one_waits(self) -> bool:
+        """Whether a call waits, or did."""
+        return Path(f"{self.control}.waits").exists()
+
+    def cure(self) -> None:
+        """Let every call succeed."""
+        self.fail()
