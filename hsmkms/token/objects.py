@@ -49,6 +49,10 @@ class KeyIndex:
         # Replaced whole with the generation it belongs to, so that it may be read without a lock.
         self._trusted: tuple[int, dict[str, tuple[int, str]]] = (0, {})
 
+    def is_built(self, generation: int) -> bool:
+        """Whether a look-up of this generation reads no list of all objects first."""
+        return generation == self._generation
+
     def resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
         """Handle of `version`. Raises ObjectMissing, ObjectAmbiguous, TokenRefused (unsafe attributes) or
         KeyMaterialMissing (another key under this id, or another owner's)."""

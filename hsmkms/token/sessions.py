@@ -107,6 +107,7 @@ class SessionPool:
         self._open_count = 0
         self._sessions: list[ck.Session] = []
         self._opening_at = math.inf
+        self._patient_until = 0.0
         self._draining = False
         self._destroyed_objects = 0
         self._refused: PinRefused | None = None
@@ -179,10 +180,22 @@ class SessionPool:
             self._open_count = 0
             ck.finalize(self._functions)
 
+    @contextlib.contextmanager
+    def patience(self, seconds: float) -> Iterator[None]:
+        """For work that may take so long, and holds up other callers: nobody counts as late meanwhile. By one at a
+        time."""
+        self._patient_until = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._patient_until = 0.0
+
     def longest_call_s(self) -> float:
         """For how many seconds the slowest caller has had its session, or the module is being opened, beyond its
         patience; negative when there is none. Takes no lock, because who hangs may hold it."""
         now = time.monotonic()
+        if now < self._patient_until:
+            return -math.inf
         waited = [now - session.lent_at - session.patience_s for session in tuple(self._sessions)]
         return max((now - self._opening_at - _OPENING_PATIENCE_S, *waited))
 
@@ -272,6 +285,7 @@ class SessionPool:
         self._open_count = 0
         self._sessions = []
         self._opening_at = math.inf
+        self._patient_until = 0.0
         self._draining = False
         self._retry_at = 0.0
 

@@ -158,3 +158,21 @@ def test_recycling_keeps_memory_flat(state: State) -> None:
         return int(done.stdout)
 
     assert growth(2_000) < 2_000_000 < growth(10_000_000)
+
+
+def test_how_long_a_caller_may_have_its_session(open_pool: OpenPool) -> None:
+    """What the watch of hung calls asks: nobody, somebody, somebody with patience, and while all have to wait."""
+    pool = open_pool(size=2)
+    assert pool.longest_call_s() < 0
+    with pool.session() as session:
+        session.lent_at -= 10
+        assert 10 <= pool.longest_call_s() < 60
+        session.patience_s = 120
+        assert pool.longest_call_s() < 0
+        session.patience_s = 0
+        with pool.patience(120):
+            assert pool.longest_call_s() < 0
+        assert pool.longest_call_s() >= 10
+    assert pool.longest_call_s() < 0
+    with pool.session():
+        assert 0 <= pool.longest_call_s() < 5
