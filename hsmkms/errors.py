@@ -17,7 +17,7 @@
     ├── KeyIncomplete              what is stored of a key is damaged
     ├── Unavailable                a part this service stands on does not answer: try again
     │   ├── TokenUnavailable · TokenAway · SigningKeyMissing · TokenBusy · KeyMaterialMissing
-    │   └── StoreUnavailable · IssuerUnavailable
+    │   └── StoreUnavailable · IssuerUnavailable · AuditUnavailable
     └── OperatorError              for the person at the command line: settings, set-up, token
 
 `code` is the contract's reason code (contract section 5, additions section 7). `message` is safe to show: it says what
@@ -550,12 +550,20 @@ class IssuerUnavailable(Unavailable):
     """An outside token issuer does not give its keys."""
 
 
+class AuditUnavailable(Unavailable):
+    """What would happen cannot be recorded, so it does not happen."""
+
+
 class OperatorError(HsmkmsError):
     """What a person at the command line has to put right; printed as one line."""
 
 
 class SettingsInvalid(OperatorError):
     """A setting has a value that cannot be used."""
+
+
+class AuditKeyInvalid(OperatorError):
+    """What was given as the public key of audit checkpoints is none."""
 
 
 class TokenRefused(OperatorError):

@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     sessions: int = pydantic.Field(default=8, ge=1, le=1024)
     session_wait_s: float = pydantic.Field(default=5.0, gt=0, le=60)
     token_call_timeout_s: float = pydantic.Field(default=5.0, ge=0.5, le=300)
+    audit_dir: Path | None = None
+    audit_checkpoint_s: float = pydantic.Field(default=60.0, ge=0.1, le=86_400)
+    audit_log_bytes: int = pydantic.Field(default=256 << 20, ge=4_096)
+    audit_log_age_s: float = pydantic.Field(default=86_400.0, ge=1, le=31 * 86_400)
     recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)
     identity_requests_per_s: float = pydantic.Field(default=10_000, ge=0, le=1_000_000, allow_inf_nan=False)
     identity_burst_requests: int = pydantic.Field(default=20_000, ge=1, le=1_000_000)
@@ -94,6 +98,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The database's URL; SQLite in the state directory unless set."""
         return self.database_url or f"sqlite:///{self.state_dir / 'hsmkms.db'}"
+
+    @property
+    def audit_directory(self) -> Path:
+        """Where audit logs are written; `audit` in the state directory unless set."""
+        return self.audit_dir or self.state_dir / "audit"
 
     @property
     def base_url(self) -> str:

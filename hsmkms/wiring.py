@@ -9,7 +9,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
+from typing import Final
 
 import structlog
 from starlette.types import ASGIApp
@@ -17,10 +19,19 @@ from starlette.types import ASGIApp
 from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
 from hsmkms.api.requests import Gate
+from hsmkms.audit.chain import Head
+from hsmkms.audit.journal import Journal, Limits
 from hsmkms.clock import Clock, system_clock
 from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
-from hsmkms.errors import KeyMaterialMissing, SettingsInvalid, StoreRefused, TokenRefused, TokenUnavailable
+from hsmkms.errors import (
+    KeyMaterialMissing,
+    SettingsInvalid,
+    SigningKeyMissing,
+    StoreRefused,
+    TokenRefused,
+    TokenUnavailable,
+)
 from hsmkms.iam.bearer import TokenVerifier
 from hsmkms.iam.callers import Callers
 from hsmkms.iam.grants import Grants
@@ -55,8 +66,10 @@ from hsmkms.service.registrations import RegistrationService
 from hsmkms.service.rights import RightsWriter
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
+from hsmkms.service.trail import Trail
 from hsmkms.service.webhooks import WebhookService
 from hsmkms.settings import Settings, load
+from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
 from hsmkms.store.events import EventStore
@@ -71,6 +84,13 @@ from hsmkms.token.hanging import HangWatch
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
 
+AUDIT_KEY_ID: Final = "61756469-7400-4000-8000-636865636b70"
+"""CKA_ID of the token key that signs audit checkpoints: one a token, which every node finds without asking."""
+
+
+AUDIT_HEADS_TOLD_FOR: Final = timedelta(days=7)
+"""How long after its last record a log's head is written into the logs of others."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
@@ -80,6 +100,7 @@ class Rooms:
     deployment: Deployment
     doctor: Doctor
     token: Token
+    heads: AuditHeadStore
     close: ExitStack
 
 
@@ -160,11 +181,19 @@ def open_rooms(
         snapshot = Snapshot(stores.keys.get, stores.tenants.instances, grants, feed, bell)
         snapshot.start()
         stack.callback(snapshot.stop)
+        heads = AuditHeadStore(database)
+        if migrate:
+            _require_audit_key(token)
+        journal = _journal(settings, token, heads, clock)
+        stack.callback(journal.close)
         threads = ThreadPoolExecutor(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
         material = Material(token, stores.keys, stores.import_tokens, waits, clock)
-        services = _services(settings, token, database, stores, grants, snapshot, bell, threads, material, waits, clock)
+        trail = Trail(journal, snapshot, waits, clock)
+        services = _services(
+            settings, token, database, stores, grants, snapshot, bell, trail, threads, material, waits, clock
+        )
         stack.callback(services.webhooks.close)
         return Rooms(
             services=services,
@@ -192,8 +221,34 @@ def open_rooms(
                 clock,
             ),
             token=token,
+            heads=heads,
             close=stack.pop_all(),
         )
+
+
+def _require_audit_key(token: Token) -> None:
+    try:
+        token.signing_public_key(AUDIT_KEY_ID)
+    except SigningKeyMissing:
+        token.generate_signing_key(AUDIT_KEY_ID)
+
+
+def _journal(settings: Settings, token: Token, heads: AuditHeadStore, clock: Clock) -> Journal:
+    """The journal of this process; it begins a log with its first event."""
+
+    def exchange(head: Head) -> list[Head]:
+        heads.put(head.log, head.sequence, head.digest, clock(), closed=head.closed)
+        return [Head(*one) for one in heads.all(since=clock() - AUDIT_HEADS_TOLD_FOR)]
+
+    return Journal(
+        settings.audit_directory,
+        "".join(letter for letter in socket.gethostname()[:40] if letter.isalnum()) or "node",
+        partial(token.signing_public_key, AUDIT_KEY_ID),
+        partial(token.sign, AUDIT_KEY_ID),
+        exchange,
+        Limits(settings.audit_checkpoint_s, settings.audit_log_bytes, settings.audit_log_age_s),
+        clock,
+    )
 
 
 def _import_rules(settings: Settings) -> ImportRules:
@@ -229,6 +284,7 @@ def _services(
     grants: Grants,
     snapshot: Snapshot,
     bell: EventBell,
+    trail: Trail,
     threads: ThreadPoolExecutor,
     material: Material,
     waits: Waits,
@@ -268,8 +324,9 @@ def _services(
         groups=GroupService(grants, account, rights, clock),
         policies=PolicyService(grants, account, rights, snapshot, clock, any_region=any_region),
         instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
-        health=HealthService(token, database),
+        health=HealthService(token, database, trail),
         snapshot=snapshot,
+        trail=trail,
         gate=Gate(
             snapshot,
             callers,
@@ -278,7 +335,7 @@ def _services(
             RequestLimit("instance", settings.instance_requests_per_s, settings.instance_burst_requests),
             threads,
         ),
-        jobs=JobService(stores.jobs, stores.keys, stores.events, material, lifecycle, snapshot, waits, clock),
+        jobs=JobService(stores.jobs, stores.keys, stores.events, material, lifecycle, snapshot, trail, waits, clock),
         webhooks=WebhookService(grants, rights, snapshot, stores.events, stores.deliveries, tokens, clock),
         waits=waits,
         clock=clock,

@@ -74,7 +74,7 @@ def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
         app.include_router(part.router)
     app.add_exception_handler(HTTPException, _no_such_call)
     _describe(app)
-    return HotPath(app, services.crypto, services.gate)
+    return HotPath(app, services.crypto, services.gate, services.trail)
 
 
 async def _no_such_call(request: Request, error: Exception) -> Response:

@@ -18,10 +18,11 @@ from fastapi.routing import APIRoute
 from hsmkms.api import wire
 from hsmkms.api.bodies import COLD_LIMIT, Model, decode_object, parse, read_body
 from hsmkms.api.problems import guard, kms_problem, platform_problem, token_problem
-from hsmkms.api.requests import Envelope, Gate, authenticate, correlation_id, envelope, header_map
+from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
 from hsmkms.clock import Clock
 from hsmkms.correlation import correlated
 from hsmkms.domain.access import Action, Caller
+from hsmkms.domain.importing import ImportToken
 from hsmkms.domain.keys import Key
 from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance
@@ -50,6 +51,7 @@ from hsmkms.service.registrations import RegistrationService
 from hsmkms.service.rights import entity_tag
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
+from hsmkms.service.trail import LOGIN, REVOKE, UNKNOWN_ACTION, Act, Trail
 from hsmkms.service.webhooks import WebhookService
 
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
@@ -82,6 +84,7 @@ class Services:
     jobs: JobService
     webhooks: WebhookService
     snapshot: Snapshot
+    trail: Trail
     gate: Gate
     waits: Waits
     clock: Clock
@@ -97,11 +100,16 @@ class OpenRoute(APIRoute):
         """An error in this family's shape."""
         return kms_problem(error, correlation_id)
 
+    def audited_as(self, request: Request) -> str | None:
+        """The action of the audit event; None for what is not audited, such as health."""
+        return None
+
     async def enter(self, request: Request, *, again: bool = False) -> None:
         """Find out who is calling, and refuse who may not; `again` for a request that was let in before. Raises
         Unauthorized and as `authenticate`."""
         headers = header_map(request.scope["headers"])
         request.state.caller = await authenticate(services(request).gate, headers, request.scope)
+        request.state.act.caller = request.state.caller
         self.admit(request, headers, again=again)
 
     def admit(self, request: Request, headers: Mapping[str, str], *, again: bool) -> None:
@@ -125,13 +133,28 @@ class OpenRoute(APIRoute):
                 # Again: a body may take its time, and a right that ended meanwhile must not count.
                 if self.authenticated:
                     await self.enter(request, again=True)
+            if request.state.act is not None:
+                await services(request).trail.begin(request.state.act)
             return await handler(request)
+
+        async def recorded(request: Request, act: Act, response: Response) -> Response:
+            await services(request).trail.end(act, response.status_code)
+            return response
 
         async def guarded(request: Request) -> Response:
             with correlated(correlation_id(request.headers)) as current:
-                return await guard(answer(request), self.problem, current)
+                act = request.state.act = self._act(request, current)
+                response = await guard(answer(request), self.problem, current)
+                return response if act is None else await guard(recorded(request, act, response), self.problem, current)
 
         return guarded
+
+    def _act(self, request: Request, correlation_id: str) -> Act | None:
+        action = self.audited_as(request)
+        if action is None:
+            return None
+        path, address = request.scope["path"], address_of(request.scope)
+        return Act(action, correlation_id, path, address, reference=request.path_params.get("id"))
 
 
 class TokenRoute(OpenRoute):
@@ -140,6 +163,12 @@ class TokenRoute(OpenRoute):
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """An error as the Go client reads it."""
         return token_problem(error, correlation_id)
+
+    def audited_as(self, request: Request) -> str | None:
+        """Log-ins and their ends; the public keys are anybody's."""
+        if request.method != "POST":
+            return None
+        return REVOKE if request.scope["path"].endswith("/revoke") else LOGIN
 
 
 class KmsRoute(OpenRoute):
@@ -166,8 +195,17 @@ class KmsRoute(OpenRoute):
         """By the instance; a bad instance header comes first. Raises Unauthorized, TooManyRequests, InvalidInstance,
         and InvalidQueryParam where the query names the action and names none."""
         call = request.state.call = envelope(headers, caller_of(request))
+        act: Act = request.state.act
+        act.instance_id, act.key_ring_id = call.instance_id, call.key_ring_id
         gate, action = services(request).gate, self.action_of(request)
         gate.admit(call.caller, action, call.instance_id, request.scope, again=again)
+
+    def audited_as(self, request: Request) -> str | None:
+        """The action that is asked for, or that none is."""
+        if not self.actions:
+            return str(self.action.value)
+        named = self.actions.get(request.query_params.get("action", ""))
+        return UNKNOWN_ACTION if named is None else str(named.value)
 
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """Key Protect's error body, which begins with what could not be done."""
@@ -182,6 +220,10 @@ class PlatformRoute(OpenRoute):
     def admit(self, request: Request, headers: Mapping[str, str], *, again: bool) -> None:
         """By the account. Raises Unauthorized."""
         require_any_in_account(caller_of(request), self.action)
+
+    def audited_as(self, request: Request) -> str | None:
+        """The action that the route declares."""
+        return str(self.action.value)
 
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """The platform's error body."""
@@ -253,9 +295,25 @@ def answer(content: dict[str, Any], kind: str, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type=kind)
 
 
+def note_key(request: Request, key: Key) -> None:
+    """Tell the audit trail which key it was, as it is now."""
+    request.state.act.key = key
+
+
+def note_total(request: Request, total: int) -> None:
+    """Tell the audit trail how much was listed."""
+    request.state.act.total = total
+
+
+def note_import_token(request: Request, token: ImportToken) -> None:
+    """Tell the audit trail until when and how often an import token may be used."""
+    request.state.act.import_token = token
+
+
 def key_answer(request: Request, key: Key, status: int = 200, **shown: Any) -> Response:
     """One key in its envelope; `shown` as `wire.key_resource` takes it."""
     here = services(request)
+    note_key(request, key)
     resource = wire.key_resource(key, instance_of(request, call_of(request)), here.waits, here.clock(), **shown)
     return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE, status)
 

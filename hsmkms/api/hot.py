@@ -23,10 +23,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hsmkms.api import wire
 from hsmkms.api.bodies import HOT_LIMIT, decode_object, parse, read_body
 from hsmkms.api.problems import guard, kms_problem
-from hsmkms.api.requests import Envelope, Gate, authenticate, correlation_id, envelope, header_map
+from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
 from hsmkms.domain.access import Action
 from hsmkms.errors import InvalidField, NoBody
 from hsmkms.service.crypto import CryptoService
+from hsmkms.service.trail import Act, Trail
 
 _ENTERED_FOR_S: Final = 0.1
 _PREFIX: Final = "/api/v2/keys/"
@@ -54,11 +55,12 @@ _encode: Final = msgspec.json.Encoder().encode
 class HotPath:
     """Serves the three crypto actions and hands everything else to `app`."""
 
-    def __init__(self, app: ASGIApp, crypto: CryptoService, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, crypto: CryptoService, gate: Gate, trail: Trail) -> None:
         self._app = app
         self._crypto = crypto
         self._gate = gate
-        self._actions: dict[str, Callable[[Envelope, str, bytes], Awaitable[dict[str, Any]]]] = {
+        self._trail = trail
+        self._actions: dict[str, Callable[[Envelope, str, bytes, Act], Awaitable[dict[str, Any]]]] = {
             "wrap": self._wrap,
             "unwrap": self._unwrap,
             "rewrap": self._rewrap,
@@ -72,63 +74,77 @@ class HotPath:
             return
         reference, action = found
         headers = header_map(scope["headers"])
+        problem, correlation = _PROBLEMS[action], correlation_id(headers)
+        act = Act(ACTIONS[action].value, correlation, scope["path"], address_of(scope), reference=reference)
         try:
-            response = await guard(
-                self._answer(reference, action, headers, scope, receive), _PROBLEMS[action], correlation_id(headers)
-            )
+            response = await guard(self._answer(act, reference, action, headers, scope, receive), problem, correlation)
         except ClientDisconnect:
             return
+        response = await guard(self._recorded(act, response), problem, correlation)
         await response(scope, receive, send)
 
+    async def _recorded(self, act: Act, response: Response) -> Response:
+        await self._trail.end(act, response.status_code)
+        return response
+
     async def _answer(
-        self, reference: str, action: str, headers: dict[str, str], scope: Scope, receive: Receive
+        self, act: Act, reference: str, action: str, headers: dict[str, str], scope: Scope, receive: Receive
     ) -> Response:
         if scope["method"] != "POST":
             raise HTTPException(405, headers={"Allow": "POST"})
-        call = await self._enter(action, headers, scope)
+        call = await self._enter(act, action, headers, scope)
         entered_at = time.monotonic()
         body = await read_body(receive, scope["headers"], HOT_LIMIT)
         if time.monotonic() - entered_at > _ENTERED_FOR_S:
             # The body took its time; a right that ended meanwhile must not count.
-            call = await self._enter(action, headers, scope, again=True)
-        answer = await self._actions[action](call, reference, body)
+            call = await self._enter(act, action, headers, scope, again=True)
+        answer = await self._actions[action](call, reference, body, act)
         return Response(_encode(answer), 200, media_type=wire.KEY_ACTION_TYPE)
 
-    async def _enter(self, action: str, headers: dict[str, str], scope: Scope, *, again: bool = False) -> Envelope:
-        call = envelope(headers, await authenticate(self._gate, headers, scope))
+    async def _enter(
+        self, act: Act, action: str, headers: dict[str, str], scope: Scope, *, again: bool = False
+    ) -> Envelope:
+        act.caller = await authenticate(self._gate, headers, scope)
+        call = envelope(headers, act.caller)
+        act.instance_id, act.key_ring_id = call.instance_id, call.key_ring_id
         self._gate.admit(call.caller, ACTIONS[action], call.instance_id, scope, again=again)
         return call
 
-    async def _wrap(self, call: Envelope, reference: str, body: bytes) -> dict[str, Any]:
+    async def _wrap(self, call: Envelope, reference: str, body: bytes, act: Act) -> dict[str, Any]:
         request = _parse_wrap(body)
         plaintext = None if request.plaintext is None else _plaintext(request.plaintext)
         wrapped = await self._crypto.wrap(
             call.caller, call.instance_id, reference, call.key_ring_id, plaintext, request.aad or ()
         )
+        act.key, act.version_id = wrapped.key, wrapped.version.id
         answer: dict[str, Any] = {"ciphertext": wrapped.ciphertext, "keyVersion": {"id": wrapped.version.id}}
         if wrapped.plaintext is not None:
             answer["plaintext"] = wire.base64_text(wrapped.plaintext)
         return answer
 
-    async def _unwrap(self, call: Envelope, reference: str, body: bytes) -> dict[str, Any]:
+    async def _unwrap(self, call: Envelope, reference: str, body: bytes, act: Act) -> dict[str, Any]:
         request = _parse_unwrap(body)
         opened = await self._crypto.unwrap(
             call.caller, call.instance_id, reference, call.key_ring_id, request.ciphertext, request.aad or ()
         )
+        act.key, act.version_id = opened.key, opened.version.id
         answer: dict[str, Any] = {
             "plaintext": wire.base64_text(opened.plaintext),
             "keyVersion": {"id": opened.version.id},
         }
         if opened.rewrapped is not None:
             answer["ciphertext"] = opened.ciphertext
+            act.rewrapped_version_id = opened.rewrapped.id
             answer["rewrappedKeyVersion"] = {"id": opened.rewrapped.id}
         return answer
 
-    async def _rewrap(self, call: Envelope, reference: str, body: bytes) -> dict[str, Any]:
+    async def _rewrap(self, call: Envelope, reference: str, body: bytes, act: Act) -> dict[str, Any]:
         request = _parse_unwrap(body)
         rewrapped = await self._crypto.rewrap(
             call.caller, call.instance_id, reference, call.key_ring_id, request.ciphertext, request.aad or ()
         )
+        act.key, act.version_id = rewrapped.key, rewrapped.version.id
+        act.rewrapped_version_id = rewrapped.rewrapped.id
         return {
             "ciphertext": rewrapped.ciphertext,
             "keyVersion": {"id": rewrapped.version.id},

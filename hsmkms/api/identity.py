@@ -43,6 +43,7 @@ async def issue_token(request: Request) -> Response:
         issued = await run_in_threadpool(tokens.refresh, SecretText(_field(form, "refresh_token")))
     else:
         raise TokenRequestInvalid(f"The form field grant_type must be {GRANT_API_KEY} or {GRANT_REFRESH}.")
+    request.state.act.actor = issued.iam_id
     remaining = issued.expires_at - services(request).clock()
     content = {
         "access_token": issued.access_token.reveal(),

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import wire
-from hsmkms.api.cold import KmsRoute, answer, call_of, described, optional_body_of, services
+from hsmkms.api.cold import KmsRoute, answer, call_of, described, note_import_token, optional_body_of, services
 from hsmkms.domain.access import Action
 from hsmkms.domain.importing import (
     DEFAULT_LIFETIME_S,
@@ -52,6 +52,7 @@ async def create_import_token(request: Request) -> Response:
     retrievals = DEFAULT_RETRIEVALS if body.maxAllowedRetrievals is None else body.maxAllowedRetrievals
     create = services(request).imports.create
     made = await run_in_threadpool(create, call.caller, call.instance_id, lifetime_s, retrievals)
+    note_import_token(request, made)
     return answer(wire.import_token(made), wire.IMPORT_TOKEN_TYPE)
 
 
@@ -73,6 +74,7 @@ async def get_import_token(request: Request) -> Response:
     """Read the import token with its public key and nonce."""
     call = call_of(request)
     found = await run_in_threadpool(services(request).imports.read, call.caller, call.instance_id)
+    note_import_token(request, found)
     response = answer(wire.import_token(found, whole=True), wire.IMPORT_TOKEN_TYPE)
     response.headers["Cache-Control"] = "no-store"
     return response

@@ -18,6 +18,7 @@ from hsmkms.api.cold import (
     described,
     instance_of,
     key_answer,
+    note_total,
     optional_body_of,
     path_id,
     services,
@@ -110,6 +111,7 @@ async def list_keys(request: Request) -> Response:
     # All of it in a thread: thousands of keys would hold up every other request for a tenth of a second.
     def listed() -> Response:
         page = here.keys.list(call.caller, call.instance_id, call.key_ring_id, query, total=total)
+        note_total(request, len(page.keys) if page.total is None else page.total)
         now = here.clock()
         resources = [wire.key_resource(key, instance, here.waits, now) for key in page.keys]
         metadata = _search_metadata(query)
@@ -136,6 +138,7 @@ async def count_keys(request: Request) -> Response:
     query = parse_key_query(request.query_params)
     keys = services(request).keys
     total = await run_in_threadpool(keys.count, call.caller, call.instance_id, call.key_ring_id, query)
+    note_total(request, total)
     return Response(headers={"Key-Total": str(total)})
 
 

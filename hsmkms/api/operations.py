@@ -23,12 +23,15 @@ async def healthz() -> Response:
 
 @router.get(
     "/readyz",
-    openapi_extra=d.plain("Can it serve: token and database", "Operations", wire.Readiness, statuses=(200, 503)),
+    openapi_extra=d.plain(
+        "Can it serve: token, database and audit journal", "Operations", wire.Readiness, statuses=(200, 503)
+    ),
 )
 async def readyz(request: Request) -> Response:
     """Ready to serve."""
     found = await run_in_threadpool(services(request).health.readiness)
     content = {"status": "ok" if found.ready else "unavailable", "token": found.token, "database": found.database}
+    content["audit"] = found.audit
     return answer(content, _JSON, 200 if found.ready else 503)
 
 

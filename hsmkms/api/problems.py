@@ -155,7 +155,9 @@ def _describe(error: Exception, correlation_id: str) -> tuple[HTTPStatus, str, s
         _log.error("damaged key", place=_place(error), correlation_id=correlation_id)
         return status, error.message, error.code
     if isinstance(error, errors.HsmkmsError) and status is not HTTPStatus.INTERNAL_SERVER_ERROR:
-        if isinstance(error, errors.Unavailable | errors.OperatorError) and not isinstance(error, errors.TokenAway):
+        if isinstance(error, errors.Unavailable | errors.OperatorError) and not isinstance(
+            error, errors.TokenAway | errors.AuditUnavailable
+        ):
             _log.warning("unavailable", reason=error.message, correlation_id=correlation_id)
         return status, error.message, error.code
     if isinstance(error, HTTPException):

@@ -398,6 +398,7 @@ class Readiness(AnswerModel):
     status: str
     token: bool
     database: bool
+    audit: bool
 
 
 class Version(AnswerModel):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -18,6 +20,9 @@ from hsmkms.domain.tenants import Instance
 from hsmkms.errors import SettingsInvalid
 from hsmkms.settings import load
 from hsmkms.wiring import Rooms, configure_logs, open_rooms, pin_of
+
+COMMAND: Final[ContextVar[str]] = ContextVar("command", default="unknown")
+"""Which command runs, for the audit trail: its name and never its arguments."""
 
 InstanceOption = Annotated[str | None, typer.Option("--instance", help="GUID of the instance, if there are several.")]
 AccountOption = Annotated[str | None, typer.Option("--account", help="Account, if there are several.")]
@@ -39,7 +44,7 @@ def rooms() -> Iterator[Rooms]:
     configure_logs()
     settings = load()
     opened = open_rooms(settings, pin_of(settings))
-    with opened.close:
+    with opened.close, opened.services.trail.operator(COMMAND.get(), getpass.getuser()):
         yield opened
 
 

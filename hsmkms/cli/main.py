@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import typer
 from rich.console import Console
 
 from hsmkms import __version__
 from hsmkms.cli import (
+    adopt,
+    audit,
     authorizations,
     call,
     ceremony,
@@ -23,6 +26,7 @@ from hsmkms.cli import (
     keys,
     webhooks,
 )
+from hsmkms.cli.local import COMMAND
 from hsmkms.errors import HsmkmsError
 
 app = typer.Typer(
@@ -47,6 +51,10 @@ app.command("jobs")(jobs.jobs)
 app.command("events")(webhooks.events)
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(ceremony.app, name="ceremony")
+app.add_typer(adopt.app, name="adopt")
+
+
+app.add_typer(audit.app, name="audit")
 
 
 @app.command("version")
@@ -55,10 +63,24 @@ def version() -> None:
     typer.echo(__version__)
 
 
+def _command_of(words: Sequence[str]) -> str:
+    """The names of groups and command that begin a command line, with full stops between them."""
+    names: list[str] = []
+    group = typer.main.get_command(app)
+    for word in words:
+        known = getattr(group, "commands", {})
+        if word not in known:
+            break
+        names.append(word)
+        group = known[word]
+    return ".".join(names)
+
+
 def main() -> None:
     """Entry point of the console script."""
     # Database, write-ahead log and token files are nobody else's, whatever directory they are put in.
     os.umask(0o077)
+    COMMAND.set(_command_of(sys.argv[1:]))
     try:
         app()
     except HsmkmsError as error:

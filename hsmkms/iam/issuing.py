@@ -32,11 +32,12 @@ Sign = Callable[[str, bytes], bytes]
 
 @dataclass(frozen=True, slots=True)
 class IssuedTokens:
-    """An access token, when it ends, and what it can be renewed with."""
+    """An access token of `iam_id`, when it ends, and what it can be renewed with."""
 
     access_token: SecretText
     refresh_token: SecretText
     expires_at: datetime
+    iam_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def issue(log_in: LogIn, signing_key: SigningKey, issuer: str, sign: Sign, now: 
         own = {**claims, "jti": new_id(), "token_use": use, "exp": int(ends_at.timestamp())}
         return SecretText(signed(own, "JWT", signing_key, sign))
 
-    return IssuedTokens(token(ACCESS, expires_at), token(REFRESH, log_in.ends_at), expires_at)
+    return IssuedTokens(token(ACCESS, expires_at), token(REFRESH, log_in.ends_at), expires_at, identity.iam_id)
 
 
 def signed(claims: dict[str, Any], kind: str, signing_key: SigningKey, sign: Sign) -> str:

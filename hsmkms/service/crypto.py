@@ -34,6 +34,7 @@ than the call. A slower one, such as an HSM in the network, gets threads so that
 class Wrapped:
     """`plaintext` only if the service generated it."""
 
+    key: Key
     ciphertext: str
     version: KeyVersion
     plaintext: SecretBytes | None
@@ -43,6 +44,7 @@ class Wrapped:
 class Unwrapped:
     """`version` made the submitted ciphertext. `ciphertext` is new, and only there if that was not the current one."""
 
+    key: Key
     plaintext: SecretBytes
     version: KeyVersion
     ciphertext: str | None
@@ -53,6 +55,7 @@ class Unwrapped:
 class Rewrapped:
     """`version` made the submitted ciphertext, `rewrapped` the new one; they may be the same."""
 
+    key: Key
     ciphertext: str
     version: KeyVersion
     rewrapped: KeyVersion
@@ -87,9 +90,9 @@ class CryptoService:
 
         def seal() -> Wrapped:
             if plaintext is not None:
-                return Wrapped(self._seal(version, plaintext, aad), version, None)
+                return Wrapped(key, self._seal(version, plaintext, aad), version, None)
             generated = self._token.random(GENERATED_DEK_BYTES)
-            return Wrapped(self._seal(version, generated.reveal(), aad), version, generated)
+            return Wrapped(key, self._seal(version, generated.reveal(), aad), version, generated)
 
         return await self._on_token(seal)
 
@@ -111,8 +114,8 @@ class CryptoService:
         def unwrap() -> Unwrapped:
             plaintext, version = self._open(key, handle_id, sealed, aad)
             if version is key.current and handle_id == version.id:
-                return Unwrapped(plaintext, version, None, None)
-            return Unwrapped(plaintext, version, self._seal(key.current, plaintext.reveal(), aad), key.current)
+                return Unwrapped(key, plaintext, version, None, None)
+            return Unwrapped(key, plaintext, version, self._seal(key.current, plaintext.reveal(), aad), key.current)
 
         return await self._on_token(unwrap)
 
@@ -133,7 +136,7 @@ class CryptoService:
 
         def rewrap() -> Rewrapped:
             plaintext, version = self._open(key, handle_id, sealed, aad)
-            return Rewrapped(self._seal(key.current, plaintext.reveal(), aad), version, key.current)
+            return Rewrapped(key, self._seal(key.current, plaintext.reveal(), aad), version, key.current)
 
         return await self._on_token(rewrap)
 

@@ -1,10 +1,11 @@
-"""Is the service ready: does the token wrap and unwrap, does the database answer."""
+"""Is the service ready: does the token wrap and unwrap, does the database answer, can be recorded what happens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from hsmkms.errors import Unavailable
+from hsmkms.service.trail import Trail
 from hsmkms.store.engine import Database
 from hsmkms.token.room import Token
 
@@ -15,22 +16,24 @@ class Readiness:
 
     token: bool
     database: bool
+    audit: bool
 
     @property
     def ready(self) -> bool:
         """True if every part answers."""
-        return self.token and self.database
+        return self.token and self.database and self.audit
 
 
 class HealthService:
     """Asked by load balancers, so without a caller; the answer names no tenant."""
 
-    def __init__(self, token: Token, database: Database) -> None:
+    def __init__(self, token: Token, database: Database, trail: Trail) -> None:
         self._token = token
         self._database = database
+        self._trail = trail
 
     def readiness(self) -> Readiness:
-        """Ask both parts now."""
+        """Ask token and database now; the journal tells how its last write went."""
         token = database = True
         try:
             self._token.check()
@@ -40,4 +43,4 @@ class HealthService:
             self._database.check()
         except Unavailable:
             database = False
-        return Readiness(token, database)
+        return Readiness(token, database, self._trail.writes)

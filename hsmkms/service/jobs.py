@@ -10,6 +10,7 @@ import structlog
 
 from hsmkms.clock import Clock
 from hsmkms.correlation import correlated
+from hsmkms.domain.access import Action
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.jobs import Done, JobRun
 from hsmkms.domain.keys import Key
@@ -18,6 +19,7 @@ from hsmkms.errors import HsmkmsError
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.service.snapshot import Snapshot
+from hsmkms.service.trail import EXPIRE, Trail
 from hsmkms.store.events import EventStore
 from hsmkms.store.jobs import JobStore
 from hsmkms.store.keys import KeyStore
@@ -42,6 +44,7 @@ class JobService:
         material: Material,
         lifecycle: LifecycleService,
         snapshot: Snapshot,
+        trail: Trail,
         waits: Waits,
         clock: Clock,
     ) -> None:
@@ -51,6 +54,7 @@ class JobService:
         self._material = material
         self._lifecycle = lifecycle
         self._snapshot = snapshot
+        self._trail = trail
         self._waits = waits
         self._clock = clock
 
@@ -83,17 +87,19 @@ class JobService:
     def expire_due(self, go_on: Callable[[], bool]) -> Done:
         """Write Deactivated where an expiration date has passed; it counted as such from that moment on."""
         now = self._clock()
-        return self._each(self._keys.expired(now, BATCH), go_on, lambda key: self._keys.expire(key, now))
+        return self._each(EXPIRE, self._keys.expired(now, BATCH), go_on, lambda key: self._keys.expire(key, now))
 
     def rotate_due(self, go_on: Callable[[], bool]) -> Done:
         """Rotate keys whose policy says so: its interval after their creation or last rotation."""
-        return self._each(self._keys.due_for_rotation(self._clock(), BATCH), go_on, self._material.rotate)
+        due = self._keys.due_for_rotation(self._clock(), BATCH)
+        return self._each(Action.KEY_ROTATE.value, due, go_on, self._material.rotate)
 
     def purge_due(self, go_on: Callable[[], bool]) -> Done:
         """Destroy keys 90 days after their deletion, and end purges that a crash interrupted."""
         before = self._clock() - self._waits.purge_scheduled
-        interrupted = self._each(self._keys.purging(), go_on, self._lifecycle.finish_purge)
-        purged = self._each(self._keys.due_for_purge(before, BATCH), go_on, self._lifecycle.purge_without_caller)
+        purge, due = Action.KEY_PURGE.value, self._keys.due_for_purge(before, BATCH)
+        interrupted = self._each(purge, self._keys.purging(), go_on, self._lifecycle.finish_purge)
+        purged = self._each(purge, due, go_on, self._lifecycle.purge_without_caller)
         return Done(interrupted.changed + purged.changed, interrupted.failed + purged.failed)
 
     def forget_events(self, go_on: Callable[[], bool]) -> Done:
@@ -101,13 +107,13 @@ class JobService:
         gone = self._events.forget_acknowledged(self._clock() - EVENTS_KEPT, _EVENTS_AT_ONCE) if go_on() else 0
         return Done(gone, 0)
 
-    def _each(self, keys: Sequence[Key], go_on: Callable[[], bool], change: Callable[[Key], None]) -> Done:
+    def _each(self, action: str, keys: Sequence[Key], go_on: Callable[[], bool], change: Callable[[Key], None]) -> Done:
         changed = failed = 0
         for key in keys:
             if not go_on():
                 break
             try:
-                with correlated(new_id()):
+                with correlated(new_id()) as current, self._trail.step(action, key, current):
                     change(key)
             except StaleKey:
                 # Somebody changed the key meanwhile; if it is still due, the next run sees it.

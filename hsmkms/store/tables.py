@@ -336,6 +336,16 @@ job_run = Table(
     Column("failed", Integer, nullable=False),
 )
 
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("log", String(160), primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("closed", Boolean, nullable=False),
+    Column("noted_at", UtcTime, nullable=False),
+)
+
 change_clock = Table(
     "change_clock",
     metadata,

@@ -159,6 +159,15 @@ class Token(CarryingToken):
 
         return self._call(sign, missing=SigningKeyMissing(key_id))
 
+    def signing_public_key(self, key_id: str) -> bytes:
+        """PEM of a signing key's public half. Raises SigningKeyMissing."""
+
+        def read(session: ck.Session) -> bytes:
+            with self._objects_lock:
+                return signing.public_key(session, key_id)
+
+        return self._call(read, missing=SigningKeyMissing(key_id))
+
     def destroy_signing_key(self, key_id: str) -> None:
         """Destroy both halves of a signing key; none may be there."""
 

@@ -19,6 +19,18 @@ def generate(session: ck.Session, key_id: str, *, fixed: bool) -> bytes:
     """Generate the pair; the public key as PEM of a SubjectPublicKeyInfo (RFC 5480)."""
     public, private = templates.signing_key_pair(key_id, LABEL, fixed=fixed)
     public_handle, _ = session.generate_key_pair(ck.CKM_EC_KEY_PAIR_GEN, public, private)
+    return _pem(session, public_handle)
+
+
+def public_key(session: ck.Session, key_id: str) -> bytes:
+    """The public key as PEM. Raises ObjectMissing when there is not exactly one."""
+    handles = session.find({ck.CKA_CLASS: ck.CKO_PUBLIC_KEY, ck.CKA_ID: templates.object_id(key_id)})
+    if len(handles) != 1:
+        raise ObjectMissing
+    return _pem(session, handles[0])
+
+
+def _pem(session: ck.Session, public_handle: int) -> bytes:
     point = session.read(public_handle, (ck.CKA_EC_POINT,))[ck.CKA_EC_POINT]
     # PKCS#11 2.40 wants the point inside a DER OCTET STRING (04 41 04 x y); some tokens give it bare (04 x y).
     encoded = point[2:] if len(point) == 67 else point

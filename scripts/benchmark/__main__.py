@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hsmkms.settings import Settings
-from scripts.benchmark import lists
+from scripts.benchmark import lists, volumes
 from scripts.benchmark.target import ROOT, Deployment, Rate
 
 MANY_KEYS: Final = 4_000
@@ -39,15 +39,21 @@ def main() -> None:
     _require_tools()
     # A terminated benchmark has to end its services too, as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    report: dict[str, object]
     with tempfile.TemporaryDirectory(prefix="hsmkms-bench-") as directory:
         place = Path(directory)
         if options.lists:
             _write({"options": vars(options), "lists ms": lists.measure(place, max(options.rounds, lists.RUNS))})
             return
+        if options.volumes:
+            report = {"options": vars(options), "volumes": volumes.measure(place, options.rounds, options.seconds)}
+            print(json.dumps(report["volumes"], indent=1))
+            _write(report)
+            return
         few = Deployment(place / "few")
         with few:
             rates = _rounds(_targets(few, _compile(place), options), options.rounds)
-        report: dict[str, object] = {"options": vars(options), "rates": _plain(rates)}
+        report = {"options": vars(options), "rates": _plain(rates)}
         _print(rates)
         print("\nauthorization of a warm request in µs; ms until the first decision after a change")
         print("policies   caller    early      yes       no      first")
@@ -74,6 +80,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=16, help="of the HTTP load (default 16)")
     parser.add_argument("--skip-many", action="store_true", help=f"leave out {FEW_KEYS} against {MANY_KEYS} keys")
     parser.add_argument("--lists", action="store_true", help="instead: every form of a list with 100,000 keys")
+    parser.add_argument("--volumes", action="store_true", help="instead: PostgreSQL on an encrypted volume and on none")
     parser.add_argument("--million", action="store_true", help="also the memory of a worker over a million wraps")
     return parser.parse_args()
 

@@ -135,14 +135,14 @@ class Service:
     def token(self) -> str:
         """A fresh access token of the administrator."""
         form = {"grant_type": "urn:ibm:params:oauth:grant-type:apikey", "apikey": self.state.api_key}
-        answer = httpx.post(f"{self.url}/identity/token", data=form)
+        answer = httpx.post(f"{self.url}/identity/token", data=form, verify=self.verify)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["access_token"])
 
     def client(self) -> httpx.Client:
         """An HTTP client with the administrator's headers."""
         headers = {"Authorization": f"Bearer {self.token()}", "Bluemix-Instance": self.state.instance_id}
-        return httpx.Client(base_url=f"{self.url}/api/v2", headers=headers, timeout=60)
+        return httpx.Client(base_url=f"{self.url}/api/v2", headers=headers, timeout=60, verify=self.verify)
 
     def wait_until_ready(self) -> None:
         """Until `/readyz` is green; AssertionError when it is not within START_S seconds."""

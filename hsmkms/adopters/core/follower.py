@@ -1,0 +1,223 @@
+"""Makes a resource be as its root key is: open while the key may be used, locked otherwise, its DEK under the newest
+version of the key.
+
+The key's metadata decides, when this starts and at least once a minute. Events only say "look now", and are
+acknowledged once what was looked at is done; so none of them does harm by coming late, twice, out of order or never.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+
+from hsmkms.adopters.client import (
+    AdopterError,
+    AdopterKeyState,
+    ConnectionInvalid,
+    Event,
+    Key,
+    KeyRefused,
+    KeyServiceAway,
+    KeyServiceClient,
+    KeyState,
+)
+from hsmkms.adopters.core.dek_file import WrappedDekFile
+from hsmkms.domain.secrets import SecretBytes
+
+AWAY_LIMIT_S: Final = 4 * 3600.0
+"""How long data stays open without a word of the key service, as IBM's services do."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Resource(Protocol):
+    """What a DEK opens."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def unlock(self, dek: SecretBytes) -> None:
+        """Open it. Raises AdopterError."""
+
+    def lock(self) -> None:
+        """Close it and verify that it is closed, or raise LockFailed."""
+
+
+class LockFailed(AdopterError):
+    """The data is still open although it should not be."""
+
+
+class Condition(enum.Enum):
+    """How a followed resource is."""
+
+    OPEN = "open"
+    LOCKED = "locked"
+    AWAY = "open, key service away"
+    LOCKED_AWAY = "locked, key service away"
+    LOCK_FAILED = "LOCK FAILED"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a look at the key came to; `reason` says why when the data is not simply open."""
+
+    condition: Condition
+    reason: str
+    key_state: KeyState | None
+    key_version: str
+
+
+@dataclass
+class _Pending:
+    """Events of this resource that nobody acknowledged yet."""
+
+    events: dict[str, Event]
+    last: Event | None = None
+
+
+class Follower:
+    """Follows the key of one resource. One thread uses it."""
+
+    def __init__(
+        self,
+        client: KeyServiceClient,
+        file: Path,
+        resource: Resource,
+        *,
+        away_limit_s: float = AWAY_LIMIT_S,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client, self._file, self._resource = client, file, resource
+        self._away_limit_s, self._monotonic = away_limit_s, monotonic
+        self._pending = _Pending({})
+        self._heard_at: float | None = None
+        self.dek = WrappedDekFile.read(file)
+
+    @property
+    def last_event(self) -> Event | None:
+        """The newest event that was seen."""
+        return self._pending.last
+
+    def start(self) -> Report:
+        """Open the resource, or refuse. Raises AdopterError with the reason in words."""
+        key = self._client.key(self.dek.key_id)
+        self._heard_at = self._monotonic()
+        if not key.opens:
+            raise KeyRefused("KEY_ACTION_INVALID_STATE_ERR", _why(key))
+        self._unlock()
+        self._follow_version(key)
+        return Report(Condition.OPEN, "", key.state, self.dek.key_version)
+
+    def take(self, events: Iterable[Event]) -> bool:
+        """Note events; whether one asks for a look. Those of other resources are not ours to answer."""
+        asks = False
+        for event in events:
+            if event.resource_crn != self.dek.resource_crn or event.key_id != self.dek.key_id:
+                continue
+            self._pending.last = event
+            if not event.acknowledged:
+                self._pending.events[event.id] = event
+                asks = True
+        return asks
+
+    def reconcile(self) -> Report:
+        """Look at the key, make the resource be as it says, acknowledge."""
+        try:
+            key = self._client.key(self.dek.key_id)
+        except (KeyServiceAway, ConnectionInvalid) as away:
+            return self._away(away)
+        except KeyRefused as refused:
+            self._heard_at = self._monotonic()
+            return self._locked(refused.message, None)
+        self._heard_at = self._monotonic()
+        report = self._opened(key) if key.opens else self._locked(_why(key), key.state)
+        if report.condition in (Condition.OPEN, Condition.LOCKED):
+            self._acknowledge(report)
+        return report
+
+    def _opened(self, key: Key) -> Report:
+        try:
+            if not self._resource.is_open:
+                self._unlock()
+            self._follow_version(key)
+        except (KeyServiceAway, ConnectionInvalid) as away:
+            return self._away(away)
+        except AdopterError as refused:
+            return self._locked(refused.message, key.state)
+        return Report(Condition.OPEN, "", key.state, self.dek.key_version)
+
+    def _unlock(self) -> None:
+        opened = self._client.unwrap(self.dek.key_id, self.dek.ciphertext, self.dek.aad)
+        self._resource.unlock(opened.plaintext)
+
+    def _follow_version(self, key: Key) -> None:
+        """Put the DEK under the newest version of its key. An older copy of the file still opens afterwards."""
+        if key.version is None or key.version == self.dek.key_version:
+            return
+        rewrapped = self._client.rewrap(self.dek.key_id, self.dek.ciphertext, self.dek.aad)
+        moved = self.dek.moved(rewrapped)
+        try:
+            moved.write(self._file)
+        except OSError as error:
+            # The one before opens as well; the next look tries again.
+            _log.error("the rewrapped DEK cannot be written", file=str(self._file), reason=error.strerror)
+            return
+        self.dek = moved
+        _log.info("DEK rewrapped", resource=self.dek.resource_crn, key_version=rewrapped.key_version)
+        try:
+            self._client.registered_version(self.dek.key_id, self.dek.resource_crn, rewrapped.key_version)
+        except AdopterError as error:
+            _log.warning("the registration does not show the new version", reason=error.message)
+
+    def _locked(self, reason: str, state: KeyState | None, condition: Condition = Condition.LOCKED) -> Report:
+        if self._resource.is_open:
+            _log.warning("locking", resource=self.dek.resource_crn, reason=reason)
+        try:
+            self._resource.lock()
+        except LockFailed as failed:
+            _log.error("LOCK FAILED", resource=self.dek.resource_crn, reason=failed.message)
+            return Report(Condition.LOCK_FAILED, failed.message, state, self.dek.key_version)
+        return Report(condition, reason, state, self.dek.key_version)
+
+    def _away(self, away: AdopterError) -> Report:
+        """Go on with what is open, for a while."""
+        if not self._resource.is_open:
+            return Report(Condition.LOCKED_AWAY, away.message, None, self.dek.key_version)
+        silent_s = self._monotonic() - (self._heard_at if self._heard_at is not None else self._monotonic())
+        if silent_s >= self._away_limit_s:
+            reason = f"No word of the key service for {silent_s:.0f} s. {away.message}"
+            return self._locked(reason, None, Condition.LOCKED_AWAY)
+        _log.warning("key service away", resource=self.dek.resource_crn, silent_s=round(silent_s), reason=away.message)
+        return Report(Condition.AWAY, away.message, None, self.dek.key_version)
+
+    def _acknowledge(self, report: Report) -> None:
+        if report.condition is Condition.OPEN:
+            state, version = AdopterKeyState.DEK_ENABLED, self.dek.key_version
+        else:
+            deleted = report.key_state is KeyState.DESTROYED
+            state, version = AdopterKeyState.DEK_DELETED if deleted else AdopterKeyState.DEK_DISABLED, None
+        for event in list(self._pending.events.values()):
+            try:
+                self._client.acknowledge(event.id, state, key_version=version)
+            except KeyServiceAway:
+                return
+            except KeyRefused as refused:
+                # Such as an event of a registration that is gone by now: nothing is left to be said about it.
+                _log.warning("acknowledgement refused", event_id=event.id, type=event.type, reason=refused.message)
+            else:
+                _log.info("acknowledged", event_id=event.id, type=event.type, correlation_id=event.correlation_id)
+            del self._pending.events[event.id]
+
+
+def _why(key: Key) -> str:
+    states = {
+        KeyState.SUSPENDED: "The root key is disabled. Enable it to open the data again",
+        KeyState.DESTROYED: "The root key is deleted. While it can be restored the data can be opened again",
+    }
+    return f"{states[key.state]} ({key.crn})."

@@ -1,0 +1,187 @@
+"""Files encrypted by gocryptfs (Debian package, FUSE): on any file system, and fast with AES instructions.
+
+The DEK, as hexadecimal text, is gocryptfs's password: it opens the master key in `gocryptfs.conf`. It goes in by a
+pipe. It has 256 random bits, so the slow hash that guards weak passwords is set to its least.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from hsmkms.adopters.core.follower import LockFailed
+from hsmkms.adopters.volume import mounts
+from hsmkms.adopters.volume.layout import Volume, VolumeLock, VolumeRefused, is_locked
+from hsmkms.domain.secrets import SecretBytes
+
+_MOUNT_S: Final = 30.0
+_END_S: Final = 10.0
+_LOOK_MS: Final = 5
+_READY: Final = b"mounted and ready"
+_WRONG_PASSWORD: Final = 12
+_CONFIG_DAMAGED: Final = (22, 23)
+
+
+class Gocryptfs:
+    """The backend. With `supervised` the file system ends with the process that opened it, however that ends."""
+
+    name = "gocryptfs"
+
+    def __init__(self, *, supervised: bool = False) -> None:
+        self._supervised = supervised
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def why_not(self, volume: Volume) -> str | None:
+        if shutil.which("gocryptfs") is None:
+            return "gocryptfs is not installed"
+        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            return "/dev/fuse is not there, or is not for this user"
+        return None
+
+    def create(self, volume: Volume, dek: SecretBytes) -> None:
+        command = ["gocryptfs", "-init", "-q", "-nosyslog", "-scryptn", "10", "--", str(volume.cipher)]
+        done = subprocess.run(command, input=_password(dek), capture_output=True, check=False)
+        if done.returncode:
+            raise VolumeRefused(f"gocryptfs cannot make {volume.cipher} (exit code {done.returncode}).")
+
+    def open(self, volume: Volume, dek: SecretBytes, lock: VolumeLock) -> int | None:
+        self._take_away_what_died(volume)
+        options = ["-fg", "-nosyslog", *(["-allow_other"] if os.geteuid() == 0 else [])]
+        # The kernel ends the file system when the process that keeps it open is killed.
+        guarded = ["setpriv", "--pdeathsig", "TERM", "--"] if self._supervised else []
+        reader, writer = os.pipe()
+        said = os.memfd_create("gocryptfs")
+        # In the foreground and as our child, because in the background it keeps what it inherited and nobody hears of
+        # its end. It inherits the lock: the volume is in use as long as it lives.
+        self._process = process = subprocess.Popen(
+            [*guarded, "gocryptfs", *options, "--", str(volume.cipher), str(volume.mount)],
+            stdin=reader,
+            stdout=said,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[lock.fd],
+            start_new_session=True,
+        )
+        os.close(reader)
+        with contextlib.suppress(BrokenPipeError), open(writer, "wb") as pipe:
+            pipe.write(_password(dek))
+        # Not the mount but its word: whoever writes before that, while it looks into its own mount, waits for ever.
+        with open(said, "rb") as output:
+            ready = _says(output, process, _MOUNT_S)
+        if not ready or mounts.mounted_at(volume.mount) is None:
+            process.kill()
+            raise VolumeRefused(_why(volume, process.wait()))
+        return process.pid
+
+    def close(self, volume: Volume) -> None:
+        ours = self._process
+        pids = _processes_of(volume) if ours is None else [ours.pid]
+        mount = mounts.mounted_at(volume.mount)
+        if mount is not None:
+            self._require_ours(volume, mount)
+            if not mounts.unmount_fuse(volume.mount):
+                # Somebody else stands in it. He loses it: the key says so, and what he holds open answers no more.
+                mounts.unmount_fuse(volume.mount, lazily=True)
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        if not all(_ended(pid) for pid in pids):
+            raise LockFailed(f"The gocryptfs process of {volume.directory} does not end.")
+        if ours is not None:
+            ours.wait()
+            self._process = None
+        if mounts.mounted_at(volume.mount) is not None:
+            raise LockFailed(f"{volume.mount} is still mounted; used by {', '.join(mounts.holders_of(volume.mount))}.")
+
+    def is_open(self, volume: Volume) -> bool:
+        mount = mounts.mounted_at(volume.mount)
+        if mount is None or not _is_ours(volume, mount):
+            return False
+        return self._process.poll() is None if self._process is not None else is_locked(volume)
+
+    def _take_away_what_died(self, volume: Volume) -> None:
+        """A mount whose process was killed answers nothing and is in the way. Who calls this has the lock, so a mount
+        of this volume is such a one."""
+        mount = mounts.mounted_at(volume.mount)
+        if mount is None:
+            return
+        self._require_ours(volume, mount)
+        if not mounts.unmount_fuse(volume.mount, lazily=True):
+            raise VolumeRefused(f"{volume.mount} is mounted by a gocryptfs that is gone, and cannot be unmounted.")
+
+    def _require_ours(self, volume: Volume, mount: mounts.Mount) -> None:
+        if not _is_ours(volume, mount):
+            raise VolumeRefused(f"{mount.source} ({mount.kind}) is mounted at {volume.mount}. Unmount that first.")
+
+
+def _says(output: BinaryIO, process: subprocess.Popen[bytes], longest_s: float) -> bool:
+    """Whether a process says that it is ready, before it ends and before the time is over."""
+    until, ended = time.monotonic() + longest_s, os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        while time.monotonic() < until:
+            if _READY in os.pread(output.fileno(), 65_536, 0):
+                return True
+            if poll.poll(_LOOK_MS):
+                return False
+        return False
+    finally:
+        os.close(ended)
+
+
+def _ended(pid: int) -> bool:
+    """Wait until a process that was asked to end has, and kill it if that takes long; whether it has."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if _becomes_ready(process):
+            return True
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        return _becomes_ready(process)
+    finally:
+        os.close(process)
+
+
+def _becomes_ready(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(_END_S * 1000))
+
+
+def _password(dek: SecretBytes) -> bytes:
+    return dek.reveal().hex().encode() + b"\n"
+
+
+def _is_ours(volume: Volume, mount: mounts.Mount) -> bool:
+    return mount.kind == "fuse.gocryptfs" and Path(mount.source) == volume.cipher
+
+
+def _processes_of(volume: Volume) -> list[int]:
+    """gocryptfs processes with this volume's lock open."""
+    lock, found = volume.directory / "lock", []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "comm").read_text().strip() != "gocryptfs":
+                continue
+            if any(Path(os.readlink(link)) == lock for link in (process / "fd").iterdir()):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def _why(volume: Volume, code: int) -> str:
+    if code == _WRONG_PASSWORD:
+        return f"{volume.dek_file} opens, but not {volume.cipher}: it is the wrapped DEK of another volume."
+    if code in _CONFIG_DAMAGED:
+        return f"{volume.cipher / 'gocryptfs.conf'} is damaged or missing. Restore it from a backup."
+    return f"gocryptfs cannot open {volume.cipher} (exit code {code})."

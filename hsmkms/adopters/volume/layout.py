@@ -1,0 +1,125 @@
+"""What a volume consists of, on disk.
+
+DIR/volume.json     which backend, where it is mounted, how the key service is reached; nothing secret
+DIR/dek.json        the wrapped DEK; dek-2.json and so on after it was exchanged
+DIR/cipher/         the data, encrypted; what lies in it is the backend's. cipher-2 and so on with another DEK
+DIR/lock            held while the data is open, by the process that holds it open
+DIR/status.json     what `run` last found; for `status`, and never believed
+MOUNT/              the data in clear, while it is open
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pydantic
+
+from hsmkms.adopters.client import AdopterError
+from hsmkms.adopters.core import atomic
+
+FORMAT: Final = 1
+KIND: Final = "volume"
+
+
+class VolumeRefused(AdopterError):
+    """The volume cannot be made, opened or run as it stands."""
+
+
+class _Settings(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    format: int = FORMAT
+    backend: str
+    mount: Path
+    connection_file: Path
+    generation: int = pydantic.Field(default=1, ge=1)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume and its paths, all absolute. `generation` counts its DEKs: a new one has files of its own."""
+
+    directory: Path
+    backend: str
+    mount: Path
+    connection_file: Path
+    generation: int = 1
+
+    @property
+    def dek_file(self) -> Path:
+        return self.directory / f"dek{self._suffix}.json"
+
+    @property
+    def cipher(self) -> Path:
+        return self.directory / f"cipher{self._suffix}"
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.generation == 1 else f"-{self.generation}"
+
+    @property
+    def status_file(self) -> Path:
+        return self.directory / "status.json"
+
+    def write(self) -> None:
+        """Write volume.json, which makes the directory a volume."""
+        settings = _Settings(
+            backend=self.backend,
+            mount=self.mount,
+            connection_file=self.connection_file,
+            generation=self.generation,
+        )
+        atomic.replace(self.directory / "volume.json", settings.model_dump_json(indent=1).encode() + b"\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> Volume:
+        """Raises VolumeRefused."""
+        directory = directory.absolute()
+        file = directory / "volume.json"
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise VolumeRefused(f"{directory} is no volume: {file.name} cannot be read ({error.strerror}).") from error
+        try:
+            found = _Settings.model_validate_json(content)
+        except pydantic.ValidationError as error:
+            raise VolumeRefused(f"{file} is damaged. Restore it from a backup, or make it again by hand.") from error
+        if found.format > FORMAT:
+            raise VolumeRefused(f"{file} is of format {found.format}; this program knows up to {FORMAT}.")
+        return cls(directory, found.backend, found.mount, found.connection_file, found.generation)
+
+
+class VolumeLock:
+    """One opener at a time. Who inherits the descriptor holds the lock too: it is free only when the data is shut."""
+
+    def __init__(self, volume: Volume) -> None:
+        """Raises VolumeRefused when somebody holds it."""
+        self.fd = os.open(volume.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self.fd)
+            raise VolumeRefused(f"Another process has {volume.directory} open. Close it, or stop its `run`.") from error
+
+    def __enter__(self) -> VolumeLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give up this process's hold."""
+        os.close(self.fd)
+
+
+def is_locked(volume: Volume) -> bool:
+    """Whether a process holds the data open."""
+    try:
+        VolumeLock(volume).release()
+    except VolumeRefused:
+        return True
+    return False

@@ -1,0 +1,82 @@
+"""What is mounted where, and waiting until something is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_MOUNTS: Final = "/proc/self/mountinfo"
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A line of mountinfo."""
+
+    place: Path
+    kind: str
+    source: str
+
+
+def mounted_at(place: Path) -> Mount | None:
+    """What is mounted at a path, the topmost; also when it does not answer any more."""
+    found = None
+    for mount in _all():
+        if mount.place == place:
+            found = mount
+    return found
+
+
+def mounts_below(place: Path) -> list[Path]:
+    """Where something else is mounted below a path."""
+    return [mount.place for mount in _all() if mount.place != place and mount.place.is_relative_to(place)]
+
+
+def _all() -> Iterator[Mount]:
+    for line in Path(_MOUNTS).read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        yield Mount(Path(_plain(before.split()[4])), *map(_plain, after.split()[:2]))
+
+
+def unmount_fuse(place: Path, *, lazily: bool = False) -> bool:
+    """Take a FUSE file system away; whether that worked. Lazily: also while files of it are open."""
+    program = shutil.which("fusermount3") or shutil.which("fusermount") or "fusermount3"
+    done = subprocess.run(
+        [program, "-u", *(["-z"] if lazily else []), str(place)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0
+
+
+def holders_of(place: Path) -> list[str]:
+    """Processes that have a file below a path open or stand in it: `name (pid)`; those this user may see."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        links = [process / "cwd", process / "root"]
+        try:
+            links += (process / "fd").iterdir()
+            if any(_points_below(link, place) for link in links):
+                found.append(f"{(process / 'comm').read_text().strip()} ({process.name})")
+        except OSError:
+            # It ended meanwhile, or is another user's.
+            continue
+    return found
+
+
+def _points_below(link: Path, place: Path) -> bool:
+    try:
+        return Path(os.readlink(link)).is_relative_to(place)
+    except OSError:
+        return False
+
+
+def _plain(text: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)

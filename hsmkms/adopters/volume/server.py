@@ -1,0 +1,102 @@
+"""The program that works on the open data: started, told to stop, and made to stop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from hsmkms.adopters.volume.layout import VolumeRefused
+
+FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_QUIT_S: Final = 5.0
+
+
+class Server:
+    """One program with its arguments, run as another user if wished; may be started again and again.
+
+    `stop_signal` asks it to end in good order: for PostgreSQL SIGINT, the fast shutdown. `stop_s` is the time that it
+    gets for that; then SIGQUIT (PostgreSQL: immediate shutdown), then SIGKILL.
+    """
+
+    def __init__(self, command: Sequence[str], user: str | None, stop_signal: signal.Signals, stop_s: float) -> None:
+        self.command, self._user = list(command), user
+        self._stop_signal, self._stop_s = stop_signal, stop_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with, as a shell says it: 128 and the signal's number if it was killed."""
+        code = None if self._process is None else self._process.poll()
+        return 128 - code if code is not None and code < 0 else code
+
+    def start(self, directory: Path) -> None:
+        """Start it in a directory. Raises VolumeRefused."""
+        if shutil.which(self.command[0]) is None:
+            raise VolumeRefused(f"There is no program {self.command[0]}.")
+        # In a process group of its own: a terminal's ^C comes to us, who pass it on once.
+        self._process = subprocess.Popen(
+            [*self.prefix(pdeathsig=self._stop_signal), *self.command], cwd=directory, process_group=0
+        )
+
+    def prefix(self, pdeathsig: signal.Signals | None = None) -> list[str]:
+        """What runs a command as the server's user, and ends it when we are killed."""
+        options = []
+        if self._user is not None:
+            options += [f"--reuid={self._user}", f"--regid={self._user}", "--init-groups"]
+        if pdeathsig is not None:
+            options += ["--pdeathsig", pdeathsig.name.removeprefix("SIG")]
+        return ["setpriv", *options, "--"] if options else []
+
+    def send(self, number: int) -> None:
+        """Pass a signal on."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def stop(self) -> None:
+        """End it; it has ended when this returns."""
+        if self._process is None:
+            return
+        for number, wait_s in ((self._stop_signal, self._stop_s), (signal.SIGQUIT, _QUIT_S)):
+            self._process.send_signal(number)
+            try:
+                self._process.wait(wait_s)
+            except subprocess.TimeoutExpired:
+                continue
+            break
+        else:
+            self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def abort(self) -> None:
+        """End it at once: its files are gone."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            try:
+                self._process.wait(_QUIT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def ask(self, *more: str) -> str | None:
+        """What the server's program prints with more arguments, or None when it fails."""
+        done = subprocess.run(
+            [*self.prefix(), *self.command, *more],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=os.sep,
+            check=False,
+            timeout=30,
+        )
+        return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None

@@ -1,0 +1,1 @@
+"""What happened: CADF events, their chain, the journal on disk, signed checkpoints, verification."""

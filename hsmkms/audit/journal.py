@@ -1,0 +1,329 @@
+"""The journal of one process: events become durable before anybody is answered, many with one fdatasync.
+
+A thread takes all that wait, chains and writes them, waits for the disk once, and tells every waiter. After an error of
+the disk the log is left as it is, all who waited are refused, and another log is taken, not before PAUSE_S later. At
+intervals a second thread asks database and token for a checkpoint, so that events wait for neither; at the end of a log
+the first one does. Without the token there is no signature, and events go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Final
+
+import msgspec
+import structlog
+
+from hsmkms.audit import chain, event
+from hsmkms.audit.logfile import LogFile, logs_in, prepare
+from hsmkms.clock import Clock
+from hsmkms.domain.ids import new_id
+from hsmkms.errors import AuditUnavailable, HsmkmsError
+
+PAUSE_S: Final = 0.5
+MOST_AT_ONCE: Final = 1_000
+
+Sign = Callable[[bytes], bytes]
+"""ECDSA P-256 over SHA-256 of a message: r and s, 64 bytes. Raises Unavailable."""
+Exchange = Callable[[chain.Head], Sequence[chain.Head]]
+"""Tell all nodes of a head, and hear those of the logs that were written lately. Raises StoreUnavailable."""
+
+_log = structlog.get_logger(__name__)
+_encode: Final = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a checkpoint is signed and when a log is closed; bytes and seconds."""
+
+    checkpoint_s: float
+    log_bytes: int
+    log_age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    content: bytes
+    done: Callable[[AuditUnavailable | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """A checkpoint of a log that is ready to be written there."""
+
+    log: str
+    content: bytes
+
+
+class Journal:
+    """Writes events; `node` names this host, `public_key` gives the PEM that belongs to what `sign` signs with."""
+
+    def __init__(
+        self,
+        directory: Path,
+        node: str,
+        public_key: Callable[[], bytes],
+        sign: Sign,
+        exchange: Exchange,
+        limits: Limits,
+        clock: Clock,
+    ) -> None:
+        prepare(directory)
+        self._directory = directory
+        self._node = node
+        self._public_key = public_key
+        self._sign = sign
+        self._exchange = exchange
+        self._limits = limits
+        self._clock = clock
+        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._file: LogFile | None = None
+        self._signer = ThreadPoolExecutor(1, thread_name_prefix="audit-checkpoint")
+        self._signed: SimpleQueue[_Signed] = SimpleQueue()
+        self._under_way: Future[None] | None = None
+        self._quiet_at = 0
+        self._told: dict[str, dict[str, tuple[int, str]]] = {}
+        self._opened_at = self._check_at = self._refuse_until = 0.0
+        self._failure: AuditUnavailable | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+        self._thread.start()
+
+    @property
+    def failure(self) -> AuditUnavailable | None:
+        """Why the last events could not be written; None if they were."""
+        return self._failure
+
+    async def record(self, one: event.Event) -> None:
+        """Return when the event is durable. Raises AuditUnavailable."""
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[None] = loop.create_future()
+
+        def settle(error: AuditUnavailable | None) -> None:
+            if written.done():
+                return
+            if error is None:
+                written.set_result(None)
+            else:
+                written.set_exception(error)
+
+        self._put(event.encode(one), lambda error: _tell(loop, settle, error))
+        await written
+
+    def record_blocking(self, one: event.Event) -> None:
+        """The same for a thread. Raises AuditUnavailable."""
+        written = threading.Event()
+        errors: list[AuditUnavailable] = []
+
+        def settle(error: AuditUnavailable | None) -> None:
+            if error is not None:
+                errors.append(error)
+            written.set()
+
+        self._put(event.encode(one), settle)
+        written.wait()
+        if errors:
+            raise errors[0]
+
+    def close(self) -> None:
+        """Write what waits, sign the last checkpoint, close the log. Later events are refused."""
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+        self._signer.shutdown()
+
+    def _put(self, content: bytes, done: Callable[[AuditUnavailable | None], None]) -> None:
+        if self._closed:
+            raise AuditUnavailable("The service is stopping. Try again.")
+        self._queue.put(_Waiting(content, done))
+
+    def _run(self) -> None:
+        while True:
+            batch, stop = self._take()
+            # While nothing can be written nobody may ask, so that only an empty write finds out that it can again.
+            error = self._write(batch) if batch or self._failure is not None else None
+            for waiting in batch:
+                waiting.done(error)
+            self._write_checkpoints()
+            if self._file is not None and (stop or time.monotonic() >= self._check_at):
+                if stop or self._is_full(self._file):
+                    self._end(self._file)
+                else:
+                    self._ask_for_checkpoint(self._file)
+            if stop:
+                self._refuse_rest()
+                return
+
+    def _take(self) -> tuple[list[_Waiting], bool]:
+        """What waits, and whether it is the last."""
+        batch: list[_Waiting] = []
+        try:
+            found = self._queue.get(timeout=self._patience_s())
+            while found is not None:
+                batch.append(found)
+                if len(batch) == MOST_AT_ONCE:
+                    return batch, False
+                found = self._queue.get_nowait()
+        except Empty:
+            return batch, False
+        return batch, True
+
+    def _patience_s(self) -> float | None:
+        if self._failure is not None:
+            return PAUSE_S
+        return None if self._file is None else max(0.05, self._check_at - time.monotonic())
+
+    def _refuse_rest(self) -> None:
+        try:
+            while True:
+                late = self._queue.get_nowait()
+                if late is not None:
+                    late.done(AuditUnavailable("The service is stopping. Try again."))
+        except Empty:
+            return
+
+    def _write(self, batch: Sequence[_Waiting]) -> AuditUnavailable | None:
+        """Make events durable; the error if they are not."""
+        if self._failure is not None and time.monotonic() < self._refuse_until:
+            return self._failure
+        try:
+            if self._file is None:
+                self._file = self._open()
+            self._file.append(("event", waiting.content) for waiting in batch)
+        except OSError as error:
+            self._abandon(error.strerror or "input or output failed")
+            return self._failure
+        except HsmkmsError as error:
+            self._abandon(error.message)
+            return self._failure
+        if self._failure is not None:
+            _log.info("audit events are written again", log=self._file.log)
+            self._failure = None
+        return None
+
+    def _abandon(self, reason: str) -> None:
+        first = self._failure is None
+        self._failure = AuditUnavailable("What would happen cannot be recorded, so it does not happen. Try again.")
+        self._refuse_until = time.monotonic() + PAUSE_S
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if first:
+            try:
+                _log.error("audit events cannot be written", reason=reason, directory=str(self._directory))
+            except OSError:
+                # The log may be on the same full disk, and this thread is needed to find out when that is over.
+                return
+
+    def _open(self) -> LogFile:
+        """Go on with a log that a process of this host left, or begin one; close what else was left. Raises OSError."""
+        now = self._clock()
+        self._opened_at = time.monotonic()
+        self._check_at = self._opened_at + self._limits.checkpoint_s
+        self._quiet_at = 0
+        own: LogFile | None = None
+        for path in logs_in([self._directory]):
+            left = LogFile.take_over(path)
+            if left is None:
+                continue
+            if own is None and left.size < self._limits.log_bytes and f"-{self._node}-" in left.log:
+                resumed = chain.Resumed(self._node, now, left.torn_bytes)
+                left.append([("resumed", _encode(resumed))])
+                own = left
+            else:
+                self._finish(left)
+        if own is None:
+            log = f"{now:%Y%m%dT%H%M%S}-{self._node}-{new_id()[:8]}"
+            opened = chain.Opened(log, self._node, now, self._public_key().decode())
+            own = LogFile.create(self._directory, log)
+            own.append([("opened", _encode(opened))])
+        return own
+
+    def _finish(self, left: LogFile) -> None:
+        resumed = chain.Resumed(self._node, self._clock(), left.torn_bytes)
+        left.append([("resumed", _encode(resumed))])
+        try:
+            left.end(self._checkpoint(left.head, final=True))
+            self._exchange(left.head)
+        except HsmkmsError as error:
+            _log.warning("an audit log that was left open could not be closed", log=left.log, reason=error.message)
+        finally:
+            left.close()
+
+    def _is_full(self, file: LogFile) -> bool:
+        age_s = time.monotonic() - self._opened_at
+        return file.size >= self._limits.log_bytes or age_s >= self._limits.log_age_s
+
+    def _end(self, file: LogFile) -> None:
+        """Close the log. What fails is tried again after the next interval; events go on."""
+        self._check_at = time.monotonic() + self._limits.checkpoint_s
+        if self._under_way is not None:
+            self._under_way.result()
+            self._write_checkpoints()
+            if self._file is not file:
+                return
+        try:
+            file.end(self._checkpoint(file.head, final=True))
+            self._exchange(file.head)
+        except HsmkmsError as error:
+            _log.warning("an audit log could not be closed", log=file.log, reason=error.message)
+            if not self._closed:
+                return
+        except OSError as error:
+            self._abandon(error.strerror or "input or output failed")
+            return
+        file.close()
+        self._file = None
+
+    def _ask_for_checkpoint(self, file: LogFile) -> None:
+        """Have the newest record signed, unless it is a checkpoint or the last one is still under way."""
+        self._check_at = time.monotonic() + self._limits.checkpoint_s
+        if self._quiet_at == file.head.sequence or (self._under_way is not None and not self._under_way.done()):
+            return
+        self._under_way = self._signer.submit(self._sign_aside, file.head)
+
+    def _sign_aside(self, head: chain.Head) -> None:
+        try:
+            self._signed.put(_Signed(head.log, self._checkpoint(head, final=False)))
+        except HsmkmsError as error:
+            _log.warning("an audit checkpoint could not be signed", log=head.log, reason=error.message)
+
+    def _write_checkpoints(self) -> None:
+        """Write what has been signed meanwhile; a log that is closed has a better one."""
+        while self._file is not None and not self._signed.empty():
+            signed = self._signed.get_nowait()
+            if signed.log != self._file.log:
+                continue
+            try:
+                self._file.append([("checkpoint", signed.content)])
+                self._quiet_at = self._file.head.sequence
+            except OSError as error:
+                self._abandon(error.strerror or "input or output failed")
+
+    def _checkpoint(self, head: chain.Head, *, final: bool) -> bytes:
+        """A signed checkpoint of a record (JSON). Raises Unavailable."""
+        heads = {other.log: (other.sequence, other.digest) for other in self._exchange(head) if other.log != head.log}
+        # What this log said before it need not say again.
+        told = self._told.setdefault(head.log, {})
+        news = {log: known for log, known in heads.items() if told.get(log) != known}
+        checkpoint = _encode(chain.Checkpoint(self._clock(), head.sequence, head.digest, news, final))
+        signature = self._sign(chain.signed_message(checkpoint))
+        told.update(news)
+        return _encode(chain.SignedCheckpoint(msgspec.Raw(checkpoint), signature.hex()))
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop,
+    settle: Callable[[AuditUnavailable | None], None],
+    error: AuditUnavailable | None,
+) -> None:
+    """In the loop, unless it has ended: then nobody waits any more."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(settle, error)

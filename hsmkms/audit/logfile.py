@@ -1,0 +1,184 @@
+"""One log on disk: written by one process at a time, which holds its lock."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hsmkms.audit import chain
+from hsmkms.errors import AuditUnavailable
+
+_BLOCK: Final = 1 << 20
+
+
+@dataclass(slots=True)
+class _Tail:
+    sequence: int
+    digest: bytes
+    end: int
+    final: bool
+    torn: int
+
+
+class LogFile:
+    """An open log. After an OSError of any method the file is not to be used again: what is on disk is not known."""
+
+    def __init__(self, path: Path, descriptor: int, tail: _Tail) -> None:
+        self.path = path
+        self.log = path.name.removesuffix(chain.SUFFIX)
+        self._descriptor = descriptor
+        self._tail = tail
+
+    @classmethod
+    def create(cls, directory: Path, log: str) -> LogFile:
+        """A new log without a record. Raises OSError."""
+        path = directory / f"{log}{chain.SUFFIX}"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _sync_directory(directory)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor, _Tail(0, chain.genesis(log), 0, final=False, torn=0))
+
+    @classmethod
+    def take_over(cls, path: Path) -> LogFile | None:
+        """A log that its process left without closing it, cut behind its last whole record; None if it is closed, still
+        held, or its chain is broken. Raises OSError."""
+        if _ends_closed(path):
+            return None
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            tail = _tail_of(path)
+            if tail is None or tail.final or tail.sequence == 0:
+                os.close(descriptor)
+                return None
+            if tail.torn:
+                os.ftruncate(descriptor, tail.end)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor, tail)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._tail.end
+
+    @property
+    def torn_bytes(self) -> int:
+        """How much of a record that was never whole was found behind the last one."""
+        return self._tail.torn
+
+    @property
+    def head(self) -> chain.Head:
+        """The last record."""
+        return chain.Head(self.log, self._tail.sequence, self._tail.digest.hex(), self._tail.final)
+
+    def append(self, records: Iterable[tuple[str, bytes]]) -> None:
+        """Write records of (kind, JSON) and wait until the disk has them. Raises OSError."""
+        sequence, digest = self._tail.sequence, self._tail.digest
+        lines: list[bytes] = []
+        for kind, content in records:
+            sequence += 1
+            body = chain.body(sequence, kind, content)
+            digest = chain.link(digest, body)
+            lines.append(chain.line(digest, body))
+        text = b"".join(lines)
+        written = 0
+        while written < len(text):
+            written += os.write(self._descriptor, text[written:])
+        os.fdatasync(self._descriptor)
+        self._tail = _Tail(sequence, digest, self._tail.end + len(text), final=False, torn=0)
+
+    def end(self, checkpoint: bytes) -> None:
+        """Write the final checkpoint (JSON, signed). Raises OSError."""
+        self.append([("checkpoint", checkpoint)])
+        self._tail.final = True
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """True if a process is writing the log. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def prepare(directory: Path) -> None:
+    """Make the directory of the logs. Raises AuditUnavailable."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise AuditUnavailable(f"The audit directory {directory} cannot be made: {error.strerror}.") from error
+
+
+def logs_in(directories: Sequence[Path]) -> list[Path]:
+    """The logs, in the order of their names, which begin with the time of their first record."""
+    return sorted((path for one in directories for path in one.glob(f"*{chain.SUFFIX}")), key=lambda path: path.name)
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines with their ends; the last one may lack it. Raises OSError."""
+    with path.open("rb", buffering=_BLOCK) as file:
+        yield from file
+
+
+def _ends_closed(path: Path) -> bool:
+    """Whether the last record is a final checkpoint: old logs need not be read whole to know that."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _BLOCK))
+        lines = file.read().split(b"\n")
+    return (
+        len(lines) > 2
+        and lines[-1] == b""
+        and b',"checkpoint":{' in lines[-2]
+        and chain.is_final("checkpoint", lines[-2])
+    )
+
+
+def _tail_of(path: Path) -> _Tail | None:
+    tail = _Tail(0, chain.genesis(path.name.removesuffix(chain.SUFFIX)), 0, final=False, torn=0)
+    for text in lines_of(path):
+        if not text.endswith(b"\n"):
+            tail.torn = len(text)
+            break
+        parts = chain.split(text[:-1])
+        if parts is None:
+            return None
+        digest = chain.link(tail.digest, parts[1])
+        if digest.hex().encode() != parts[0]:
+            return None
+        tail.sequence += 1
+        tail.digest = digest
+        tail.end += len(text)
+        kind = chain.kind_of(parts[1], tail.sequence)
+        if kind is None:
+            return None
+        tail.final = chain.is_final(*kind)
+    return tail
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,191 @@
+"""`hsmkms audit`: prove that the audit logs are whole, and read them."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from hsmkms.audit.event import Event
+from hsmkms.audit.search import Filter, search
+from hsmkms.audit.verify import Verified, load_public_key, verify
+from hsmkms.errors import AuditKeyInvalid, SettingsInvalid
+from hsmkms.settings import load
+from hsmkms.wiring import AUDIT_KEY_ID, Rooms, configure_logs, open_rooms, pin_of
+
+app = typer.Typer(help="Prove that audit logs are whole, and read them.", no_args_is_help=True)
+
+_COLUMNS = ("time", "action", "outcome", "status", "initiator", "address", "target", "correlation id")
+
+Directories = Annotated[
+    list[Path] | None, typer.Argument(help="Directories of logs; the one in the settings unless given.")
+]
+Key = Annotated[str | None, typer.Option("--key", help="Events of this key's id.")]
+Actor = Annotated[str | None, typer.Option("--actor", help="Events of this IAM id.")]
+ActionOption = Annotated[str | None, typer.Option("--action", help="An action, or a group as `kms.secrets.`.")]
+OutcomeOption = Annotated[str | None, typer.Option("--outcome", help="success, failure or pending.")]
+Since = Annotated[datetime | None, typer.Option("--since", help="From this time on, UTC.")]
+Until = Annotated[datetime | None, typer.Option("--until", help="Before this time, UTC.")]
+
+
+@app.command("verify")
+def verify_logs(
+    directories: Directories = None,
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", help="PEM; with it neither token nor database is asked.")
+    ] = None,
+) -> None:
+    """Prove that no record was changed, moved, put in or cut off. The exit code is 1 if anything is wrong.
+
+    Without --public-key the token's key is used and the database tells which logs there have to be.
+    """
+    heads: dict[str, tuple[int, str]] = {}
+    if public_key is None:
+        with _rooms() as opened:
+            pem = opened.token.signing_public_key(AUDIT_KEY_ID)
+            heads = {log: (sequence, digest) for log, sequence, digest, _ in opened.heads.all()}
+    else:
+        try:
+            pem = public_key.read_bytes()
+        except OSError as error:
+            raise AuditKeyInvalid(f"The file {public_key} cannot be read.") from error
+    found = verify(_places(directories), load_public_key(pem), heads)
+    for one in found:
+        typer.echo(f"{'ok   ' if one.sound else 'WRONG'}  {one.log}  {_words(one)}")
+    if not found:
+        typer.echo("There are no logs.")
+    if not all(one.sound for one in found):
+        raise typer.Exit(1)
+
+
+@app.command("public-key")
+def public_key() -> None:
+    """Print the public key of the checkpoints, for those who verify elsewhere."""
+    with _rooms() as opened:
+        typer.echo(opened.token.signing_public_key(AUDIT_KEY_ID).decode(), nl=False)
+
+
+@app.command("search")
+def search_events(
+    directories: Directories = None,
+    key: Key = None,
+    actor: Actor = None,
+    action: ActionOption = None,
+    outcome: OutcomeOption = None,
+    since: Since = None,
+    until: Until = None,
+) -> None:
+    """Show events, one line each."""
+    wanted = _filter(key, actor, action, outcome, since, until)
+    for event in search(_places(directories), wanted):
+        typer.echo(_line(event))
+
+
+@app.command("export")
+def export(
+    directories: Directories = None,
+    key: Key = None,
+    actor: Actor = None,
+    action: ActionOption = None,
+    outcome: OutcomeOption = None,
+    since: Since = None,
+    until: Until = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV with a header line in the place of JSON lines.")] = False,
+) -> None:
+    """Write events to standard output, whole and one JSON line each, or the columns of a table as CSV."""
+    events = search(_places(directories), _filter(key, actor, action, outcome, since, until))
+    if as_csv:
+        _write_csv(events)
+    else:
+        for event in events:
+            typer.echo(msgspec.json.encode(event).decode())
+
+
+@app.command("tail")
+def tail(
+    directories: Directories = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many.")] = 20,
+) -> None:
+    """Show the last events."""
+    events = list(search(_places(directories), Filter()))[-lines:]
+    for event in events:
+        typer.echo(_line(event))
+
+
+@contextmanager
+def _rooms() -> Iterator[Rooms]:
+    """Without a record of its own: who looks must not change what he looks at."""
+    configure_logs()
+    settings = load()
+    opened = open_rooms(settings, pin_of(settings))
+    with opened.close:
+        yield opened
+
+
+def _places(directories: list[Path] | None) -> list[Path]:
+    places = directories or [load().audit_directory]
+    for place in places:
+        if not place.is_dir():
+            raise SettingsInvalid(f"There is no directory {place}.")
+    return places
+
+
+def _filter(
+    key: str | None,
+    actor: str | None,
+    action: str | None,
+    outcome: str | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> Filter:
+    return Filter(key, actor, action, outcome, _utc(since), _utc(until))
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=moment.tzinfo or UTC)
+
+
+def _words(one: Verified) -> str:
+    if one.problem is not None:
+        return f"record {one.broken_at}: {one.problem}" if one.broken_at else one.problem
+    if one.closed:
+        return f"{one.records} records, closed and signed"
+    state = "being written" if one.held else "not closed: what stood behind could have been cut off"
+    return f"{one.records} records, signed to {one.signed}, {state}"
+
+
+def _row(event: Event) -> dict[str, Any]:
+    values = (
+        event.event_time.isoformat(timespec="milliseconds"),
+        event.action,
+        event.outcome,
+        None if event.reason is None else event.reason.reason_code,
+        event.initiator.id,
+        None if event.initiator.host is None else event.initiator.host.address,
+        event.target.name,
+        event.correlation_id,
+    )
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _line(event: Event) -> str:
+    return "  ".join("-" if value is None else str(value) for value in _row(event).values())
+
+
+def _write_csv(events: Iterable[Event]) -> None:
+    writer = csv.writer(sys.stdout)
+    writer.writerow(_COLUMNS)
+    for event in events:
+        writer.writerow([_harmless(value) for value in _row(event).values()])
+
+
+def _harmless(value: Any) -> Any:
+    """A spreadsheet takes text that begins like a formula for one, and callers choose parts of these."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value

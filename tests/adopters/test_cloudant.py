@@ -1,0 +1,132 @@
+"""Cloudant's protocol on an encrypted volume: IBM's own SDK against PouchDB Server, under a key that its owner brought.
+
+PouchDB Server has no `/_up` and gives attachments back compressed: documents and views are what is looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from ibm_cloud_sdk_core import ApiException
+from ibm_cloud_sdk_core.authenticators import NoAuthAuthenticator
+from ibmcloudant.cloudant_v1 import BulkDocs, CloudantV1, DesignDocument, DesignDocumentViewsMapReduce, Document
+
+from hsmkms.adopters.core.dek_file import WrappedDekFile
+from hsmkms.store import engine
+from tests.api.backstage import age
+from tests.support.adopter import Adopter
+from tests.support.connections import write_connection
+from tests.support.deployment import Service, create_key
+from tests.support.foreign_clients import output_of
+from tests.support.iam import Iam
+from tests.support.ports import free_port
+from tests.support.volumes import Run, act, holds, make, place, require_fuse
+
+pytestmark = pytest.mark.alone
+
+MARKER = "a-document-that-must-not-be-found"
+MINUTE = timedelta(minutes=1)
+SOURCES = Path(__file__).with_name("couch")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PouchDB Server, as the npm registry serves it; its scripts are not run."""
+    installed = tmp_path_factory.mktemp("couch")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(SOURCES / name, installed)
+    quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    output_of(["npm", "ci", *quiet], {"npm_config_update_notifier": "false"}, installed)
+    return installed / "node_modules" / ".bin" / "pouchdb-server"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    require_fuse()
+    with place() as directory:
+        yield directory
+
+
+@pytest.fixture
+def cloudant(iam: Iam) -> Iterator[Adopter]:
+    """An instance of Cloudant, which may use keys."""
+    adopter = Adopter(iam, "cloudantnosqldb", "local")
+    yield adopter
+    adopter.http.close()
+
+
+def answers(client: CloudantV1) -> bool:
+    try:
+        client.get_server_information()
+    except (ApiException, OSError):
+        # The HTTP library's own errors are OSErrors.
+        return False
+    return True
+
+
+def test_documents_and_views_follow_the_key(
+    admin: httpx.Client, service: Service, cloudant: Adopter, directory: Path, tmp_path: Path, program: Path
+) -> None:
+    key, port = create_key(admin, payload=_material()), free_port()
+    connection = write_connection(tmp_path, service, cloudant.who.api_key)
+    volume = make(directory / "couch", connection, key, cloudant.crn("couch"))
+    client = CloudantV1(authenticator=NoAuthAuthenticator())
+    client.set_service_url(f"http://127.0.0.1:{port}")
+    # The server writes its log, its settings and, below `db`, everything else where it stands: on the volume.
+    command = [str(program), "--dir", "db", "--config", "config.json", "--host", "127.0.0.1", "--port", str(port)]
+    with Run(volume, *command) as run:
+        run.wait_until("serving", lambda: answers(client))
+        _fill(client)
+        _require_everything(client)
+        assert holds(volume.mount, MARKER.encode())
+        assert not holds(volume.cipher, MARKER.encode())
+        before = WrappedDekFile.read(volume.dek_file)
+        rotated = admin.post(f"/keys/{key}/actions/rotate", json={"payload": _material()})
+        assert rotated.status_code == 204, rotated.text
+        run.wait_until("rewrapped", lambda: WrappedDekFile.read(volume.dek_file).ciphertext != before.ciphertext)
+        _require_everything(client)
+        act(admin, key, "disable")
+        run.wait_until("locked", lambda: not run.is_open and not answers(client))
+        database = engine.Database(service.database_url)
+        age(database, key, disabled_at=MINUTE)
+        database.close()
+        act(admin, key, "enable")
+        run.wait_until("serving again", lambda: answers(client))
+        _require_everything(client)
+        act(admin, key, "delete")
+        run.wait_until("locked for good", lambda: not run.is_open and not answers(client))
+    with Run(volume, *command) as refused:
+        assert refused.process.wait(60) == 1
+    assert "deleted" in refused.log.read_text().splitlines()[-1]
+
+
+def _material() -> str:
+    """A key that its owner brings."""
+    return base64.b64encode(os.urandom(32)).decode()
+
+
+def _fill(client: CloudantV1) -> None:
+    client.put_database(db="bank")
+    client.post_document(db="bank", document=_document("first", MARKER, 100))
+    more = [_document(f"more-{number}", f"{MARKER}-{number}", number) for number in range(200)]
+    client.post_bulk_docs(db="bank", bulk_docs=BulkDocs(docs=more))
+    view = DesignDocumentViewsMapReduce(map="function (doc) { emit(doc._id, doc.cents); }", reduce="_sum")
+    client.put_design_document(db="bank", ddoc="sums", design_document=DesignDocument(views={"cents": view}))
+
+
+def _document(name: str, holder: str, cents: int) -> Document:
+    return Document.from_dict({"_id": name, "holder": holder, "cents": cents})
+
+
+def _require_everything(client: CloudantV1) -> None:
+    assert client.get_document(db="bank", doc_id="first").get_result()["holder"] == MARKER
+    summed = client.post_view(db="bank", ddoc="sums", view="cents", reduce=True).get_result()
+    assert summed["rows"][0]["value"] == 100 + sum(range(200))
+    assert client.get_database_information(db="bank").get_result()["doc_count"] == 202

@@ -1,0 +1,54 @@
+"""The pages for operators, word for word: every `sh` block of them, in order, in one shell."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.deployment import PROGRAM, ROOT, Service
+from tests.support.ports import free_port
+from tests.support.volumes import place, require_fuse
+
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    require_fuse()
+    if os.geteuid() != 0:
+        pytest.skip("the pages are for root")
+    with place() as directory:
+        yield directory
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize("page", ["postgresql.md", "cloudant.md"])
+def test_a_page(page: str, service: Service, directory: Path) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    newest = max(Path("/usr/lib/postgresql").iterdir(), key=lambda path: int(path.name))
+    script = "set -euo pipefail\n" + "".join(BLOCK.findall(text))
+    for written, here in (
+        ("/srv/", f"{directory}/"),
+        ("/etc/hsmkms/", f"{directory}/etc/"),
+        ("5433", str(free_port())),
+        ("/usr/lib/postgresql/15/", f"{newest}/"),
+    ):
+        script = script.replace(written, here)
+    assert script.count("hsmkms adopt volume create") == 1
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**service.state.environment(), "PATH": f"{PROGRAM.parent}:{os.environ['PATH']}", "URL": service.url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=directory,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout.decode()
