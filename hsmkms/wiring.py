@@ -217,6 +217,7 @@ def open_rooms(
                 grants,
                 material,
                 services.lifecycle,
+                trail,
                 _import_rules(settings),
                 clock,
             ),
@@ -301,7 +302,7 @@ def _services(
     access = KeyAccess(stores.keys, stores.tenants, snapshot, clock)
     instance_policies = InstancePolicyService(grants, rights, access, snapshot, clock)
     rules = _import_rules(settings)
-    imports = ImportService(token, stores.import_tokens, instance_policies, material, access, rules, clock)
+    imports = ImportService(token, stores.import_tokens, instance_policies, material, access, trail, rules, clock)
     lifecycle = LifecycleService(token, stores.keys, access, waits, clock)
     callers = Callers(grants, verifier, outside, clock)
     tokens = TokenService(token, grants, rights, stores.records, snapshot, callers, verifier, Throttle(), clock)
@@ -377,6 +378,7 @@ def _runners(services: Services, holder: str) -> list[JobRunner]:
                 "rotation": jobs.rotate_due,
                 "purge": jobs.purge_due,
                 "events": jobs.forget_events,
+                "overdue": jobs.tell_overdue,
                 "import_tokens": services.imports.expire_due,
             },
         ),

@@ -29,16 +29,17 @@ from hsmkms.api import (
     registrations,
     service_ids,
 )
-from hsmkms.api.cold import Services
+from hsmkms.api.cold import Services, services, unknown_action
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
-from hsmkms.api.problems import kms_problem, platform_problem
+from hsmkms.api.problems import Problem, guard, kms_problem, platform_problem
 from hsmkms.api.protocol import STOPPING
-from hsmkms.api.requests import correlation_id
+from hsmkms.api.requests import address_of, correlation_id
+from hsmkms.service.acts import Act
 
 
-def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
-    """The application over `services`; `close` is called once when the server stops."""
+def create_app(rooms: Services, close: Callable[[], None]) -> ASGIApp:
+    """The application over `rooms`; `close` is called once when the server stops."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
@@ -52,7 +53,7 @@ def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.state.services = services
+    app.state.services = rooms
     for part in (
         # Before the keys, as `registrations` is the id of none.
         registrations,
@@ -74,14 +75,27 @@ def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
         app.include_router(part.router)
     app.add_exception_handler(HTTPException, _no_such_call)
     _describe(app)
-    return HotPath(app, services.crypto, services.gate, services.trail)
+    return HotPath(app, rooms.crypto, rooms.gate, rooms.trail)
 
 
 async def _no_such_call(request: Request, error: Exception) -> Response:
-    """404 and 405 of the router, in the shape of every other error."""
-    if request.url.path.startswith(("/v1/", "/v2/")):
-        return platform_problem(error, correlation_id(request.headers))
-    return kms_problem(error, correlation_id(request.headers), "Call could not be performed")
+    """404 and 405 of the router, in the shape of every other error, and recorded like every other refusal."""
+    current, path = correlation_id(request.headers), request.scope["path"]
+    problem: Problem = platform_problem if path.startswith(("/v1/", "/v2/")) else _unknown_call
+    refused, action = problem(error, current), unknown_action(path)
+    if action is None:
+        return refused
+    act = Act(action, current, path, address_of(request.scope))
+
+    async def recorded() -> Response:
+        await services(request).trail.end(act, refused.status_code)
+        return refused
+
+    return await guard(recorded(), problem, current)
+
+
+def _unknown_call(error: Exception, correlation_id: str) -> Response:
+    return kms_problem(error, correlation_id, "Call could not be performed")
 
 
 def _describe(app: FastAPI) -> None:

@@ -36,7 +36,7 @@ class Filter:
     def takes(self, event: Event) -> bool:
         """True if the event is wanted. An action that ends with a full stop takes all that begin so."""
         return (
-            (self.key is None or event.response_data.key_id == self.key or event.target.id.endswith(f":{self.key}"))
+            (self.key is None or self.key in (event.target.name, event.response_data.key_id))
             and (self.actor is None or self.actor in (event.initiator.id, event.initiator.name))
             and (self.action is None or event.action == self.action or _is_under(event.action, self.action))
             and (self.outcome is None or event.outcome == self.outcome)

@@ -17,6 +17,7 @@ import typer
 import uvicorn
 
 from hsmkms.api.protocol import Protocol
+from hsmkms.cli.local import recorded
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid, StoreRefused
@@ -50,7 +51,7 @@ def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local"
         _make_softhsm(softhsm)
     settings = load()
     rooms = open_rooms(settings, pin_of(settings), migrate=True, found=True)
-    with rooms.close:
+    with rooms.close, recorded(rooms):
         if rooms.deployment.is_founded():
             if (settings.state_dir / CLIENT_ENV).exists():
                 typer.echo(f"{settings.state_dir} is initialised already; nothing was changed.")

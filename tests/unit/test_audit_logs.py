@@ -16,7 +16,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from hsmkms.audit import chain, logfile
-from hsmkms.audit.event import NORMAL, SUCCESS, Event, Initiator, RequestData, Target
+from hsmkms.audit.event import (
+    ACTIVITY,
+    EVENT_TYPE,
+    HSMKMS,
+    NORMAL,
+    SUCCESS,
+    Event,
+    Initiator,
+    RequestData,
+    ResponseData,
+    Target,
+)
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.audit.logfile import logs_in
 from hsmkms.audit.search import Filter, search
@@ -73,6 +84,11 @@ def deployment(tmp_path: Path) -> Deployment:
 
 def event(number: int, action: str = "kms.secrets.wrap") -> Event:
     return Event(
+        type_uri=EVENT_TYPE,
+        event_type=ACTIVITY,
+        message="Key Protect: wrap secrets",
+        observer=HSMKMS,
+        data_event=True,
         id=f"event-{number}",
         event_time=system_clock(),
         action=action,
@@ -82,6 +98,7 @@ def event(number: int, action: str = "kms.secrets.wrap") -> Event:
         target=Target("crn:key", "key", "kms/secrets"),
         correlation_id=f"correlation-{number}",
         request_data=RequestData(),
+        response_data=ResponseData(),
     )
 
 
