@@ -9,7 +9,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from typing import Final
 
@@ -20,7 +19,7 @@ from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
 from hsmkms.api.requests import Gate
 from hsmkms.audit.chain import Head
-from hsmkms.audit.journal import Journal, Limits
+from hsmkms.audit.journal import HEADS_TOLD, Journal, Limits
 from hsmkms.clock import Clock, system_clock
 from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
@@ -86,10 +85,6 @@ from hsmkms.token.sessions import SessionPool, TokenAddress
 
 AUDIT_KEY_ID: Final = "61756469-7400-4000-8000-636865636b70"
 """CKA_ID of the token key that signs audit checkpoints: one a token, which every node finds without asking."""
-
-
-AUDIT_HEADS_TOLD_FOR: Final = timedelta(days=7)
-"""How long after its last record a log's head is written into the logs of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +234,7 @@ def _journal(settings: Settings, token: Token, heads: AuditHeadStore, clock: Clo
 
     def exchange(head: Head) -> list[Head]:
         heads.put(head.log, head.sequence, head.digest, clock(), closed=head.closed)
-        return [Head(*one) for one in heads.all(since=clock() - AUDIT_HEADS_TOLD_FOR)]
+        return [Head(*one) for one in heads.newest(HEADS_TOLD)]
 
     return Journal(
         settings.audit_directory,

@@ -12,7 +12,7 @@ from typing import Final
 from hsmkms.audit import chain
 from hsmkms.errors import AuditUnavailable
 
-_BLOCK: Final = 1 << 20
+BLOCK: Final = 1 << 20
 
 
 @dataclass(slots=True)
@@ -55,6 +55,9 @@ class LogFile:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # What is on the disk, which after an fdatasync that failed may be less than what the cache has.
+            os.fdatasync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             tail = _tail_of(path)
             if tail is None or tail.final or tail.sequence == 0:
                 os.close(descriptor)
@@ -109,6 +112,11 @@ class LogFile:
         """Give the lock back."""
         os.close(self._descriptor)
 
+    def discard(self) -> None:
+        """Take away a log that holds no record yet. Raises OSError."""
+        self.close()
+        self.path.unlink()
+
 
 def is_held(path: Path) -> bool:
     """True if a process is writing the log. Raises OSError."""
@@ -137,14 +145,14 @@ def logs_in(directories: Sequence[Path]) -> list[Path]:
 
 def lines_of(path: Path) -> Iterator[bytes]:
     """The lines with their ends; the last one may lack it. Raises OSError."""
-    with path.open("rb", buffering=_BLOCK) as file:
+    with path.open("rb", buffering=BLOCK) as file:
         yield from file
 
 
 def _ends_closed(path: Path) -> bool:
     """Whether the last record is a final checkpoint: old logs need not be read whole to know that."""
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _BLOCK))
+        file.seek(max(0, path.stat().st_size - BLOCK))
         lines = file.read().split(b"\n")
     return (
         len(lines) > 2

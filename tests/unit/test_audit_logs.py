@@ -4,107 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import shutil
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmkms.audit import chain, logfile
-from hsmkms.audit.event import (
-    ACTIVITY,
-    EVENT_TYPE,
-    HSMKMS,
-    NORMAL,
-    SUCCESS,
-    Event,
-    Initiator,
-    RequestData,
-    ResponseData,
-    Target,
-)
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.audit.logfile import logs_in
 from hsmkms.audit.search import Filter, search
-from hsmkms.audit.verify import Verified, verify
+from hsmkms.audit.verify import verify
 from hsmkms.clock import system_clock
-from hsmkms.errors import AuditUnavailable, TokenUnavailable
-
-RARELY = Limits(checkpoint_s=3_600, log_bytes=1 << 30, log_age_s=3_600)
-OFTEN = Limits(checkpoint_s=0.01, log_bytes=1 << 30, log_age_s=3_600)
-
-
-class Deployment:
-    """What journals of one deployment share: a P-256 key and the heads that the database would hold."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.heads: dict[str, chain.Head] = {}
-        self.token_away = False
-
-    @property
-    def public_key(self) -> ec.EllipticCurvePublicKey:
-        return self.key.public_key()
-
-    def sign(self, message: bytes) -> bytes:
-        if self.token_away:
-            raise TokenUnavailable("away")
-        r, s = utils.decode_dss_signature(self.key.sign(message, ec.ECDSA(hashes.SHA256())))
-        return r.to_bytes(32) + s.to_bytes(32)
-
-    def exchange(self, head: chain.Head) -> list[chain.Head]:
-        self.heads[head.log] = head
-        return list(self.heads.values())
-
-    def pem(self) -> bytes:
-        form = serialization.PublicFormat.SubjectPublicKeyInfo
-        return self.public_key.public_bytes(serialization.Encoding.PEM, form)
-
-    def journal(self, limits: Limits = RARELY, node: str = "node") -> Journal:
-        return Journal(self.directory, node, self.pem, self.sign, self.exchange, limits, system_clock)
-
-    def verify(self) -> list[Verified]:
-        return verify([self.directory], self.public_key, {})
-
-    def verify_with_heads(self) -> list[Verified]:
-        heads = {head.log: (head.sequence, head.digest) for head in self.heads.values()}
-        return verify([self.directory], self.public_key, heads)
+from hsmkms.errors import AuditUnavailable
+from tests.support.journals import OFTEN, RARELY, Deployment, event, write
 
 
 @pytest.fixture
 def deployment(tmp_path: Path) -> Deployment:
     return Deployment(tmp_path / "audit")
-
-
-def event(number: int, action: str = "kms.secrets.wrap") -> Event:
-    return Event(
-        type_uri=EVENT_TYPE,
-        event_type=ACTIVITY,
-        message="Key Protect: wrap secrets",
-        observer=HSMKMS,
-        data_event=True,
-        id=f"event-{number}",
-        event_time=system_clock(),
-        action=action,
-        outcome=SUCCESS,
-        severity=NORMAL,
-        initiator=Initiator("iam-1", "iam-1", "user"),
-        target=Target("crn:key", "key", "kms/secrets"),
-        correlation_id=f"correlation-{number}",
-        request_data=RequestData(),
-        response_data=ResponseData(),
-    )
-
-
-def write(journal: Journal, events: int, first: int = 0) -> None:
-    for number in range(first, first + events):
-        journal.record_blocking(event(number))
 
 
 def test_many_share_one_wait_for_the_disk(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +51,8 @@ def test_many_share_one_wait_for_the_disk(deployment: Deployment, monkeypatch: p
         await asyncio.gather(one, *rest)
 
     asyncio.run(load())
-    # The opening, the first event, the hundred others.
-    assert waits[0] == 3
+    # The opening, the first event, the hundred others; and perhaps the first checkpoint.
+    assert waits[0] in (3, 4)
     journal.close()
     assert [one.sound for one in deployment.verify()] == [True]
     assert len(list(search([deployment.directory], Filter()))) == 101
@@ -173,7 +93,8 @@ def test_a_crashed_log_is_taken_over_without_its_torn_end(deployment: Deployment
     copy.write_bytes(path.read_bytes() + b'{"hash":"12')
     journal.close()
     (before,) = crashed.verify()
-    assert (before.broken_at, before.problem) == (7, "it is no whole record")
+    records = copy.read_bytes().count(b"\n")
+    assert (before.broken_at, before.problem) == (records + 1, "it is no whole record")
     again = crashed.journal()
     write(again, 3, 5)
     again.close()
@@ -218,7 +139,8 @@ def test_a_changed_log_is_not_gone_on_with(deployment: Deployment) -> None:
     journal.close()
     (path,) = logs_in([deployment.directory])
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:3], lines[3].replace(b"event-2", b"event-9")]))
+    at = next(number for number, line in enumerate(lines) if b"event-2" in line)
+    path.write_bytes(b"".join([*lines[:at], lines[at].replace(b"event-2", b"event-9")]))
     changed = path.read_bytes()
     again = deployment.journal()
     write(again, 1)
@@ -307,86 +229,6 @@ def test_a_key_of_somebody_else_proves_nothing(deployment: Deployment) -> None:
     other = ec.generate_private_key(ec.SECP256R1()).public_key()
     (log,) = verify([deployment.directory], other, {})
     assert (log.broken_at, log.problem) == (1, "it names another public key")
-
-
-Edit = Callable[[random.Random, list[bytes], list[bytes]], list[bytes]]
-
-
-def _delete(rng: random.Random, lines: list[bytes], _: list[bytes]) -> list[bytes]:
-    at = rng.randrange(len(lines))
-    return lines[:at] + lines[at + rng.randint(1, 3) :]
-
-
-def _swap(rng: random.Random, lines: list[bytes], _: list[bytes]) -> list[bytes]:
-    one, other = rng.sample(range(len(lines)), 2)
-    changed = list(lines)
-    changed[one], changed[other] = changed[other], changed[one]
-    return changed
-
-
-def _change(rng: random.Random, lines: list[bytes], _: list[bytes]) -> list[bytes]:
-    at = rng.randrange(len(lines))
-    line = bytearray(lines[at])
-    place = rng.randrange(len(line))
-    line[place] ^= 1 << rng.randrange(8)
-    return [*lines[:at], bytes(line), *lines[at + 1 :]]
-
-
-def _truncate(rng: random.Random, lines: list[bytes], _: list[bytes]) -> list[bytes]:
-    text = b"".join(lines)
-    # Half of the cuts are at the end of a record, which is the hard case.
-    cut = len(b"".join(lines[: rng.randrange(len(lines))])) if rng.random() < 0.5 else rng.randrange(len(text))
-    return [text[:cut]]
-
-
-def _splice(rng: random.Random, lines: list[bytes], other: list[bytes]) -> list[bytes]:
-    """A run of the other log's records, in place of as many or between."""
-    start = rng.randrange(len(other))
-    run = other[start : start + rng.randint(1, 10)]
-    at = rng.randrange(len(lines))
-    return [*lines[:at], *run, *lines[at + (len(run) if rng.random() < 0.5 else 0) :]]
-
-
-def _rehash(rng: random.Random, lines: list[bytes], _: list[bytes]) -> list[bytes]:
-    """By somebody who knows the form: an event is changed and every hash behind it made right."""
-    at = rng.choice([n for n, line in enumerate(lines) if b'"event":' in line])
-    changed, digest = list(lines), b""
-    for number, line in enumerate(lines):
-        parts = chain.split(line[:-1])
-        assert parts is not None
-        if number < at:
-            digest = bytes.fromhex(parts[0].decode())
-            continue
-        body = parts[1].replace(b"kms.secrets.wrap", b"kms.secrets.read") if number == at else parts[1]
-        digest = chain.link(digest, body)
-        changed[number] = chain.line(digest, body)
-    return changed
-
-
-@pytest.mark.parametrize("edit", [_delete, _swap, _change, _truncate, _splice, _rehash], ids=lambda one: one.__name__)
-def test_every_edit_is_found(deployment: Deployment, edit: Edit) -> None:
-    """1,000 random edits in all: each is found from the files and the public key alone."""
-    for node in ("one", "two"):
-        journal = deployment.journal(OFTEN, node)
-        write(journal, 60)
-        journal.close()
-    paths = logs_in([deployment.directory])
-    assert all(log.sound and log.closed for log in deployment.verify())
-    original = {path: path.read_bytes() for path in paths}
-    seed = random.randrange(1 << 32)
-    rng = random.Random(seed)
-    for number in range(167):
-        path, other = rng.sample(paths, 2)
-        lines, others = (original[one].splitlines(keepends=True) for one in (path, other))
-        edited = b"".join(edit(rng, lines, others))
-        if edited == original[path]:
-            continue
-        path.write_bytes(edited)
-        found = {log.log: log for log in deployment.verify()}
-        log = found[path.name.removesuffix(chain.SUFFIX)]
-        assert not log.sound, f"seed {seed}, edit {number}"
-        assert log.broken_at is not None or not log.closed, f"seed {seed}, edit {number}"
-        path.write_bytes(original[path])
 
 
 def test_a_log_that_is_gone_is_named(deployment: Deployment) -> None:
