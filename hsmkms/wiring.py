@@ -6,10 +6,12 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -20,6 +22,8 @@ from hsmkms.api.cold import Services
 from hsmkms.api.requests import Gate
 from hsmkms.audit.chain import Head
 from hsmkms.audit.journal import HEADS_TOLD, Journal, Limits
+from hsmkms.audit.shipping import Shipper, Sink
+from hsmkms.audit.sinks import HttpReceiver, StandardOutput, Syslog, client_context
 from hsmkms.clock import Clock, system_clock
 from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
@@ -38,6 +42,7 @@ from hsmkms.iam.limits import RequestLimit
 from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
 from hsmkms.jobs.runner import Job, JobRunner
+from hsmkms.outbound import is_private
 from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
@@ -67,7 +72,7 @@ from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
 from hsmkms.service.trail import Trail
 from hsmkms.service.webhooks import WebhookService
-from hsmkms.settings import Settings, load
+from hsmkms.settings import HttpSink, Settings, StandardOutputSink, SyslogSink, load, read_secret
 from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
@@ -96,6 +101,7 @@ class Rooms:
     doctor: Doctor
     token: Token
     heads: AuditHeadStore
+    shippers: Sequence[Shipper]
     close: ExitStack
 
 
@@ -132,8 +138,8 @@ def open_rooms(
     clock: Clock = system_clock,
 ) -> Rooms:
     """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
-    key that seals rights is made when the token has none; with `watch` the process ends when the token hangs. Every
-    service reads its time from `clock`.
+    key that seals rights is made when the token has none; with `watch`, for what serves, the process ends when the
+    token hangs, and audit records are shipped. Every service reads its time from `clock`.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
@@ -179,8 +185,14 @@ def open_rooms(
         heads = AuditHeadStore(database)
         if migrate:
             _require_audit_key(token)
+        # Closed behind the journal, whose last record they ship.
+        shippers = _shippers(settings) if migrate or watch else []
+        for shipper in shippers:
+            stack.callback(shipper.close)
         journal = _journal(settings, token, heads, clock)
         stack.callback(journal.close)
+        for shipper in shippers if watch else ():
+            shipper.start()
         threads = ThreadPoolExecutor(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
@@ -218,6 +230,7 @@ def open_rooms(
             ),
             token=token,
             heads=heads,
+            shippers=shippers,
             close=stack.pop_all(),
         )
 
@@ -238,13 +251,50 @@ def _journal(settings: Settings, token: Token, heads: AuditHeadStore, clock: Clo
 
     return Journal(
         settings.audit_directory,
-        "".join(letter for letter in socket.gethostname()[:40] if letter.isalnum()) or "node",
+        _node(),
         partial(token.signing_public_key, AUDIT_KEY_ID),
         partial(token.sign, AUDIT_KEY_ID),
         exchange,
         Limits(settings.audit_checkpoint_s, settings.audit_log_bytes, settings.audit_log_age_s),
         clock,
     )
+
+
+def _node() -> str:
+    """This host in the names of audit logs."""
+    return "".join(letter for letter in socket.gethostname()[:40] if letter.isalnum()) or "node"
+
+
+def _shippers(settings: Settings) -> list[Shipper]:
+    """One for each sink. Raises SettingsInvalid."""
+    sinks = [_sink(one) for one in settings.audit_sinks]
+    if len({sink.name for sink in sinks}) != len(sinks):
+        raise SettingsInvalid("Two audit_sinks have one name. Give each a name of its own.")
+    return [Shipper(settings.audit_directory, sink) for sink in sinks]
+
+
+def _sink(one: StandardOutputSink | SyslogSink | HttpSink) -> Sink:
+    name = one.name or one.kind
+    try:
+        match one:
+            case StandardOutputSink():
+                return StandardOutput(name)
+            case SyslogSink():
+                context = client_context(one.ca_file, one.cert_file, one.key_file)
+                return Syslog(name, one.host, one.port, context, _node())
+            case HttpSink():
+                if not is_private(one.url):
+                    raise SettingsInvalid(f"The audit sink {name} needs an https URL, or an http URL on this host.")
+                return HttpReceiver(name, one.url, client_context(one.ca_file, None, None), _bearer(one.bearer_file))
+    except OSError as error:
+        raise SettingsInvalid(f"The certificates or the key of the audit sink {name} cannot be read.") from error
+
+
+def _bearer(path: Path | None) -> Callable[[], SecretText | None]:
+    if path is None:
+        return lambda: None
+    read_secret("bearer_file", path)
+    return partial(read_secret, "bearer_file", path)
 
 
 def _import_rules(settings: Settings) -> ImportRules:

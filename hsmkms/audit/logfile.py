@@ -50,7 +50,7 @@ class LogFile:
     def take_over(cls, path: Path) -> LogFile | None:
         """A log that its process left without closing it, cut behind its last whole record; None if it is closed, still
         held, or its chain is broken. Raises OSError."""
-        if _ends_closed(path):
+        if ends_closed(path):
             return None
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
@@ -149,8 +149,8 @@ def lines_of(path: Path) -> Iterator[bytes]:
         yield from file
 
 
-def _ends_closed(path: Path) -> bool:
-    """Whether the last record is a final checkpoint: old logs need not be read whole to know that."""
+def ends_closed(path: Path) -> bool:
+    """Whether the last record is a final checkpoint: old logs need not be read whole to know that. Raises OSError."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - BLOCK))
         lines = file.read().split(b"\n")
