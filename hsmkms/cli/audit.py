@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from hsmkms.audit.event import Event
-from hsmkms.audit.search import Filter, search
+from hsmkms.audit.search import Filter, Follower, last, search
+from hsmkms.audit.search import unfinished as pending_without_outcome
 from hsmkms.audit.verify import Verified, load_public_key, verify
 from hsmkms.errors import AuditKeyInvalid, SettingsInvalid
 from hsmkms.settings import load
@@ -33,6 +35,8 @@ ActionOption = Annotated[str | None, typer.Option("--action", help="An action, o
 OutcomeOption = Annotated[str | None, typer.Option("--outcome", help="success, failure or pending.")]
 Since = Annotated[datetime | None, typer.Option("--since", help="From this time on, UTC.")]
 Until = Annotated[datetime | None, typer.Option("--until", help="Before this time, UTC.")]
+
+_LOOK_S = 0.5
 
 
 @app.command("verify")
@@ -81,11 +85,21 @@ def search_events(
     outcome: OutcomeOption = None,
     since: Since = None,
     until: Until = None,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Only what was begun and has no outcome, as after a crash.")
+    ] = False,
 ) -> None:
     """Show events, one line each."""
-    wanted = _filter(key, actor, action, outcome, since, until)
-    for event in search(_places(directories), wanted):
-        typer.echo(_line(event))
+    places = _places(directories)
+    if unfinished:
+        narrowed = _filter(key, actor, action, outcome, since, until)
+        # Over all events: an outcome may lie outside of what is asked for.
+        for found in pending_without_outcome(search(places, Filter())):
+            if narrowed.takes(found.event):
+                typer.echo(_line(found.event))
+        return
+    for found in search(places, _filter(key, actor, action, outcome, since, until)):
+        typer.echo(_line(found.event))
 
 
 @app.command("export")
@@ -102,24 +116,40 @@ def export(
     """Write events to standard output, whole and one JSON line each, or the columns of a table as CSV."""
     events = search(_places(directories), _filter(key, actor, action, outcome, since, until))
     if as_csv:
-        _write_csv(events)
+        _write_csv(found.event for found in events)
     else:
-        for event in events:
-            typer.echo(msgspec.json.encode(event).decode())
+        for found in events:
+            # As it stands in the log, to the byte.
+            sys.stdout.buffer.write(found.text + b"\n")
+        sys.stdout.buffer.flush()
 
 
 @app.command("tail")
 def tail(
     directories: Directories = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with those to come, until Ctrl-C.")] = False,
+    key: Key = None,
+    actor: Actor = None,
+    action: ActionOption = None,
+    outcome: OutcomeOption = None,
 ) -> None:
-    """Show the last events."""
-    events = list(search(_places(directories), Filter()))[-lines:]
-    for event in events:
-        typer.echo(_line(event))
+    """Show the last events, or the last ones that are wanted."""
+    places, wanted = _places(directories), _filter(key, actor, action, outcome, None, None)
+    follower = Follower(places, wanted)
+    found = last(places, lines) if wanted == Filter() else deque(search(places, wanted), maxlen=lines)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            for one in found:
+                typer.echo(_line(one.event))
+            if not follow:
+                return
+            shown = {one.event.id for one in found}
+            time.sleep(_LOOK_S)
+            found = [one for one in follower.news() if one.event.id not in shown]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _rooms() -> Iterator[Rooms]:
     """Without a record of its own: who looks must not change what he looks at."""
     configure_logs()

@@ -190,6 +190,7 @@ def test_a_server_of_somebody_else_gets_nothing(deployment: Deployment, tmp_path
         try:
             shipper.start()
             until(lambda shipper=shipper: shipper.failing is not None)  # type: ignore[misc]
+            assert "certificate" in str(shipper.failing).lower()
             assert list(server.logs.iterdir()) == []
         finally:
             shipper.close(10)
@@ -232,4 +233,3 @@ def test_a_sink_that_cannot_be_is_refused_at_the_start(state: State, sinks: list
     done = state.run("serve", HSMKMS_AUDIT_SINKS=json.dumps(sinks))
     assert done.returncode == 1
     assert wrong in done.stderr.decode()
-

@@ -22,7 +22,7 @@ from hsmkms.audit.event import (
 )
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.audit.verify import Verified, verify
-from hsmkms.clock import system_clock
+from hsmkms.clock import Clock, system_clock
 from hsmkms.errors import TokenUnavailable
 
 RARELY = Limits(checkpoint_s=3_600, log_bytes=1 << 30, log_age_s=3_600)
@@ -56,8 +56,8 @@ class Deployment:
         form = serialization.PublicFormat.SubjectPublicKeyInfo
         return self.public_key.public_bytes(serialization.Encoding.PEM, form)
 
-    def journal(self, limits: Limits = RARELY, node: str = "node") -> Journal:
-        return Journal(self.directory, node, self.pem, self.sign, self.exchange, limits, system_clock)
+    def journal(self, limits: Limits = RARELY, node: str = "node", clock: Clock = system_clock) -> Journal:
+        return Journal(self.directory, node, self.pem, self.sign, self.exchange, limits, clock)
 
     def verify(self) -> list[Verified]:
         return verify([self.directory], self.public_key, {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import threading
 import time
@@ -97,7 +99,8 @@ ruleset(name="audit") {{
 
     def start(self) -> None:
         """Until it listens."""
-        command = ["rsyslogd", "-n", "-f", str(self._configuration), "-i", str(self._directory / "pid")]
+        program = shutil.which("rsyslogd", path=f"{os.environ['PATH']}:/usr/sbin") or "rsyslogd"
+        command = [program, "-n", "-f", str(self._configuration), "-i", str(self._directory / "pid")]
         with (self._directory / "rsyslogd.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 20

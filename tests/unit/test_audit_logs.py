@@ -67,7 +67,7 @@ def test_threads_and_loop_write_one_chain(deployment: Deployment) -> None:
     (log,) = deployment.verify()
     assert log.sound
     assert log.signed == log.records
-    found = {one.id for one in search([deployment.directory], Filter())}
+    found = {one.event.id for one in search([deployment.directory], Filter())}
     assert found == {f"event-{first + number}" for first in (0, 100, 200, 300) for number in range(50)}
 
 
@@ -78,7 +78,7 @@ def test_a_full_log_is_closed_and_another_begun(deployment: Deployment) -> None:
     logs = deployment.verify_with_heads()
     assert len(logs) > 1
     assert all(log.sound and log.closed for log in logs)
-    assert [one.id for one in search([deployment.directory], Filter())] == [f"event-{n}" for n in range(100)]
+    assert [one.event.id for one in search([deployment.directory], Filter())] == [f"event-{n}" for n in range(100)]
 
 
 def test_a_crashed_log_is_taken_over_without_its_torn_end(deployment: Deployment, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_crashed_log_is_taken_over_without_its_torn_end(deployment: Deployment
     (after,) = crashed.verify()
     assert after.sound
     assert after.closed
-    assert [one.id for one in search([crashed.directory], Filter())] == [f"event-{n}" for n in range(8)]
+    assert [one.event.id for one in search([crashed.directory], Filter())] == [f"event-{n}" for n in range(8)]
 
 
 def test_closed_logs_are_not_read_again(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_a_disk_that_fails_refuses_and_recovers(deployment: Deployment, monkeypa
     write(journal, 3, 10)
     journal.close()
     assert all(log.sound for log in deployment.verify_with_heads())
-    found = {one.id for one in search([deployment.directory], Filter())}
+    found = {one.event.id for one in search([deployment.directory], Filter())}
     assert found >= {"event-0", "event-1", "event-2", "event-10", "event-11", "event-12"}
 
 
