@@ -562,6 +562,10 @@ class OperatorError(HsmkmsError):
     """What a person at the command line has to put right; printed as one line."""
 
 
+class AuditTampered(OperatorError):
+    """An audit log is not what was written."""
+
+
 class SettingsInvalid(OperatorError):
     """A setting has a value that cannot be used."""
 

@@ -102,6 +102,7 @@ class Rooms:
     token: Token
     heads: AuditHeadStore
     shippers: Sequence[Shipper]
+    journal: Journal
     close: ExitStack
 
 
@@ -231,6 +232,7 @@ def open_rooms(
             token=token,
             heads=heads,
             shippers=shippers,
+            journal=journal,
             close=stack.pop_all(),
         )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,8 @@ class Limits:
 class _Waiting:
     content: bytes
     settle: Settle
-    loop: asyncio.AbstractEventLoop | None
+    loop: asyncio.AbstractEventLoop | None = None
+    kind: str = "event"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,8 @@ class Journal:
         self._opened_at = self._check_at = self._refuse_until = 0.0
         self._failure: AuditUnavailable | None = None
         self._closed = False
+        self.signed = False
+        """Whether the log that was written last was closed with a signature."""
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
@@ -125,6 +128,14 @@ class Journal:
 
     def record_blocking(self, one: event.Event) -> None:
         """The same for a thread. Raises AuditUnavailable."""
+        self._write_blocking(event.encode(one), "event")
+
+    def retire_blocking(self, logs: Mapping[str, tuple[int, str]]) -> None:
+        """Record that whole logs, by their last records, are deleted on purpose. Delete them when the journal is closed
+        and `signed`: nobody believes it before. Raises AuditUnavailable."""
+        self._write_blocking(_encode(chain.Retired(self._clock(), dict(logs))), "retired")
+
+    def _write_blocking(self, content: bytes, kind: str) -> None:
         written = threading.Event()
         errors: list[AuditUnavailable] = []
 
@@ -133,7 +144,7 @@ class Journal:
                 errors.append(error)
             written.set()
 
-        self._put(_Waiting(event.encode(one), settle, None))
+        self._put(_Waiting(content, settle, kind=kind))
         written.wait()
         if errors:
             raise errors[0]
@@ -202,7 +213,7 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.append(("event", waiting.content) for waiting in batch)
+            self._file.append((waiting.kind, waiting.content) for waiting in batch)
         except OSError as error:
             self._abandon(error.strerror or "input or output failed")
             return self._failure
@@ -282,7 +293,9 @@ class Journal:
             if self._file is not file:
                 return
         try:
+            self.signed = False
             file.end(self._checkpoint(file.head, final=True))
+            self.signed = True
             self._exchange(file.head)
         except HsmkmsError as error:
             _log.warning("an audit log could not be closed", log=file.log, reason=error.message)

@@ -91,6 +91,11 @@ class _Cursor:
             return {}
 
 
+def shipped_whole(directory: Path, name: str) -> set[str]:
+    """The closed logs of a directory that a sink has got to their ends. Raises OSError."""
+    return _Cursor(directory / CURSORS, name).done
+
+
 class Shipper:
     """Ships to one sink, in a thread of its own. Its attributes are for metrics, written by that thread alone.
 

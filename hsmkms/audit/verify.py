@@ -9,6 +9,7 @@ from binascii import hexlify
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,7 @@ class Verified:
     records: int = 0
     signed: int = 0
     closed: bool = False
+    closed_at: datetime | None = None
     held: bool = False
     retired: bool = False
     broken_at: int | None = None
@@ -233,7 +235,7 @@ class _Reader:
         del self._unsigned[: signed + 1]
         known.digests[checkpoint.upto] = checkpoint.digest
         known.signed = number if checkpoint.final else checkpoint.upto
-        known.closed = checkpoint.final
+        known.closed, known.closed_at = checkpoint.final, checkpoint.at if checkpoint.final else None
         known.heads += [(log, sequence, digest) for log, (sequence, digest) in checkpoint.heads.items()]
         for at, retired in self._retired:
             # Not one between the record that was signed and the checkpoint: anybody could have put it there.

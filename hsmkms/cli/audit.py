@@ -14,11 +14,14 @@ from typing import Annotated, Any
 
 import typer
 
+from hsmkms.audit.chain import SUFFIX
 from hsmkms.audit.event import Event
 from hsmkms.audit.search import Filter, Follower, last, search
 from hsmkms.audit.search import unfinished as pending_without_outcome
+from hsmkms.audit.shipping import shipped_whole
 from hsmkms.audit.verify import Verified, load_public_key, verify
-from hsmkms.errors import AuditKeyInvalid, SettingsInvalid
+from hsmkms.cli.local import rooms
+from hsmkms.errors import AuditKeyInvalid, AuditTampered, OperatorError, SettingsInvalid
 from hsmkms.settings import load
 from hsmkms.wiring import AUDIT_KEY_ID, Rooms, configure_logs, open_rooms, pin_of
 
@@ -67,6 +70,45 @@ def verify_logs(
         typer.echo("There are no logs.")
     if not all(one.sound for one in found):
         raise typer.Exit(1)
+
+
+@app.command("retire")
+def retire(
+    before: Annotated[datetime, typer.Option("--before", help="Logs that were closed before this time, UTC.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete old logs so that nobody misses them: their last records are written down and signed first.
+
+    Only logs that are sound and that every sink has got whole. Bring copies to where they are kept before.
+    """
+    settings = load()
+    place = settings.audit_directory
+    until = before.replace(tzinfo=before.tzinfo or UTC)
+    with rooms() as opened:
+        heads = {log: (sequence, digest) for log, sequence, digest, _ in opened.heads.all()}
+        key = load_public_key(opened.token.signing_public_key(AUDIT_KEY_ID))
+        found = verify([place], key, heads)
+        for one in found:
+            if one.problem is not None:
+                raise AuditTampered(f"The log {one.log} is wrong: {_words(one)}. Find out why before any goes.")
+        old = [one for one in found if not one.retired and one.closed_at is not None and one.closed_at < until]
+        for sink in settings.audit_sinks:
+            missing = {one.log for one in old} - shipped_whole(place, sink.name or sink.kind)
+            if missing:
+                raise OperatorError(f"The sink {sink.name or sink.kind} has not got {len(missing)} of these logs yet.")
+        if not old:
+            typer.echo("There are no logs that old.")
+            return
+        if not yes:
+            typer.confirm(f"Delete {len(old)} logs?", abort=True, err=True)
+        opened.journal.retire_blocking({one.log: (one.records, one.digests[one.records]) for one in old})
+        opened.heads.forget([one.log for one in old])
+    # The rooms are closed, and with them what was recorded is signed.
+    if not opened.journal.signed:
+        raise OperatorError("What was recorded could not be signed, so nothing was deleted. Try again.")
+    for one in old:
+        (place / f"{one.log}{SUFFIX}").unlink()
+    typer.echo(f"{len(old)} logs retired.")
 
 
 @app.command("public-key")
@@ -185,6 +227,8 @@ def _utc(moment: datetime | None) -> datetime | None:
 def _words(one: Verified) -> str:
     if one.problem is not None:
         return f"record {one.broken_at}: {one.problem}" if one.broken_at else one.problem
+    if one.retired:
+        return f"{one.records} records, retired: deleted on purpose"
     if one.closed:
         return f"{one.records} records, closed and signed"
     state = "being written" if one.held else "not closed: what stood behind could have been cut off"

@@ -42,7 +42,8 @@ class AuditHeadStore:
     def forget(self, logs: Sequence[str]) -> None:
         """Drop the heads of logs that were retired."""
         with self._database.write() as connection:
-            connection.execute(delete(t.audit_head).where(t.audit_head.c.log.in_(logs)))
+            for log in logs:
+                connection.execute(delete(t.audit_head).where(t.audit_head.c.log == log))
 
     def _read(self, query: Select[Any]) -> list[tuple[str, int, str, bool]]:
         with self._database.read() as connection:

@@ -6,9 +6,11 @@ import asyncio
 import os
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -259,3 +261,98 @@ def test_an_older_copy_of_a_log_is_found(deployment: Deployment, tmp_path: Path)
     assert not log.sound
     assert log.problem is not None
     assert "seen by another log and are gone" in log.problem
+
+
+def test_what_was_retired_is_not_missed(deployment: Deployment) -> None:
+    """Once that is signed; and what was retired has to be what others saw."""
+    old = deployment.journal(RARELY, "old")
+    write(old, 5)
+    old.close()
+    (path,) = logs_in([deployment.directory])
+    (before,) = deployment.verify()
+    journal = deployment.journal(RARELY, "new")
+    write(journal, 1)
+    journal.retire_blocking({before.log: (before.records, before.digests[before.records])})
+    path.unlink()
+    journal.close()
+    gone = next(log for log in deployment.verify() if log.log == before.log)
+    assert (gone.sound, gone.retired) == (True, True)
+    wrong = deployment.journal(RARELY, "wrong")
+    wrong.retire_blocking({before.log: (before.records, "00" * 32)})
+    wrong.close()
+    gone = next(log for log in deployment.verify() if log.log == before.log)
+    assert (gone.sound, gone.problem) == (False, "what was retired is not what another log saw")
+
+
+def test_nobody_but_the_key_can_retire(deployment: Deployment) -> None:
+    """A record of it that is put between what was signed and the signature is no word of ours."""
+    for node in ("one", "two"):
+        journal = deployment.journal(OFTEN, node)
+        write(journal, 5)
+        journal.close()
+    first, second = logs_in([deployment.directory])
+    victim = next(log for log in deployment.verify() if log.log == first.stem)
+    lines = second.read_bytes().splitlines(keepends=True)
+    # The last checkpoint but the final one, which is right behind what it signs.
+    at = max(n for n, line in enumerate(lines[:-1]) if b'"checkpoint":' in line)
+    before, checkpoint = chain.split(lines[at - 1][:-1]), chain.split(lines[at][:-1])
+    assert before is not None
+    assert checkpoint is not None
+    retired = msgspec.json.encode(chain.Retired(system_clock(), {first.stem: (victim.records, "00" * 32)}))
+    forged = chain.body(at + 1, "retired", retired)
+    digest = chain.link(bytes.fromhex(before[0].decode()), forged)
+    moved = checkpoint[1].replace(b'"seq":%d,' % (at + 1), b'"seq":%d,' % (at + 2))
+    put = [chain.line(digest, forged), chain.line(chain.link(digest, moved), moved)]
+    first.unlink()
+    second.write_bytes(b"".join([*lines[:at], *put]))
+    found = {log.log: log for log in deployment.verify()}
+    assert found[first.stem].problem == "the whole log is missing"
+    assert not found[second.stem].sound
+
+
+def test_a_full_disk_leaves_no_rubbish(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log whose first record could not be written is taken away, however often that is tried."""
+    real = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if data.startswith(b'{"hash"'):
+            real(descriptor, data[:10])
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data)
+
+    journal = deployment.journal()
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(AuditUnavailable):
+        journal.record_blocking(event(0))
+    assert logs_in([deployment.directory]) == []
+    monkeypatch.setattr(os, "write", real)
+    while journal.failure is not None:
+        time.sleep(0.02)
+    write(journal, 1)
+    journal.close()
+    assert [log.sound for log in deployment.verify()] == [True]
+
+
+def test_a_new_log_is_told_of_at_once(deployment: Deployment) -> None:
+    """So that one that was killed young is missed all the same."""
+    journal = deployment.journal(RARELY)
+    write(journal, 1)
+    while not deployment.heads:
+        time.sleep(0.01)
+    (path,) = logs_in([deployment.directory])
+    path.unlink()
+    assert [log.problem for log in deployment.verify_with_heads()] == ["the whole log is missing"]
+    journal.close()
+
+
+def test_processes_find_what_one_finds(deployment: Deployment) -> None:
+    """Large logs are verified by several processes."""
+    for number in range(3):
+        journal = deployment.journal(RARELY, f"node{number}")
+        write(journal, 20)
+        journal.close()
+    path = logs_in([deployment.directory])[1]
+    path.write_bytes(path.read_bytes().replace(b"event-7", b"event-8"))
+    alone, together = (verify([deployment.directory], deployment.public_key, {}, size) for size in (1 << 40, 0))
+    assert alone == together
+    assert [log.sound for log in together].count(False) == 1
