@@ -33,6 +33,7 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if receiver.mode == "hang":
                     receiver._go_on.wait(60)
+                    receiver._go_on.clear()
                     return
                 if receiver.mode == "take":
                     receiver.bearers.add(self.headers["Authorization"])
@@ -66,7 +67,7 @@ class Receiver:
         self._server.server_close()
 
     def release(self) -> None:
-        """End the requests that hang, without an answer; the next ones are taken."""
+        """End the request that hangs, without an answer; the next ones are taken."""
         self.mode = "take"
         self._go_on.set()
 
