@@ -6,18 +6,23 @@ import logging
 import os
 import socket
 import sys
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 
 import structlog
+from prometheus_client import Gauge
 from starlette.types import ASGIApp
 
 from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
+from hsmkms.api.hot import ACTIONS as HOT_ACTIONS
 from hsmkms.api.requests import Gate
 from hsmkms.audit.chain import Head
 from hsmkms.audit.journal import Journal, Limits
@@ -80,6 +85,7 @@ from hsmkms.store.records import RecordStore
 from hsmkms.store.registrations import RegistrationStore
 from hsmkms.store.tenants import TenantStore
 from hsmkms.store.webhooks import DeliveryStore
+from hsmkms.telemetry import metrics
 from hsmkms.token.hanging import HangWatch
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
@@ -101,6 +107,7 @@ class Rooms:
     doctor: Doctor
     token: Token
     heads: AuditHeadStore
+    gauges: Mapping[Gauge, Callable[[], float]]
     close: ExitStack
 
 
@@ -222,8 +229,22 @@ def open_rooms(
             ),
             token=token,
             heads=heads,
+            gauges=_gauges(pool, snapshot, journal),
             close=stack.pop_all(),
         )
+
+
+def _gauges(pool: SessionPool, snapshot: Snapshot, journal: Journal) -> dict[Gauge, Callable[[], float]]:
+    """What metrics tell of the state of this process."""
+    return {
+        metrics.TOKEN_SESSIONS: lambda: pool.open_sessions,
+        metrics.TOKEN_SESSIONS_LENT: lambda: pool.lent_sessions,
+        metrics.SNAPSHOT_TIME: lambda: time.time() - snapshot.age_s,
+        metrics.SNAPSHOT_KEYS: lambda: snapshot.key_count,
+        metrics.AUDIT_WAITING: lambda: journal.waiting,
+        metrics.AUDIT_LAG: lambda: journal.lag_s,
+        metrics.AUDIT_FAILING: lambda: journal.failure is not None,
+    }
 
 
 def _require_audit_key(token: Token) -> None:
@@ -359,6 +380,8 @@ def worker() -> ASGIApp:
     rooms.deployment.require_founded()
     # From here on the token has a canary in this process, and so the breaker something that can close it.
     rooms.services.health.readiness()
+    metrics.bind({action.value: HTTPStatus.OK for action in HOT_ACTIONS.values()})
+    rooms.close.callback(metrics.Reporter(rooms.gauges).close)
     for runner in _runners(rooms.services, f"{socket.gethostname()[:40]}-{os.getpid()}"):
         rooms.close.callback(runner.stop)
         runner.start()
