@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pydantic
 from pydantic_settings import (
@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     metrics_port: int | None = pydantic.Field(default=None, ge=1, le=65_535)
     metrics_client_ca: Path | None = None
     metrics_dir: Path | None = None
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: bool = False
+    otlp_endpoint: str | None = pydantic.Field(default=None, pattern=r"^https?://[^\s]+$")
+    trace_ratio: float = pydantic.Field(default=1.0, ge=0, le=1)
     recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)
     identity_requests_per_s: float = pydantic.Field(default=10_000, ge=0, le=1_000_000, allow_inf_nan=False)
     identity_burst_requests: int = pydantic.Field(default=20_000, ge=1, le=1_000_000)

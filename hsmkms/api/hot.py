@@ -24,6 +24,7 @@ from hsmkms.api import wire
 from hsmkms.api.bodies import HOT_LIMIT, decode_object, parse, read_body
 from hsmkms.api.problems import guard, kms_problem
 from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
+from hsmkms.correlation import adopt
 from hsmkms.domain.access import Action
 from hsmkms.errors import InvalidField, NoBody
 from hsmkms.service.crypto import CryptoService
@@ -77,6 +78,7 @@ class HotPath:
         began = time.perf_counter()
         headers = header_map(scope["headers"])
         problem, correlation = _PROBLEMS[action], correlation_id(headers)
+        adopt(correlation)
         act = Act(ACTIONS[action].value, correlation, scope["path"], address_of(scope), reference=reference)
         try:
             response = await guard(self._answer(act, reference, action, headers, scope, receive), problem, correlation)

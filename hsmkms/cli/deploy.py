@@ -108,7 +108,7 @@ def up(softhsm: Softhsm = None) -> None:
 def _serve(settings: Settings) -> None:
     """Open the rooms once before any worker does, so that a wrong PIN costs one try and the schema is there."""
     _require_safe_bind(settings)
-    configure_logs()
+    configure_logs(settings)
     pin = _ask_pin() if settings.read_pin() is None and sys.stdin.isatty() else pin_of(settings)
     # Workers inherit the environment; a command line would show the PIN to everybody on the host.
     os.environ["HSMKMS_STATE_DIR"] = str(settings.state_dir)
@@ -135,6 +135,8 @@ def _serve(settings: Settings) -> None:
             ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_OPTIONAL,
             loop="uvloop",
             http=Protocol,
+            # Its lines come by way of ours, and a request has a line only where the setting says so.
+            log_config=None,
             access_log=False,
             log_level="warning",
             # Nobody in front is believed about who is calling.
