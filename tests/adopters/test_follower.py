@@ -22,7 +22,8 @@ from hsmkms.adopters.client import (
 )
 from hsmkms.adopters.connection import Connection
 from hsmkms.adopters.core.dek_file import WrappedDekFile, aad_of
-from hsmkms.adopters.core.follower import Condition, Follower, LockFailed
+from hsmkms.adopters.core.follower import Condition, Follower
+from hsmkms.adopters.refusals import LockFailed
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.store.engine import Database
 from tests.api.backstage import age
