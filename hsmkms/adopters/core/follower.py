@@ -254,6 +254,6 @@ class Follower:
         if key.state is KeyState.SUSPENDED:
             return f"The root key is disabled. Enable it to open the data again ({key.crn})."
         return (
-            f"The root key is deleted. What remains is ciphertext and the wrapped DEK in {self._file}; it opens again if "
-            f"the key is restored, and never once it is purged ({key.crn})."
+            f"The root key is deleted. What remains is ciphertext and the wrapped DEK in {self._file}, which open if "
+            f"the key is restored, never once it is purged ({key.crn})."
         )

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,9 @@ _KEY: Final = struct.Struct("=II32s")
 """Of a key: how it is named, reserved, its identifier padded to 32 bytes; the first member of each key structure."""
 _AES_256_XTS, _AES_256_CTS, _PAD_32 = 1, 4, 3
 _ABSENT, _PRESENT = 1, 2
+_LEAVE_S: Final = 5.0
+"""The time for what a server had started, and what is left of it for a moment, to go."""
+_LOOK_S: Final = 0.5
 _NOT_HERE: Final = (errno.ENOTTY, errno.EOPNOTSUPP)
 
 
@@ -90,18 +94,24 @@ class Fscrypt:
         return None if self._guard is None else self._guard.pid
 
     def close(self, volume: Volume) -> None:
+        until = time.monotonic() + _LEAVE_S
+        while not self._closed(volume):
+            used = mounts.holders_of(volume.mount) + mounts.holders_of(volume.cipher)
+            if time.monotonic() >= until:
+                raise LockFailed(f"Files of {volume.directory} are still in use by {mounts.names_of(used)}.")
+            mounts.wait_for_end(used, _LOOK_S)
+        if self._guard is not None:
+            self._guard.end()
+            self._guard = None
+
+    def _closed(self, volume: Volume) -> bool:
+        """Close it; whether nobody holds a file of it. While somebody does, all that he does not hold is locked."""
         if mounts.mounted_at(volume.mount) is not None:
             if not _is_ours(volume):
                 raise LockFailed(f"Something else is mounted at {volume.mount}. Unmount that first.")
             mounts.unmount(volume.mount)
         identifier = _identifier(volume.cipher)
-        # Also while somebody stands in it: all files that he does not hold are locked.
-        if identifier is not None and _take_key(volume.directory, identifier) != _ABSENT:
-            used = mounts.holders_of(volume.mount) + mounts.holders_of(volume.cipher)
-            raise LockFailed(f"Files of {volume.directory} are still in use by {mounts.names_of(used)}.")
-        if self._guard is not None:
-            self._guard.end()
-            self._guard = None
+        return identifier is None or _take_key(volume.directory, identifier) == _ABSENT
 
     def is_open(self, volume: Volume) -> bool:
         if mounts.mounted_at(volume.mount) is None or not _is_ours(volume):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import select
 import signal
 import sys
 import time
@@ -40,26 +40,12 @@ def main(backend: str, generation: str, directory: str, mount: str, connection_f
             late = time.monotonic() >= until
             users = {*mounts.holders_of(volume.mount), *mounts.holders_of(volume.cipher)} - {_NOT_OURS}
             _log.warning("who opened it is gone, but not all who use it", reason=failed.message, killing=late)
-            _wait_for(users, kill=late)
+            for pid in users if late else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            mounts.wait_for_end(users, _LOOK_S)
         else:
             return
-
-
-def _wait_for(users: set[int], *, kill: bool) -> None:
-    """Until one of these processes ends, or a second is over."""
-    ended = []
-    try:
-        for pid in users:
-            try:
-                ended.append(os.pidfd_open(pid))
-            except ProcessLookupError:
-                return
-            if kill:
-                signal.pidfd_send_signal(ended[-1], signal.SIGKILL)
-        select.select(ended, [], [], _LOOK_S)
-    finally:
-        for process in ended:
-            os.close(process)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -87,6 +88,19 @@ def holders_of(place: Path) -> list[int]:
             # It ended meanwhile, or is another user's.
             continue
     return found
+
+
+def wait_for_end(pids: Iterable[int], longest_s: float) -> None:
+    """Until one of these processes has ended, or the time is over."""
+    with contextlib.ExitStack() as stack:
+        ended = []
+        for pid in pids:
+            try:
+                ended.append(os.pidfd_open(pid))
+            except ProcessLookupError:
+                return
+            stack.callback(os.close, ended[-1])
+        select.select(ended, [], [], longest_s)
 
 
 def names_of(pids: Iterable[int]) -> str:

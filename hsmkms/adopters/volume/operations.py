@@ -100,8 +100,10 @@ def remove(volume: Volume) -> None:
     """Take a volume away for good: first its wrapped DEK, then its registration, then its data. Raises AdopterError."""
     dek = WrappedDekFile.read(volume.dek_file)
     with VolumeLock(volume), client_of(volume) as client:
-        if backend_of(volume).is_open(volume):
+        backend = backend_of(volume)
+        if backend.is_open(volume):
             raise VolumeRefused(f"{volume.directory} is open. Close it first.")
+        backend.close(volume)
         client.deregister(dek.key_id, dek.resource_crn)
         for file in volume.directory.glob("dek*.json"):
             file.unlink()
