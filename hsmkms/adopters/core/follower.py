@@ -107,6 +107,7 @@ class Follower:
         self._pending = _Pending({})
         self._heard_at: float | None = None
         self._registered: str | None = None
+        self._barred: str | None = None
         self.dek = WrappedDekFile.read(file)
 
     @property
@@ -149,10 +150,10 @@ class Follower:
         except (KeyServiceAway, ConnectionInvalid) as away:
             return self._away(away)
         except KeyRefused as refused:
-            self._heard_at = self._monotonic()
+            self._heard_at, self._barred = self._monotonic(), refused.message
             return self._locked(refused.message, None)
-        self._heard_at = self._monotonic()
-        report = self._opened(key) if key.opens else self._locked(self._why(key), key.state)
+        self._heard_at, self._barred = self._monotonic(), None if key.opens else self._why(key)
+        report = self._opened(key) if self._barred is None else self._locked(self._barred, key.state)
         self._acknowledge(report)
         return report
 
@@ -220,9 +221,9 @@ class Follower:
         return Report(condition, reason, state, self.dek.key_version)
 
     def _away(self, away: AdopterError) -> Report:
-        """Go on with what is open, for a while."""
-        if not self._resource.is_open:
-            return self._locked(away.message, None, Condition.LOCKED_AWAY)
+        """Go on with what is open, for a while, unless the last word was that it has to be locked."""
+        if self._barred is not None or not self._resource.is_open:
+            return self._locked(self._barred or away.message, None, Condition.LOCKED_AWAY)
         silent_s = self._monotonic() - (self._heard_at if self._heard_at is not None else self._monotonic())
         if silent_s >= self._away_limit_s:
             reason = f"No word of the key service for {silent_s:.0f} s. {away.message}"
