@@ -43,7 +43,7 @@ def create(
         root_key = client.key(key)
         if not root_key.opens:
             raise KeyRefused("KEY_ACTION_INVALID_STATE_ERR", f"The root key {root_key.crn} is not active.")
-        made = _make_directories(volume, owner)
+        made, registered = _make_directories(volume, owner), False
         try:
             dek_id = new_dek_id()
             wrapped = client.generate_and_wrap(root_key.id, aad_of(KIND, resource_crn, dek_id))
@@ -52,10 +52,12 @@ def create(
                 shutil.chown(volume.cipher, owner)
             WrappedDekFile.of(KIND, resource_crn, dek_id, root_key, wrapped).write(volume.dek_file)
             client.register(root_key.id, resource_crn, prevent_deletion=prevent_deletion, description="hsmkms volume")
+            registered = True
             volume.write()
         except (AdopterError, OSError):
-            with contextlib.suppress(AdopterError):
-                client.deregister(root_key.id, resource_crn)
+            if registered:
+                with contextlib.suppress(AdopterError):
+                    client.deregister(root_key.id, resource_crn)
             shutil.rmtree(volume.cipher, ignore_errors=True)
             volume.dek_file.unlink(missing_ok=True)
             for directory in reversed(made):
