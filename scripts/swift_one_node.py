@@ -1,6 +1,6 @@
-"""One account, container, object and proxy server and the follower of root keys, on loopback, for tests and trying out.
+"""One account, container, object and proxy server, memcached and the follower of root keys, for tests and trying out.
 
-One replica, one device, no memcached, passwords in a file: not for data that anybody wants to keep.
+One replica, one device, passwords in a file: not for data that anybody wants to keep.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from swift.common.ring import RingBuilder
+
 START_S = 60
 PROXY = """\
 [DEFAULT]
@@ -30,7 +32,7 @@ swift_dir = {directory}
 log_address =
 [pipeline:main]
 pipeline = catch_errors gatekeeper healthcheck cache listing_formats s3api tempauth copy slo dlo versioned_writes \
-keymaster encryption proxy-server
+symlink keymaster encryption proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
@@ -43,8 +45,7 @@ use = egg:swift#gatekeeper
 use = egg:swift#healthcheck
 [filter:cache]
 use = egg:swift#memcache
-memcache_servers = 127.0.0.1:{no_port}
-error_suppression_limit = 1
+memcache_servers = 127.0.0.1:{cache_port}
 [filter:listing_formats]
 use = egg:swift#listing_formats
 [filter:s3api]
@@ -65,6 +66,8 @@ use = egg:swift#dlo
 use = egg:swift#versioned_writes
 allow_versioned_writes = true
 allow_object_versioning = true
+[filter:symlink]
+use = egg:swift#symlink
 [filter:keymaster]
 use = egg:hsmkms#keymaster
 config = {configuration}
@@ -112,23 +115,28 @@ def main() -> int:
     arguments = parser.parse_args()
     directory = arguments.directory.absolute()
     users = arguments.user or [f"bank:storage:{_password(directory)}"]
+    cache_port = _free_port()
     ports = {kind: _free_port() for kind in ("account", "container", "object")}
-    _write(directory, arguments, users, ports)
-    os.environ["SWIFT_CONF_DIR"] = os.environ["SWIFT_TEST_CONFIG_FILE"] = str(directory)
+    _write(directory, arguments, users, ports, cache_port)
     _rings(directory, ports)
-    programs = [
-        (kind, [_program(f"swift-{kind}-server"), f"{directory}/{kind}-server.conf"]) for kind in (*ports, "proxy")
+    memcached = ["memcached", "-l", "127.0.0.1", "-p", str(cache_port), "-U", "0", "-m", "16", "-u", getpass.getuser()]
+    programs = [("memcached", memcached)]
+    programs += [
+        (kind, [_program(f"swift-{kind}-server"), f"{directory}/{kind}-server.conf", "-v"])
+        for kind in (*ports, "proxy")
     ]
     follower = [sys.executable, "-m", "hsmkms.adopters.objectstorage", str(arguments.configuration.absolute())]
     programs.append(("follower", [*follower, f"{directory}/internal-client.conf"]))
     return _run(directory, programs, f"http://127.0.0.1:{arguments.port}", users)
 
 
-def _write(directory: Path, arguments: argparse.Namespace, users: list[str], ports: dict[str, int]) -> None:
+def _write(
+    directory: Path, arguments: argparse.Namespace, users: list[str], ports: dict[str, int], cache_port: int
+) -> None:
     (directory / "devices" / "d1").mkdir(parents=True, exist_ok=True)
     swift = directory / "swift.conf"
     if not swift.exists():
-        # Where an object lies depends on it: made once, kept for ever.
+        # Where an object lies depends on it.
         _put(swift, f"[swift-hash]\nswift_hash_path_suffix = {secrets.token_hex(16)}\n[storage-policy:0]\nname = gold\n"
              "default = yes\n")  # fmt: skip
     common = {"directory": directory, "user": getpass.getuser()}
@@ -143,7 +151,7 @@ def _write(directory: Path, arguments: argparse.Namespace, users: list[str], por
         workers=arguments.workers,
         configuration=arguments.configuration.absolute(),
         users="\n".join(lines),
-        no_port=_free_port(),
+        cache_port=cache_port,
         min_segment_size=arguments.min_segment_size,
         **common,
     )
@@ -152,9 +160,6 @@ def _write(directory: Path, arguments: argparse.Namespace, users: list[str], por
 
 
 def _rings(directory: Path, ports: dict[str, int]) -> None:
-    # Not before SWIFT_CONF_DIR is set.
-    from swift.common.ring import RingBuilder
-
     for kind, port in ports.items():
         builder = RingBuilder(4, 1, 1)
         place = {"ip": "127.0.0.1", "port": port, "replication_ip": "127.0.0.1", "replication_port": port}

@@ -190,9 +190,7 @@ class AccountFollower:
         self._acknowledge(client, dek, key)
         return self._row(dek, "open", None) if key.opens else self._row(dek, "locked", f"The root key is {_word(key)}.")
 
-    def _follow_version(
-        self, client: KeyServiceClient, bucket: str, dek: WrappedDekFile, key: Key
-    ) -> WrappedDekFile:
+    def _follow_version(self, client: KeyServiceClient, bucket: str, dek: WrappedDekFile, key: Key) -> WrappedDekFile:
         """Put a DEK under the newest version of its key; what was stored before opens as well."""
         if key.version is None or key.version == dek.key_version:
             return dek
@@ -229,9 +227,7 @@ class AccountFollower:
                 _log.info("event of a deleted bucket", event_id=event_id, resource=crn)
                 del self._waiting[event_id]
 
-    def _say(
-        self, client: KeyServiceClient, event_id: str, state: AdopterKeyState, version: str | None = None
-    ) -> None:
+    def _say(self, client: KeyServiceClient, event_id: str, state: AdopterKeyState, version: str | None = None) -> None:
         try:
             client.acknowledge(event_id, state, key_version=version)
         except (KeyServiceAway, ConnectionInvalid):

@@ -118,7 +118,9 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
     def _elsewhere(self, request: Any, container: str | None, start_response: StartResponse) -> Iterable[bytes]:
         """An account that is not in the configuration: as if this filter were not there."""
         if container is not None and request.method == "PUT" and _wanted_key(request) is not None:
-            raise _refusal(request, HTTPBadRequest, "This account has no key service: no bucket can be under a root key.")
+            raise _refusal(
+                request, HTTPBadRequest, "This account has no key service: no bucket can be under a root key."
+            )
         return self._unprotected(request.environ, start_response)
 
     def _unprotected(self, env: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
@@ -150,7 +152,6 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
 
     def _looked_at_to_delete(self, env: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """What is read in order to delete it need not be decrypted: data without a key can still be thrown away."""
-        env[_OVERRIDE] = True
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             # The list of a large object's parts cannot be read, so it is deleted as any other object; the parts go
@@ -158,7 +159,8 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
             kept = [header for header in headers if header[0].lower() != "x-static-large-object"]
             return start_response(status, kept, exc_info)
 
-        return self._passed(env, start)
+        # Past `encryption`, which cannot show a listing as it is stored.
+        return _wsgi(self._pipeline_final_app(env, start))
 
     def _of_bucket(self, request: Any, account: Account, deks: BucketDeks) -> BucketKeyMaster:
         """This keymaster with the secrets of one bucket. Raises HTTPException."""
@@ -182,8 +184,10 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
         """The DEKs of the bucket that a container belongs to. Raises HTTPException when nobody knows."""
         bucket = bucket_of(container)
         deks = self._stored(request, account, bucket, self._info(request, account, bucket))
-        if deks is None and bucket != container and MARK.lower().removeprefix("x-container-sysmeta-") in self._info(
-            request, account, container
+        if (
+            deks is None
+            and bucket != container
+            and MARK.lower().removeprefix("x-container-sysmeta-") in self._info(request, account, container)
         ):
             raise _refusal(request, HTTPServiceUnavailable, f"The bucket {bucket} cannot be found at present.")
         return deks
@@ -292,9 +296,7 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
     def _head(self, request: Any, account: Account, container: str) -> Any:
         """A container's headers, past every cache, or None."""
         path = quote(f"/v1/{account.name}/{container}")
-        head = make_pre_authed_request(
-            request.environ, "HEAD", path, headers={"X-Newest": "true"}, swift_source="KMS"
-        )
+        head = make_pre_authed_request(request.environ, "HEAD", path, headers={"X-Newest": "true"}, swift_source="KMS")
         head.environ.pop("swift.infocache", None)
         response = head.get_response(self.app)
         if response.status_int == 404:
