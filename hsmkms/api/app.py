@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -32,10 +33,11 @@ from hsmkms.api import (
 from hsmkms.api.cold import Services, services, unknown_action
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
-from hsmkms.api.problems import Problem, guard, kms_problem, platform_problem
+from hsmkms.api.problems import Problem, guard, kms_problem, platform_problem, status_of
 from hsmkms.api.protocol import STOPPING
 from hsmkms.api.requests import address_of, correlation_id
 from hsmkms.service.acts import Act
+from hsmkms.telemetry import metrics
 
 
 def create_app(rooms: Services, close: Callable[[], None]) -> ASGIApp:
@@ -80,6 +82,7 @@ def create_app(rooms: Services, close: Callable[[], None]) -> ASGIApp:
 
 async def _no_such_call(request: Request, error: Exception) -> Response:
     """404 and 405 of the router, in the shape of every other error, and recorded like every other refusal."""
+    metrics.answered("no_such_call", status_of(error), perf_counter())
     current, path = correlation_id(request.headers), request.scope["path"]
     problem: Problem = platform_problem if path.startswith(("/v1/", "/v2/")) else _unknown_call
     refused, action = problem(error, current), unknown_action(path)

@@ -33,11 +33,13 @@ from hsmkms.api.requests import (
     envelope,
     header_map,
 )
+from hsmkms.correlation import adopt
 from hsmkms.domain.access import Action
 from hsmkms.errors import InvalidField, NoBody
 from hsmkms.service.acts import Act
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.trail import Trail
+from hsmkms.telemetry import metrics
 
 _ENTERED_FOR_S: Final = 0.1
 _PREFIX: Final = "/api/v2/keys/"
@@ -83,14 +85,18 @@ class HotPath:
             await self._app(scope, receive, send)
             return
         reference, action = found
+        began = time.perf_counter()
         headers = header_map(scope["headers"])
         problem, correlation = _PROBLEMS[action], correlation_id(headers)
+        adopt(correlation)
         act = Act(ACTIONS[action].value, correlation, scope["path"], address_of(scope), reference=reference)
         try:
             response = await guard(self._answer(act, reference, action, headers, scope, receive), problem, correlation)
         except ClientDisconnect:
+            metrics.answered(act.action, metrics.CUT_OFF, began)
             return
         response = await guard(self._recorded(act, response), problem, correlation)
+        metrics.answered(act.action, response.status_code, began)
         await response(scope, receive, send)
 
     async def _recorded(self, act: Act, response: Response) -> Response:

@@ -26,6 +26,7 @@ from hsmkms.audit.logfile import LogFile, logs_in, prepare
 from hsmkms.clock import Clock
 from hsmkms.domain.ids import new_id
 from hsmkms.errors import AuditUnavailable, HsmkmsError
+from hsmkms.telemetry import metrics
 
 PAUSE_S: Final = 0.5
 MOST_AT_ONCE: Final = 1_000
@@ -98,6 +99,7 @@ class Journal:
         self._quiet_at = 0
         self._told: dict[str, dict[str, tuple[int, str]]] = {}
         self._opened_at = self._check_at = self._refuse_until = 0.0
+        self._writing_since: float | None = None
         self._failure: AuditUnavailable | None = None
         self._closed = False
         self.signed = False
@@ -109,6 +111,17 @@ class Journal:
     def failure(self) -> AuditUnavailable | None:
         """Why the last events could not be written; None if they were."""
         return self._failure
+
+    @property
+    def waiting(self) -> int:
+        """How many events nobody has begun to write."""
+        return self._queue.qsize()
+
+    @property
+    def lag_s(self) -> float:
+        """For how many seconds the write has been under way that events wait for; 0 when there is none."""
+        since = self._writing_since
+        return 0.0 if since is None else time.monotonic() - since
 
     async def record(self, one: event.Event) -> None:
         """Return when the event is durable. Raises AuditUnavailable."""
@@ -165,7 +178,7 @@ class Journal:
         while True:
             batch, stop = self._take()
             # While nothing can be written nobody may ask, so that only an empty write finds out that it can again.
-            error = self._write(batch) if batch or self._failure is not None else None
+            error = self._write_timed(batch) if batch or self._failure is not None else None
             _tell(batch, error)
             self._write_checkpoints()
             if self._file is not None and (stop or time.monotonic() >= self._check_at):
@@ -205,6 +218,13 @@ class Journal:
                     _tell([late], AuditUnavailable("The service is stopping. Try again."))
         except Empty:
             return
+
+    def _write_timed(self, batch: Sequence[_Waiting]) -> AuditUnavailable | None:
+        began, self._writing_since = time.perf_counter(), time.monotonic()
+        error = self._write(batch)
+        self._writing_since = None
+        metrics.audit_written(len(batch), began, durable=error is None)
+        return error
 
     def _write(self, batch: Sequence[_Waiting]) -> AuditUnavailable | None:
         """Make events durable; the error if they are not."""
@@ -298,6 +318,7 @@ class Journal:
             self.signed = True
             self._exchange(file.head)
         except HsmkmsError as error:
+            metrics.AUDIT_CHECKPOINTS.labels("failure").inc()
             _log.warning("an audit log could not be closed", log=file.log, reason=error.message)
             if not self._closed:
                 return
@@ -318,6 +339,7 @@ class Journal:
         try:
             signed = _Signed(head.log, self._checkpoint(head, final=False))
         except HsmkmsError as error:
+            metrics.AUDIT_CHECKPOINTS.labels("failure").inc()
             _log.warning("an audit checkpoint could not be signed", log=head.log, reason=error.message)
             return
         self._signed.put(signed)
@@ -344,6 +366,7 @@ class Journal:
         checkpoint = _encode(chain.Checkpoint(self._clock(), head.sequence, head.digest, news, final))
         signature = self._sign(chain.signed_message(checkpoint))
         told.update(news)
+        metrics.AUDIT_CHECKPOINTS.labels("success").inc()
         return _encode(chain.SignedCheckpoint(msgspec.Raw(checkpoint), signature.hex()))
 
 

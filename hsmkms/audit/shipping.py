@@ -23,6 +23,7 @@ import structlog
 from hsmkms.audit import chain
 from hsmkms.audit.logfile import ends_closed, logs_in, prepare
 from hsmkms.errors import SinkFailed
+from hsmkms.telemetry import metrics
 
 CURSORS: Final = "sinks"
 LOOK_S: Final = 0.2
@@ -97,7 +98,7 @@ def shipped_whole(directory: Path, name: str) -> set[str]:
 
 
 class Shipper:
-    """Ships to one sink, in a thread of its own. Its attributes are for metrics, written by that thread alone.
+    """Ships to one sink, in a thread of its own, which alone writes its attributes.
 
     `shipped`: records that were sent. `failures`: how often the sink did not take them. `dropped_logs`: logs that were
     taken away before they were shipped whole. `behind_bytes`: what it has not taken yet. `failing`: why not, or None.
@@ -180,6 +181,7 @@ class Shipper:
 
     def _failed(self, error: SinkFailed | OSError) -> None:
         self.failures += 1
+        metrics.AUDIT_SINK_FAILURES.labels(self.name).inc()
         reason = error.message if isinstance(error, SinkFailed) else error.strerror or type(error).__name__
         if self.failing is None:
             _log.warning("an audit sink takes no records", sink=self.name, reason=reason)
@@ -213,6 +215,7 @@ class Shipper:
                 self._cursor.finish(log)
                 self._reached.pop(log, None)
         self.behind_bytes = behind
+        metrics.AUDIT_SINK_BEHIND.labels(self.name).set(behind)
         if time.monotonic() - self._noted_at >= NOTE_S:
             self._noted_at = time.monotonic()
             self._cursor.note()
@@ -232,6 +235,7 @@ class Shipper:
         lines = text[: end - 1].split(b"\n")
         self._sink.send(log, lines)
         self.shipped += len(lines)
+        metrics.AUDIT_SINK_RECORDS.labels(self.name).inc(len(lines))
         self._reached[log] = reached + end
         self._sent.append((time.monotonic(), log, reached + end))
         self._settle()
@@ -246,6 +250,7 @@ class Shipper:
 
     def _dropped(self, log: str) -> None:
         self.dropped_logs += 1
+        metrics.AUDIT_SINK_DROPPED.labels(self.name).inc()
         self._reached.pop(log)
         self._cursor.offsets.pop(log, None)
         _log.error("an audit log was taken away before it was shipped whole", sink=self.name, log=log)

@@ -60,8 +60,8 @@ def recorded(opened: Rooms) -> Iterator[Act]:
 
 @contextmanager
 def _rooms() -> Iterator[tuple[Rooms, Act]]:
-    configure_logs()
     settings = load()
+    configure_logs(settings)
     opened = open_rooms(settings, pin_of(settings))
     with opened.close, recorded(opened) as act:
         yield opened, act
