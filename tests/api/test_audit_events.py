@@ -17,7 +17,7 @@ from hsmkms.service.trail import changes
 from tests.api.test_route_matrix import BODIES, OPEN, all_routes, guarded_calls
 from tests.support.adopter import Adopter
 from tests.support.deployment import Service, State, create_body, create_key
-from tests.support.iam import Iam
+from tests.support.iam import Iam, Somebody
 
 SECTION_7 = {
     f"{family}.{verb}"
@@ -223,6 +223,28 @@ def test_grants_say_who_was_granted_what(audited: Service) -> None:
         assert made.json()["apikey"] not in json.dumps(event)
         _, correlation_id = call(iam.http, "DELETE", f"/v1/policies/{granted.json()['id']}")
         assert outcome(audited, correlation_id)["requestData"]["initialValue"]["subject"] == somebody.iam_id
+
+
+def test_nobody_is_named(audited: Service, administrator: httpx.Client) -> None:
+    """What people write about themselves and their keys stays out: names and descriptions of identities, API keys,
+    groups, policies, keys and instances."""
+    word = f"ada.{uuid.uuid4().hex}@example.org"
+    with Iam(audited) as iam:
+        body = {"account_id": iam.account, "name": word, "description": word, "apikey": {"name": word}}
+        made = iam.http.post("/v1/serviceids/", json=body)
+        assert made.status_code == 201
+        who = made.json()["iam_id"]
+        assert iam.http.post("/v2/groups", json={"name": word, "description": word}).status_code == 201
+        policy = {**iam.policy(who, Role.READER), "description": word}
+        assert iam.http.post("/v1/policies", json=policy).status_code == 201
+        with iam.client(Somebody(who, "", "", made.json()["apikey"]["apikey"])) as client:
+            assert client.get("/keys").status_code == 200
+    named: dict[str, Any] = {"name": word[:80], "description": word, "tags": [word[:30]]}
+    key = create_key(administrator, **named)
+    assert administrator.get("/keys", params={"search": word}).status_code == 200
+    assert administrator.get(f"/keys/{key}").status_code == 200
+    for path in (audited.state.path / "audit").glob("*.jsonl"):
+        assert word[:30].encode() not in path.read_bytes()
 
 
 def test_acknowledgements_say_of_what(audited: Service, administrator: httpx.Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import os
 import resource
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
 from hsmkms.audit.event import PENDING, Event, Initiator, ResponseData, Target
 from hsmkms.audit.search import Filter, Follower, last, search, unfinished
+from hsmkms.cli.audit import app
 from hsmkms.clock import system_clock
 from tests.support.journals import OFTEN, RARELY, Deployment, event, write
 
@@ -121,3 +124,28 @@ def test_intents_without_an_outcome(deployment: Deployment) -> None:
     journal.record_blocking(msgspec.structs.replace(event(3), intent="event-1"))
     journal.close()
     assert ids(unfinished(search([deployment.directory], Filter()))) == ["event-2"]
+
+
+def test_a_table_holds_no_formulas(deployment: Deployment) -> None:
+    """Callers choose parts of what a spreadsheet would take for one."""
+    journal = deployment.journal(RARELY)
+    journal.record_blocking(msgspec.structs.replace(event(0), target=Target("crn", "=1+1", "kms/instance")))
+    journal.close()
+    shown = CliRunner().invoke(app, ["export", "--csv", str(deployment.directory)])
+    assert shown.exit_code == 0
+    header, row = csv.reader(shown.stdout.splitlines())
+    assert row[header.index("target")] == "'=1+1"
+    assert row[header.index("action")] == "kms.secrets.wrap"
+
+
+def test_tail_shows_the_last_that_are_wanted(deployment: Deployment) -> None:
+    journal = deployment.journal(RARELY)
+    for number in range(10):
+        action = "kms.secrets.wrap" if number % 2 else "kms.secrets.unwrap"
+        journal.record_blocking(event(number, action))
+    journal.close()
+    place = str(deployment.directory)
+    shown = CliRunner().invoke(app, ["tail", "-n", "3", "--action", "kms.secrets.wrap", place]).stdout.splitlines()
+    assert [line.rpartition("-")[2] for line in shown] == ["5", "7", "9"]
+    shown = CliRunner().invoke(app, ["tail", "-n", "2", place]).stdout.splitlines()
+    assert [line.rpartition("-")[2] for line in shown] == ["8", "9"]
