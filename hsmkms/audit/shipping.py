@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -32,6 +33,8 @@ NOTE_S: Final = 1.0
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 AT_ONCE: Final = 1 << 19
+_LOG: Final = re.compile(r"[A-Za-z0-9-]{1,120}")
+"""Names that fit a PROCID of syslog and a header of HTTP, as all of ours do."""
 
 _log = structlog.get_logger(__name__)
 
@@ -132,6 +135,20 @@ class Shipper:
             self._thread.join(patience_s)
 
     def _run(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                self._take_turn()
+                return
+            except OSError as error:
+                # Of the cursor's files, as on a full disk: the sink itself is not even asked.
+                self._complain(error)
+            if self._stop.wait(pause_s):
+                return
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _take_turn(self) -> None:
+        """Wait for the lock, then ship until the stop. Raises OSError."""
         descriptor = os.open(self._place / f"{self.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while not self._locked(descriptor):
@@ -139,14 +156,18 @@ class Shipper:
                     return
             self.ships = True
             self._cursor = _Cursor(self._place, self.name)
-            self._cursor.prune({path.name.removesuffix(chain.SUFFIX) for path in logs_in([self._directory])})
+            self._cursor.prune(set(self._logs()))
             self._reached = dict(self._cursor.offsets)
             self._serve()
-        except OSError as error:
-            _log.error("an audit sink has ended", sink=self.name, reason=error.strerror)
         finally:
             self.ships = False
+            metrics.AUDIT_SINK_BEHIND.labels(self.name).set(0)
             os.close(descriptor)
+
+    def _logs(self) -> dict[str, Path]:
+        """What there is to ship; files of other names are not ours."""
+        named = {path.name.removesuffix(chain.SUFFIX): path for path in logs_in([self._directory])}
+        return {log: path for log, path in named.items() if _LOG.fullmatch(log)}
 
     def _locked(self, descriptor: int) -> bool:
         try:
@@ -180,16 +201,19 @@ class Shipper:
             self._cursor.note()
 
     def _failed(self, error: SinkFailed | OSError) -> None:
+        self._complain(error)
+        self._sink.close()
+        # Whatever is not known to have arrived goes again.
+        self._sent.clear()
+        self._reached = dict(self._cursor.offsets)
+
+    def _complain(self, error: SinkFailed | OSError) -> None:
         self.failures += 1
         metrics.AUDIT_SINK_FAILURES.labels(self.name).inc()
         reason = error.message if isinstance(error, SinkFailed) else error.strerror or type(error).__name__
         if self.failing is None:
             _log.warning("an audit sink takes no records", sink=self.name, reason=reason)
         self.failing = reason
-        self._sink.close()
-        # Whatever is not known to have arrived goes again.
-        self._sent.clear()
-        self._reached = dict(self._cursor.offsets)
 
     def _recovered(self) -> None:
         if self.failing is not None:
@@ -200,7 +224,7 @@ class Shipper:
         """Send what is new, at most AT_ONCE bytes of each log; whether there was anything."""
         self._sink.check()
         self._settle()
-        paths = {path.name.removesuffix(chain.SUFFIX): path for path in logs_in([self._directory])}
+        paths = self._logs()
         for log in self._reached.keys() - paths.keys():
             self._dropped(log)
         moved, behind = False, 0

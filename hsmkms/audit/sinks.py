@@ -125,15 +125,22 @@ class Syslog:
             self._connection = None
 
     def _message(self, log: str, line: bytes) -> bytes:
-        parsed = _decode(line)
+        try:
+            header = self._header(log, _decode(line), line)
+        except (msgspec.MsgspecError, ValueError, KeyError):
+            # It is none that was written here: who verifies the copy is to see it, and the next ones.
+            header = f"<{FACILITY * 8 + _SEVERITY['critical']}>1 - {self._node} hsmkms {log} - - "
+        return header.encode() + line
+
+    def _header(self, log: str, parsed: _Line, line: bytes) -> str:
         signed = None if parsed.checkpoint is None else parsed.checkpoint.checkpoint
         said = parsed.event or signed or parsed.opened or parsed.resumed or parsed.retired
         if said is None:
-            raise SinkFailed(f"Record {parsed.seq} of {log} is of no kind that there is. Run `hsmkms audit verify`.")
-        kind = line[line.index(b',"', chain.BODY_AT) + 2 :].partition(b'"')[0].decode()
-        priority = FACILITY * 8 + _SEVERITY.get(said.severity, _SEVERITY["notice"])
+            raise ValueError("no kind of record that there is")
+        priority = FACILITY * 8 + _SEVERITY[said.severity]
         at = said.at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        return f'<{priority}>1 {at} {self._node} hsmkms {log} {kind} [meta sequenceId="{parsed.seq}"] '.encode() + line
+        kind = line[line.index(b',"', chain.BODY_AT) + 2 :].partition(b'"')[0].decode("ascii")
+        return f'<{priority}>1 {at} {self._node} hsmkms {log} {kind} [meta sequenceId="{parsed.seq}"] '
 
 
 class HttpReceiver:

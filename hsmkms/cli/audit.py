@@ -40,6 +40,8 @@ Since = Annotated[datetime | None, typer.Option("--since", help="From this time 
 Until = Annotated[datetime | None, typer.Option("--until", help="Before this time, UTC.")]
 
 _LOOK_S = 0.5
+_RETIRED_AT_ONCE = 32
+"""Logs in one record: syslog servers cut what is much longer."""
 
 
 @app.command("verify")
@@ -101,7 +103,9 @@ def retire(
             return
         if not yes:
             typer.confirm(f"Delete {len(old)} logs?", abort=True, err=True)
-        opened.journal.retire_blocking({one.log: (one.records, one.digests[one.records]) for one in old})
+        for start in range(0, len(old), _RETIRED_AT_ONCE):
+            part = old[start : start + _RETIRED_AT_ONCE]
+            opened.journal.retire_blocking({one.log: (one.records, one.digests[one.records]) for one in part})
         opened.heads.forget([one.log for one in old])
     # The rooms are closed, and with them what was recorded is signed.
     if not opened.journal.signed:

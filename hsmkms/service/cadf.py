@@ -118,6 +118,9 @@ def _target(act: Act, instance: Instance | None, key: Key | None) -> e.Target:
         crn = instance_crn(instance.region, instance.account, instance.id)
         return e.Target(crn, act.reference or instance.id, "kms/instance")
     account = _NOBODY if act.caller is None else act.caller.account
+    if act.instance_id is not None:
+        crn = record_crn("kms", account, "instance", act.instance_id)
+        return e.Target(crn, act.reference or act.instance_id, "kms/instance")
     kind, name = (act.grants[0].kind, act.grants[0].id) if act.grants else ("account", act.reference or account)
     service = "kms" if act.action.startswith("kms.") else "iam"
     return e.Target(record_crn(service, account, kind, name), name, f"{service}/{kind}")
