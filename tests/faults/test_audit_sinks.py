@@ -199,12 +199,12 @@ def test_a_server_of_somebody_else_gets_nothing(deployment: Deployment, tmp_path
 
 
 def test_the_service_ships_to_all_its_sinks(state: State, receiver: Receiver, tmp_path: Path) -> None:
-    """Standard output and HTTP, set in the environment; two workers share one directory."""
+    """Standard output and HTTP, set in the environment."""
     bearer = tmp_path / "bearer"
     bearer.write_text("a bearer token\n")
     bearer.chmod(0o600)
     sinks = [{"kind": "stdout"}, {"kind": "http", "url": receiver.url, "bearer_file": str(bearer)}]
-    service = Service(state, workers=2, HSMKMS_AUDIT_SINKS=json.dumps(sinks))
+    service = Service(state, HSMKMS_AUDIT_SINKS=json.dumps(sinks))
     with service, service.client() as client:
         key = create_key(client)
         for _ in range(20):
