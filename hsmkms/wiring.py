@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
 from hsmkms.api.requests import Gate
+from hsmkms.api.serving import end_with_parent
 from hsmkms.audit.chain import Head
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.clock import Clock, system_clock
@@ -150,9 +151,10 @@ def open_rooms(
             wait_s=settings.session_wait_s,
             recycle_after=settings.recycle_after_objects,
         )
-        stack.callback(pool.close)
         if watch:
             stack.callback(HangWatch(pool, settings.token_call_timeout_s).close)
+        # Before the watch ends: a library may hang in its end too.
+        stack.callback(pool.close)
         token = Token(pool)
         database = Database(settings.database)
         stack.callback(database.close)
@@ -324,7 +326,7 @@ def _services(
         groups=GroupService(grants, account, rights, clock),
         policies=PolicyService(grants, account, rights, snapshot, clock, any_region=any_region),
         instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
-        health=HealthService(token, database, trail),
+        health=HealthService(token, database, snapshot, trail),
         snapshot=snapshot,
         trail=trail,
         gate=Gate(
@@ -353,6 +355,7 @@ def pin_of(settings: Settings) -> SecretText:
 
 def worker() -> ASGIApp:
     """One worker's application; uvicorn calls this in each process."""
+    end_with_parent()
     configure_logs()
     settings = load()
     rooms = open_rooms(settings, pin_of(settings), watch=True)
