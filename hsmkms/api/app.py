@@ -33,16 +33,19 @@ from hsmkms.api.cold import Services
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
 from hsmkms.api.problems import kms_problem, platform_problem
-from hsmkms.api.protocol import STOPPING
+from hsmkms.api.protocol import STOPPING, WARM
 from hsmkms.api.requests import correlation_id
+from hsmkms.api.warm import WarmPath
 
 
 def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
     """The application over `services`; `close` is called once when the server stops."""
 
+    warm = WarmPath(services.crypto, services.gate, services.trail)
+
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
-        yield {STOPPING: asyncio.Event()}
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
+        yield {STOPPING: asyncio.Event(), WARM: warm}
         close()
 
     app = FastAPI(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
@@ -17,6 +17,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from hsmkms import errors
+
+T = TypeVar("T")
 
 MORE_INFO: Final = "https://cloud.ibm.com/apidocs/key-protect"
 ERROR_TYPE: Final = "application/vnd.ibm.kms.error+json"
@@ -84,6 +86,14 @@ async def guard(answer: Awaitable[Response], problem: Problem, correlation_id: s
         return problem(error, correlation_id)
     response.headers["Correlation-Id"] = correlation_id
     return response
+
+
+def guard_now(call: Callable[[], T], problem: Callable[[Exception], Response]) -> T | Response:
+    """What `call` returns, or the problem it ended in."""
+    try:
+        return call()
+    except Exception as error:
+        return problem(error)
 
 
 def status_of(error: Exception) -> HTTPStatus:

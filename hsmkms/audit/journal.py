@@ -50,7 +50,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    content: bytes
+    contents: Sequence[bytes]
     done: Callable[[AuditUnavailable | None], None]
 
 
@@ -101,10 +101,15 @@ class Journal:
         """Why the last events could not be written; None if they were."""
         return self._failure
 
+    def record_all(self, contents: Sequence[bytes], settle: Callable[[AuditUnavailable | None], None]) -> None:
+        """Have `settle` called in the running loop when all these events (JSON) are durable, or with why they are not.
+        Raises AuditUnavailable."""
+        loop = asyncio.get_running_loop()
+        self._put(contents, lambda error: _tell(loop, settle, error))
+
     async def record(self, one: event.Event) -> None:
         """Return when the event is durable. Raises AuditUnavailable."""
-        loop = asyncio.get_running_loop()
-        written: asyncio.Future[None] = loop.create_future()
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def settle(error: AuditUnavailable | None) -> None:
             if written.done():
@@ -114,7 +119,7 @@ class Journal:
             else:
                 written.set_exception(error)
 
-        self._put(event.encode(one), lambda error: _tell(loop, settle, error))
+        self.record_all((event.encode(one),), settle)
         await written
 
     def record_blocking(self, one: event.Event) -> None:
@@ -127,7 +132,7 @@ class Journal:
                 errors.append(error)
             written.set()
 
-        self._put(event.encode(one), settle)
+        self._put((event.encode(one),), settle)
         written.wait()
         if errors:
             raise errors[0]
@@ -139,10 +144,10 @@ class Journal:
         self._thread.join()
         self._signer.shutdown()
 
-    def _put(self, content: bytes, done: Callable[[AuditUnavailable | None], None]) -> None:
+    def _put(self, contents: Sequence[bytes], done: Callable[[AuditUnavailable | None], None]) -> None:
         if self._closed:
             raise AuditUnavailable("The service is stopping. Try again.")
-        self._queue.put(_Waiting(content, done))
+        self._queue.put(_Waiting(contents, done))
 
     def _run(self) -> None:
         while True:
@@ -196,7 +201,7 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.append(("event", waiting.content) for waiting in batch)
+            self._file.append(("event", content) for waiting in batch for content in waiting.contents)
         except OSError as error:
             self._abandon(error.strerror or "input or output failed")
             return self._failure
