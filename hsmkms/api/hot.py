@@ -24,10 +24,12 @@ from hsmkms.api import wire
 from hsmkms.api.bodies import HOT_LIMIT, decode_object, parse, read_body
 from hsmkms.api.problems import guard, kms_problem
 from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
+from hsmkms.correlation import adopt
 from hsmkms.domain.access import Action
 from hsmkms.errors import InvalidField, NoBody
 from hsmkms.service.crypto import CryptoService, Unwrapped, Wrapped
 from hsmkms.service.trail import Act, Trail
+from hsmkms.telemetry import metrics
 
 _ENTERED_FOR_S: Final = 0.1
 PREFIX: Final = "/api/v2/keys/"
@@ -73,14 +75,18 @@ class HotPath:
             await self._app(scope, receive, send)
             return
         reference, action = found
+        began = time.perf_counter()
         headers = header_map(scope["headers"])
         problem, correlation = PROBLEMS[action], correlation_id(headers)
+        adopt(correlation)
         act = Act(ACTIONS[action].value, correlation, scope["path"], address_of(scope), reference=reference)
         try:
             response = await guard(self._answer(act, reference, action, headers, scope, receive), problem, correlation)
         except ClientDisconnect:
+            metrics.answered(act.action, metrics.CUT_OFF, began)
             return
         response = await guard(self._recorded(act, response), problem, correlation)
+        metrics.answered(act.action, response.status_code, began)
         await response(scope, receive, send)
 
     async def _recorded(self, act: Act, response: Response) -> Response:

@@ -15,7 +15,7 @@ from hsmkms.api.warm import WarmPath
 STOPPING: Final = "stopping"
 """In the lifespan's state, and so in each request's: an asyncio.Event."""
 WARM: Final = "warm"
-"""There too: the WarmPath."""
+"""There too: the WarmPath, or None."""
 
 
 class _UnderWay:
@@ -48,7 +48,7 @@ class Protocol(HttpToolsProtocol):
         tls = transport.get_extra_info("ssl_object")
         self._certificate = None if tls is None else tls.getpeercert(binary_form=True)
         self._address = self.client[0] if self.client else ""
-        self._warm: WarmPath = self.app_state[WARM]
+        self._warm: WarmPath | None = self.app_state[WARM]
         self._nothing = asyncio.Event()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -73,7 +73,8 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Wait for the body, if it may be a warm request."""
         if (
-            self._is_free()
+            self._warm is not None
+            and self._is_free()
             and not self.expect_100_continue
             and not self.flow.write_paused
             and self.parser.get_method() == b"POST"
@@ -94,7 +95,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        if self._chunks is not None:
+        if self._warm is not None and self._chunks is not None:
             body = b"".join(self._chunks)
             exchange = self._warm.prepare(self.url, self.headers, body, self._address, self._certificate)
             if exchange is not None:

@@ -9,6 +9,7 @@ so no rule stands here. What has been counted by the gate is answered here, what
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +21,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from hsmkms.api import hot, wire
 from hsmkms.api.problems import guard_now
 from hsmkms.api.requests import CORRELATION_HEADERS, Gate, correlation_id
+from hsmkms.correlation import adopt
 from hsmkms.domain.access import Caller
 from hsmkms.domain.ids import canonical_uuid
 from hsmkms.errors import AuditUnavailable, HsmkmsError
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.trail import Act, Trail
+from hsmkms.telemetry import metrics
 
 MOST_AT_ONCE: Final = 32
 """So that the last of a turn does not wait for more than some milliseconds of others' work."""
@@ -50,6 +53,7 @@ class Exchange:
     caller: Caller
     instance_id: str
     action: str
+    began: float
     work: Callable[[], bytes]
 
     def problem(self, error: Exception) -> Response:
@@ -70,6 +74,7 @@ class WarmPath:
         self, url: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes, address: str, certificate: bytes | None
     ) -> Exchange | None:
         """A POST that came whole, if it is for here; it has had no effect yet."""
+        began = time.perf_counter()
         reference, _, name = url[len(_PREFIX) :].partition(b"/actions/")
         action = _ACTIONS.get(name)
         if action is None or not url.startswith(_PREFIX) or not _is_plain(reference):
@@ -96,7 +101,7 @@ class WarmPath:
         except (HsmkmsError, ValueError, RecursionError):
             # The patient way says what is wrong with it.
             return None
-        return None if work is None else Exchange(act, caller, instance_id, action, work)
+        return None if work is None else Exchange(act, caller, instance_id, action, began, work)
 
     def _wrap(self, act: Act, caller: Caller, instance_id: str, body: bytes) -> Callable[[], bytes] | None:
         wish = hot.decode_wrap(body)
@@ -126,6 +131,7 @@ class WarmPath:
         done: list[tuple[Exchange, Answer, bytes | Response]] = []
         events: list[bytes] = []
         for exchange, answer in batch:
+            adopt(exchange.act.correlation_id)
             found = guard_now(partial(self._work, exchange), exchange.problem)
             status = 200 if isinstance(found, bytes) else found.status_code
             event = guard_now(partial(self._trail.outcome, exchange.act, status), exchange.problem)
@@ -152,10 +158,12 @@ class WarmPath:
 
 
 def _send(exchange: Exchange, answer: Answer, found: bytes | Response) -> None:
+    status = 200 if isinstance(found, bytes) else found.status_code
+    metrics.answered(exchange.act.action, status, exchange.began)
     if isinstance(found, bytes):
         answer(_HEAD % (exchange.act.correlation_id.encode(), len(found)), found)
         return
-    lines = [STATUS_LINE[found.status_code], *(b"%s: %s\r\n" % header for header in found.raw_headers)]
+    lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in found.raw_headers)]
     answer(b"".join(lines), bytes(found.body))
 
 

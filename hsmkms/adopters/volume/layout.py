@@ -3,9 +3,10 @@
 DIR/volume.json     which backend, where it is mounted, how the key service is reached; nothing secret
 DIR/dek.json        the wrapped DEK; dek-2.json and so on after it was exchanged
 DIR/cipher/         the data, encrypted; what lies in it is the backend's. cipher-2 and so on with another DEK
-DIR/lock            held while the data is open, by the process that holds it open
 DIR/status.json     what `run` last found; for `status`, and never believed
 MOUNT/              the data in clear, while it is open
+
+Who holds the data open has a lock on DIR itself, which unlike a file in it cannot be deleted meanwhile.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Final
 
 import pydantic
 
-from hsmkms.adopters.client import AdopterError
 from hsmkms.adopters.core import atomic
+from hsmkms.adopters.refusals import AdopterError
 
 FORMAT: Final = 1
 KIND: Final = "volume"
@@ -37,17 +38,20 @@ class _Settings(pydantic.BaseModel):
     mount: Path
     connection_file: Path
     generation: int = pydantic.Field(default=1, ge=1)
+    size_mib: int | None = pydantic.Field(default=None, ge=32)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume and its paths, all absolute. `generation` counts its DEKs: a new one has files of its own."""
+    """A volume and its paths, all absolute. `generation` counts its DEKs: a new one has files of its own. `size_mib` is
+    that of an image, for the backend that makes one."""
 
     directory: Path
     backend: str
     mount: Path
     connection_file: Path
     generation: int = 1
+    size_mib: int | None = None
 
     @property
     def dek_file(self) -> Path:
@@ -72,8 +76,11 @@ class Volume:
             mount=self.mount,
             connection_file=self.connection_file,
             generation=self.generation,
+            size_mib=self.size_mib,
         )
-        atomic.replace(self.directory / "volume.json", settings.model_dump_json(indent=1).encode() + b"\n")
+        atomic.replace(
+            self.directory / "volume.json", settings.model_dump_json(indent=1, exclude_none=True).encode() + b"\n"
+        )
 
     @classmethod
     def read(cls, directory: Path) -> Volume:
@@ -90,7 +97,7 @@ class Volume:
             raise VolumeRefused(f"{file} is damaged. Restore it from a backup, or make it again by hand.") from error
         if found.format > FORMAT:
             raise VolumeRefused(f"{file} is of format {found.format}; this program knows up to {FORMAT}.")
-        return cls(directory, found.backend, found.mount, found.connection_file, found.generation)
+        return cls(directory, found.backend, found.mount, found.connection_file, found.generation, found.size_mib)
 
 
 class VolumeLock:
@@ -98,7 +105,10 @@ class VolumeLock:
 
     def __init__(self, volume: Volume) -> None:
         """Raises VolumeRefused when somebody holds it."""
-        self.fd = os.open(volume.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self.fd = os.open(volume.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise VolumeRefused(f"{volume.directory} cannot be opened: {error.strerror}.") from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
