@@ -44,7 +44,7 @@ def create_app(services: Services, close: Callable[[], None], *, short_way: bool
     """The application over `services`; `close` is called once when the server stops. Without `short_way` every request
     passes whatever is put around the application (see `warm`)."""
 
-    warm = WarmPath(services.crypto, services.gate, services.trail)
+    warm = WarmPath(services.crypto, services.gate, services.trail) if short_way else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
