@@ -134,6 +134,11 @@ class Transport:
                 answer = self._http.request(method, url, timeout=left_s, **parts)
             except httpx.TransportError as error:
                 told = f"({str(error) or type(error).__name__})"
+            except RuntimeError:
+                # What the library says when another thread has closed the connections since we looked.
+                if self._http.is_closed:
+                    break
+                raise
             else:
                 if answer.status_code not in _AGAIN:
                     return answer

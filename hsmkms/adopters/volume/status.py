@@ -89,8 +89,8 @@ def describe_file(file: Path) -> dict[str, Any]:
 def _is_open(volume: Volume) -> bool:
     try:
         return is_locked(volume) or backend_of(volume).is_open(volume)
-    except VolumeRefused:
-        # What its backend needs is not on this host, so nothing has it open here.
+    except (VolumeRefused, OSError):
+        # What its backend needs, or it itself, is not on this host, so nothing has it open here.
         return False
 
 
