@@ -45,14 +45,13 @@ from hsmkms.adopters.objectstorage.bucket import BucketDeks, bucket_of, is_subsi
 from hsmkms.adopters.objectstorage.configuration import Account, Configuration
 from hsmkms.adopters.objectstorage.deks import DekCache
 from hsmkms.adopters.objectstorage.lifecycle import AWAY, Lifecycle, is_policy, wanted_key
-from hsmkms.adopters.objectstorage.metadata import Metadata
+from hsmkms.adopters.objectstorage.metadata import OVERRIDE, Metadata
 from hsmkms.adopters.objectstorage.provisioning import Provisioner
 from hsmkms.adopters.objectstorage.refusals import refusal, unavailable
 from hsmkms.adopters.objectstorage.retention import RETAINED_UNTIL, RetentionRefused
 from hsmkms.adopters.transport import Transport
 
 StartResponse = Callable[..., Any]
-_OVERRIDE: Final = "swift.crypto.override"
 _META_VERSION: Final = "3"
 _EXPIRING: Final = ("X-Delete-At", "X-Delete-After")
 
@@ -163,7 +162,7 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
     def _unprotected(self, env: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Neither encrypt nor decrypt, unless a keymaster to the left of this one does."""
         if CRYPTO_KEY_CALLBACK not in env:
-            env[_OVERRIDE] = True
+            env[OVERRIDE] = True
         return self._passed(env, start_response)
 
     def _looked_at_to_delete(self, env: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:

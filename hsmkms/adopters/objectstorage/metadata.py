@@ -16,6 +16,8 @@ from hsmkms.adopters.objectstorage.configuration import Account
 from hsmkms.adopters.objectstorage.refusals import refusal, unavailable
 from hsmkms.adopters.objectstorage.retention import RETAINED_UNTIL, Retention, RetentionRefused
 
+OVERRIDE: Final = "swift.crypto.override"
+"""Tells Swift's encryption to leave a request alone."""
 _SOURCE: Final = "KMS"
 _PREFIX: Final = "x-container-sysmeta-"
 
@@ -86,6 +88,8 @@ class Metadata:
             request.environ, "HEAD", quote(path), headers={"X-Newest": "true"}, swift_source=_SOURCE
         )
         head.environ.pop("swift.infocache", None)
+        # What is asked for is not encrypted, and the DEK may not be had.
+        head.environ[OVERRIDE] = True
         response = head.get_response(self._app)
         if response.status_int == 404:
             return None

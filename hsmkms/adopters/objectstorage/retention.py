@@ -39,7 +39,7 @@ class Retention:
         """Raises RetentionRefused."""
         if not 0 <= self.minimum <= self.default <= self.maximum <= _MAX_DAYS or self.maximum == 0:
             raise RetentionRefused(
-                f"Retention is in days: minimum, default, maximum, each not less than the one before, up to {_MAX_DAYS}."
+                f"Retention is in days: minimum, default, maximum, none less than the one before, up to {_MAX_DAYS}."
             )
 
     @classmethod
