@@ -41,8 +41,8 @@ class Local:
 @contextmanager
 def rooms() -> Iterator[Rooms]:
     """The rooms of this host's deployment."""
-    configure_logs()
     settings = load()
+    configure_logs(settings)
     opened = open_rooms(settings, pin_of(settings))
     with opened.close, opened.services.trail.operator(COMMAND.get(), getpass.getuser()):
         yield opened

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
@@ -24,17 +26,30 @@ _PLANNER: Final = "-c work_mem=16MB -c jit=off -c random_page_cost=1.1"
 
 
 class _BoundedConnection(psycopg.Connection[Any]):
-    """Every answer has a bound, also that to a ping or a commit."""
+    """Every answer has a bound, also that to a ping or a commit; `answer_s` is None while it has none."""
+
+    answer_s: float | None = _ANSWER_S
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         """As psycopg's, which waits for ever. Raises psycopg.OperationalError, with the connection closed."""
         try:
-            return super().wait(gen, interval, timeout=_ANSWER_S if timeout is None else timeout)
+            return super().wait(gen, interval, timeout=self.answer_s if timeout is None else timeout)
         except psycopg.errors._WaitTimeout as error:
             if timeout is not None:
                 raise
             self.close()
             raise psycopg.OperationalError("the server does not answer") from error
+
+
+@contextlib.contextmanager
+def patient(connection: sqlalchemy.Connection) -> Iterator[None]:
+    """For what may take as long as it takes, such as an index on many rows."""
+    driver = cast(_BoundedConnection, connection.connection.driver_connection)
+    driver.answer_s = None
+    try:
+        yield
+    finally:
+        driver.answer_s = _ANSWER_S
 
 
 def make_url(url: str) -> sqlalchemy.URL:

@@ -12,6 +12,7 @@ from typing import Final
 from hsmkms.adopters.client import AdopterError
 from hsmkms.adopters.core.follower import Condition, Report
 
+_POLL_S: Final = 0.05
 STALE_S: Final = 180.0
 """A report older than this means that nobody looks any more; he does once a minute."""
 
@@ -56,7 +57,7 @@ class Monitor:
         except OSError as error:
             raise PortTaken(f"127.0.0.1:{port} cannot be bound: {error.strerror}.") from error
         self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Monitor:
@@ -94,6 +95,7 @@ class Monitor:
                 "Whether the key service did not answer the last look.",
                 condition in (Condition.AWAY, Condition.LOCKED_AWAY),
             ),
+            ("rewrap_due", "gauge", "Whether the DEK is not under the newest key version yet.", seen.report.behind),
             ("last_look_timestamp_seconds", "gauge", "When the key was last looked at.", seen.at),
             ("rewraps_total", "counter", "How often the DEK moved to another version of its key.", seen.rewraps),
         )
