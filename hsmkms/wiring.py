@@ -168,8 +168,9 @@ def open_rooms(
         stack.callback(database.close)
         if migrate:
             database.migrate()
-        elif database.revision() != database.newest_revision():
-            raise StoreRefused("The database is not of this version. Run `hsmkms init` (new) or `hsmkms serve` (old).")
+        unfit = database.unfit()
+        if unfit is not None:
+            raise StoreRefused(unfit)
         stores = _Stores(
             KeyStore(database),
             TenantStore(database),

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import ibm_boto3
+import ibm_boto3.session
 from ibm_botocore.client import Config
 
 from tests.support.adopter import STORAGE, Adopter
@@ -21,7 +21,7 @@ from tests.support.ports import free_port
 CACHE_S = 2.0
 START_S = 90
 USERS = {"bank": "storage", "plain": "storage", "other": "storage"}
-PASSWORD = "a-secret-key-of-tests"  # noqa: S105
+PASSWORD = "a-secret-key-of-tests"
 
 
 class Swift:
@@ -84,7 +84,7 @@ class Swift:
 
     def client(self, account: str = "bank", **extra: Any) -> Any:
         """IBM's SDK with HMAC keys."""
-        return ibm_boto3.client(
+        return ibm_boto3.session.Session().client(
             "s3",
             endpoint_url=self.url,
             aws_access_key_id=f"{account}:{USERS[account]}",
@@ -96,7 +96,7 @@ class Swift:
 
     def token_client(self, api_key: str, instance_id: str | None = None) -> Any:
         """IBM's SDK with an API key."""
-        return ibm_boto3.client(
+        return ibm_boto3.session.Session().client(
             "s3",
             endpoint_url=self.url,
             ibm_api_key_id=api_key,
