@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from hsmkms.adopters.connection import Connection
 from hsmkms.adopters.core import memory, passphrase
 from hsmkms.adopters.core.dek_file import WrappedDekFile
 from hsmkms.adopters.core.monitor import Monitor
+from hsmkms.adopters.objectstorage.status import describe as describe_buckets
 from hsmkms.adopters.volume import operations
 from hsmkms.adopters.volume.choice import AUTO, backend_of
 from hsmkms.adopters.volume.layout import Volume, VolumeLock
@@ -176,10 +177,14 @@ def show_passphrase(
 
 @app.command("status")
 def status(
-    directories: Annotated[list[Path], typer.Argument(help="Directories of volumes.")], json: JsonOption = False
+    places: Annotated[list[Path], typer.Argument(help="Directories of volumes, configuration files of buckets.")],
+    json: JsonOption = False,
 ) -> None:
     """Show protected resources, their keys and key versions, and the last event of each."""
-    show([describe(Volume.read(directory)) for directory in directories], json)
+    rows: list[dict[str, Any]] = []
+    for place in places:
+        rows += [describe(Volume.read(place))] if place.is_dir() else describe_buckets(place)
+    show(rows, json)
 
 
 def _begin() -> None:
