@@ -14,6 +14,7 @@ from hsmkms.cli import (
     adopt,
     audit,
     authorizations,
+    backup,
     call,
     ceremony,
     crypto,
@@ -47,6 +48,8 @@ app.command("wrap")(crypto.wrap)
 app.command("unwrap")(crypto.unwrap)
 app.command("doctor")(doctor.doctor)
 app.command("call")(call.call)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("jobs")(jobs.jobs)
 app.command("events")(webhooks.events)
 app.add_typer(webhooks.app, name="webhooks")
