@@ -24,6 +24,7 @@ from hsmkms.cli import (
     instances,
     jobs,
     keys,
+    kubernetes,
     webhooks,
 )
 from hsmkms.cli.local import COMMAND
@@ -52,6 +53,7 @@ app.command("events")(webhooks.events)
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(ceremony.app, name="ceremony")
 app.add_typer(adopt.app, name="adopt")
+app.add_typer(kubernetes.app, name="kubernetes-plugin")
 
 
 app.add_typer(audit.app, name="audit")
