@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -60,6 +60,20 @@ class Cluster:
         """A client of a plugin."""
         return self.stack.enter_context(plugin.client())
 
+    def expire(self, key: str) -> None:
+        """Let a key's expiration date be over."""
+        database = Database(self.service.database_url)
+        try:
+            age(database, key, expires_at=timedelta(days=3650))
+        finally:
+            database.close()
+
+    def deregister(self) -> None:
+        """`hsmkms kubernetes-plugin deregister`."""
+        arguments = (f"--key={self.key}", f"--crn={self.crn}", f"--connection={self.connection}")
+        done = self.service.state.run("kubernetes-plugin", "deregister", *arguments)
+        assert done.returncode == 0, done.stderr.decode()
+
     def act(self, action: str) -> None:
         """Do something to the root key, which the waits of the contract would forbid so soon."""
         database = Database(self.service.database_url)
@@ -103,3 +117,16 @@ def make_cluster(service: Service, admin: httpx.Client, iam: Iam, directory: Pat
         sockets = stack.enter_context(socket_directory())
         connection = write_connection(directory, service, source.who.api_key)
         yield Cluster(service, admin, source, create_key(admin, "of a cluster"), sockets, stack, connection)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[[Service], Cluster]]:
+    """Make a cluster of another service."""
+    with ExitStack() as stack:
+
+        def make(service: Service) -> Cluster:
+            admin = stack.enter_context(service.client())
+            iam = stack.enter_context(Iam(service))
+            return stack.enter_context(make_cluster(service, admin, iam, tmp_path))
+
+        yield make
