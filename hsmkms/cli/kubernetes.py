@@ -12,6 +12,7 @@ from hsmkms.adopters.connection import Connection
 from hsmkms.adopters.core import memory
 from hsmkms.adopters.kubernetes import install as files
 from hsmkms.adopters.kubernetes.cache import MAX_LIFE_S
+from hsmkms.adopters.kubernetes.check import check as ask
 from hsmkms.adopters.kubernetes.key_id import root_key_of
 from hsmkms.adopters.kubernetes.plugin import PluginSettings
 from hsmkms.adopters.kubernetes.plugin import run as run_plugin
@@ -67,6 +68,7 @@ def install(
     crn: Annotated[str, _CRN],
     connection: Annotated[Path, _CONNECTION],
     print_: Annotated[bool, typer.Option("--print", help="Print the files, and write none.")] = False,
+    root: Annotated[Path, typer.Option(help="Write below this directory, such as an image's.")] = Path("/"),
     image: Annotated[
         str | None, typer.Option(help="Run as a static pod of this image; a systemd unit if left out.")
     ] = None,
@@ -86,9 +88,14 @@ def install(
         typer.echo("\n".join(file.described() for file in made))
         return
     for file in made:
-        file.write()
-        typer.echo(f"{file.path} is written.")
+        typer.echo(f"{file.write(root)} is written.")
     typer.echo(files.NEXT)
+
+
+@app.command("check")
+def check(socket: Socket = _SOCKET) -> None:
+    """Ask a running plugin as kube-apiserver does: its state, and one encryption there and back."""
+    typer.echo(f"ok, encrypting under {ask(socket)}")
 
 
 @app.command("deregister")

@@ -126,8 +126,9 @@ def test_what_the_api_server_does(runs: dict[str, Run], program: Path) -> None:
         disabled.write(SECRETS[0])
     assert disabled.read(disabled.server) == {False}
     with ApiServer(program, disabled.configuration) as another:
+        assert "The root key is disabled" in another.health()
         for path in SECRETS[:3]:
-            with pytest.raises(Refused, match="disabled"):
+            with pytest.raises(Refused):
                 another.read(path, disabled.stored(path))
 
     # Away: the API server says so, and goes on for as long as it takes.

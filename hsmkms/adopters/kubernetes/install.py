@@ -19,8 +19,8 @@ UNIT: Final = Path("/etc/systemd/system/hsmkms-kubernetes.service")
 POD: Final = Path("/etc/kubernetes/manifests/hsmkms-kubernetes.yaml")
 PROVIDER: Final = "hsmkms"
 NEXT: Final = (
-    f"Start the plugin, then give kube-apiserver --encryption-provider-config={ENCRYPTION}, and let it see that file and "
-    "the directory of the socket. See docs/kubernetes.md."
+    f"Start the plugin, then give kube-apiserver --encryption-provider-config={ENCRYPTION}, and let it see that file "
+    "and the directory of the socket. See docs/kubernetes.md."
 )
 
 
@@ -36,15 +36,18 @@ class NodeFile:
         """Content with its place and mode as a comment in front."""
         return f"# {self.path} (mode {self.mode:04o}, root)\n{self.content}"
 
-    def write(self) -> None:
-        """Write it, or raise PluginRefused: what is there and differs is somebody's."""
+    def write(self, root: Path) -> Path:
+        """Write it below a directory: where it is then. Raises PluginRefused: what is there and differs is
+        somebody's."""
+        path = root / self.path.relative_to("/")
         try:
-            if self.path.exists() and self.path.read_text() != self.content:
-                raise PluginRefused(f"{self.path} exists and is another. Compare it with what --print prints.")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            atomic.replace(self.path, self.content.encode(), self.mode)
+            if path.exists() and path.read_text() != self.content:
+                raise PluginRefused(f"{path} exists and is another. Compare it with what --print prints.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.replace(path, self.content.encode(), self.mode)
         except OSError as error:
-            raise PluginRefused(f"{self.path} cannot be written: {error.strerror}.") from error
+            raise PluginRefused(f"{path} cannot be written: {error.strerror}.") from error
+        return path
 
 
 def files(settings: PluginSettings, image: str | None) -> list[NodeFile]:
