@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +11,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Final
 
-import structlog
 from starlette.types import ASGIApp
 
 from hsmkms.api.app import create_app
@@ -39,6 +36,7 @@ from hsmkms.iam.limits import RequestLimit
 from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
 from hsmkms.jobs.runner import Job, JobRunner
+from hsmkms.logs import configure_logs
 from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
@@ -102,20 +100,6 @@ class Rooms:
     token: Token
     heads: AuditHeadStore
     close: ExitStack
-
-
-def configure_logs() -> None:
-    """One JSON line an event, on standard error."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def address_of(settings: Settings) -> TokenAddress:

@@ -24,7 +24,7 @@ from hsmkms.adopters.volume.server import Server
 from hsmkms.adopters.volume.status import describe
 from hsmkms.adopters.volume.supervisor import Supervisor
 from hsmkms.cli.local import JsonOption, show
-from hsmkms.wiring import configure_logs
+from hsmkms.logs import configure_logs
 
 app = typer.Typer(help="Protect data of other programs with a root key.", no_args_is_help=True)
 volume_app = typer.Typer(help="Keep a directory encrypted, and run a server on it.", no_args_is_help=True)

@@ -20,9 +20,10 @@ from hsmkms.api.protocol import Protocol
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid, StoreRefused
+from hsmkms.logs import configure_logs
 from hsmkms.settings import FILE_NAME, Settings, load, state_dir
 from hsmkms.token.provision import has_token, init_token
-from hsmkms.wiring import configure_logs, open_rooms, pin_of
+from hsmkms.wiring import open_rooms, pin_of
 
 LABEL: Final = "hsmkms"
 CLIENT_ENV: Final = "client.env"

@@ -16,7 +16,7 @@ from hsmkms.adopters.kubernetes.check import check as ask
 from hsmkms.adopters.kubernetes.key_id import root_key_of
 from hsmkms.adopters.kubernetes.plugin import PluginSettings
 from hsmkms.adopters.kubernetes.plugin import run as run_plugin
-from hsmkms.wiring import configure_logs
+from hsmkms.logs import configure_logs
 
 app = typer.Typer(help="Keep the secrets of a Kubernetes cluster under a root key.")
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import getpass
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from hsmkms.cli.command import COMMAND
 from hsmkms.domain.access import Caller
 from hsmkms.domain.ids import canonical_uuid
 from hsmkms.domain.tenants import Instance
 from hsmkms.errors import SettingsInvalid
+from hsmkms.logs import configure_logs
 from hsmkms.settings import load
-from hsmkms.wiring import Rooms, configure_logs, open_rooms, pin_of
-
-COMMAND: Final[ContextVar[str]] = ContextVar("command", default="unknown")
-"""Which command runs, for the audit trail: its name and never its arguments."""
+from hsmkms.wiring import Rooms, open_rooms, pin_of
 
 InstanceOption = Annotated[str | None, typer.Option("--instance", help="GUID of the instance, if there are several.")]
 AccountOption = Annotated[str | None, typer.Option("--account", help="Account, if there are several.")]
