@@ -53,7 +53,7 @@ class Kms:
         from hsmkms.adopters.kubernetes.wire import kms_v2_pb2
 
         self._messages, self._timeout_s = kms_v2_pb2, timeout_s
-        self.channel = grpc.insecure_channel(f"unix://{socket}", options=[("grpc.max_reconnect_backoff_ms", 200)])
+        self.channel = grpc.insecure_channel(f"unix:{socket}", options=[("grpc.max_reconnect_backoff_ms", 200)])
         self._stub = stubs("kms_v2").KeyManagementServiceStub(self.channel)
 
     def __enter__(self) -> Kms:
@@ -89,7 +89,7 @@ class KmsV1beta1:
         from hsmkms.adopters.kubernetes.wire import kms_v1beta1_pb2
 
         self._messages = kms_v1beta1_pb2
-        self.channel = grpc.insecure_channel(f"unix://{socket}")
+        self.channel = grpc.insecure_channel(f"unix:{socket}")
         self._stub = stubs("kms_v1beta1").KeyManagementServiceStub(self.channel)
 
     def version(self) -> tuple[str, str]:

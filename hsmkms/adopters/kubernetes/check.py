@@ -23,7 +23,7 @@ _DEADLINE_S: Final = 3.0
 def check(socket: Path) -> str:
     """The key_id that the plugin encrypts under. Raises PluginRefused with what the plugin says is wrong."""
     uid = str(uuid.uuid4())
-    with grpc.insecure_channel(f"unix://{socket.absolute()}") as channel:
+    with grpc.insecure_channel(f"unix:{socket.absolute()}") as channel:
         try:
             status = _ask(channel, "Status", v2.StatusRequest(), v2.StatusResponse)
             if status.healthz != "ok":

@@ -98,7 +98,8 @@ class Plugin:
         options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
         server = grpc.server(pool, self._services.handlers(with_v1beta1=self._settings.v1beta1), options=options)
         try:
-            server.add_insecure_port(self._socket.address)
+            # The other form of the name has room for one byte less.
+            server.add_insecure_port(f"unix:{self._socket.path}")
         except RuntimeError as error:
             raise PluginRefused(f"{self._socket.path} cannot be bound.") from error
         self._socket.open_to_owner()

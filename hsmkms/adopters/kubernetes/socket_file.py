@@ -30,7 +30,7 @@ class SocketFile:
 
     @property
     def address(self) -> str:
-        """As gRPC and the API server's configuration name it."""
+        """As the API server's configuration names it."""
         return f"unix://{self.path}"
 
     def claim(self) -> None:

@@ -153,9 +153,8 @@ def test_install_prints_and_writes(quiet_cluster: Cluster, tmp_path: Path) -> No
     expected += ["--socket=/run/hsmkms-kms/kms.sock", "--owner=kube", "--metrics-port=9189", "--prevent-deletion"]
     assert started[2 : 2 + len(expected)] == expected
 
-    pod = yaml.safe_load(
-        run(*words, "--image=registry.internal/hsmkms:1", "--v1beta1").stdout.decode().split("\n# /etc")[1]
-    )
+    printed = run(*words, "--image=registry.internal/hsmkms:1", "--v1beta1").stdout.decode()
+    pod = yaml.safe_load(printed.split("\n# /etc/kubernetes/manifests/hsmkms-kubernetes.yaml (mode 0600, root)\n")[1])
     assert pod["spec"]["hostNetwork"]
     container = pod["spec"]["containers"][0]
     assert container["args"][1:] == [*expected[:-1], "--v1beta1", "--prevent-deletion"]
