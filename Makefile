@@ -1,6 +1,6 @@
 # make run: a Key Protect on this machine.  make test: the whole suite.  make test ARGS="tests/interop -k wrap": a part.
 # Two processes, each with whole files: much of what tests do is wait for servers.
-PARALLEL = -n 2 --dist loadfile -m "not slow and not alone"
+PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not alone"
 .PHONY: run test test-slow test-kube-apiserver lint bench
 
 run:

@@ -5,10 +5,11 @@ The only reader of both. Units are in the names; an unknown member of the file i
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pydantic
 from pydantic_settings import (
@@ -75,6 +76,15 @@ class Settings(BaseSettings):
     audit_checkpoint_s: float = pydantic.Field(default=60.0, ge=0.1, le=86_400)
     audit_log_bytes: int = pydantic.Field(default=256 << 20, ge=4_096)
     audit_log_age_s: float = pydantic.Field(default=86_400.0, ge=1, le=31 * 86_400)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = pydantic.Field(default=None, ge=1, le=65_535)
+    metrics_client_ca: Path | None = None
+    metrics_dir: Path | None = None
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: bool = False
+    otlp_endpoint: str | None = pydantic.Field(default=None, pattern=r"^https?://[^\s]+$")
+    trace_ratio: float = pydantic.Field(default=1.0, ge=0, le=1)
     recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)
     identity_requests_per_s: float = pydantic.Field(default=10_000, ge=0, le=1_000_000, allow_inf_nan=False)
     identity_burst_requests: int = pydantic.Field(default=20_000, ge=1, le=1_000_000)
@@ -103,6 +113,12 @@ class Settings(BaseSettings):
     def audit_directory(self) -> Path:
         """Where audit logs are written; `audit` in the state directory unless set."""
         return self.audit_dir or self.state_dir / "audit"
+
+    @property
+    def metrics_directory(self) -> Path:
+        """Where several workers keep what they count; in memory, with a name of this state directory's, unless set."""
+        digest = hashlib.sha256(os.fsencode(self.state_dir)).hexdigest()[:16]
+        return self.metrics_dir or Path(f"/dev/shm/hsmkms-metrics-{os.geteuid()}-{digest}")  # noqa: S108  # owner checked
 
     @property
     def base_url(self) -> str:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
+from http import HTTPStatus
+from inspect import isfunction
 from typing import Final
 
+from prometheus_client import Gauge
 from starlette.types import ASGIApp
 
 from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
+from hsmkms.api.hot import ACTIONS as HOT_ACTIONS
+from hsmkms.api.observed import AccessLog, Traced
 from hsmkms.api.requests import Gate
 from hsmkms.audit.chain import Head
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.clock import Clock, system_clock
+from hsmkms.correlation import ContextThreads
 from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import (
@@ -36,7 +44,6 @@ from hsmkms.iam.limits import RequestLimit
 from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
 from hsmkms.jobs.runner import Job, JobRunner
-from hsmkms.logs import configure_logs
 from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
@@ -78,14 +85,24 @@ from hsmkms.store.records import RecordStore
 from hsmkms.store.registrations import RegistrationStore
 from hsmkms.store.tenants import TenantStore
 from hsmkms.store.webhooks import DeliveryStore
+from hsmkms.telemetry import logs, metrics
 from hsmkms.token.hanging import HangWatch
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
 
 AUDIT_KEY_ID: Final = "61756469-7400-4000-8000-636865636b70"
 """CKA_ID of the token key that signs audit checkpoints: one a token, which every node finds without asking."""
-
-
+_TRACED_OF_TOKEN: Final = (
+    "check",
+    "create_key",
+    "destroy_key",
+    "generate_key",
+    "mac",
+    "open",
+    "random",
+    "seal",
+    "sign",
+)
 AUDIT_HEADS_TOLD_FOR: Final = timedelta(days=7)
 """How long after its last record a log's head is written into the logs of others."""
 
@@ -99,7 +116,16 @@ class Rooms:
     doctor: Doctor
     token: Token
     heads: AuditHeadStore
+    gauges: Mapping[Gauge, Callable[[], float]]
     close: ExitStack
+
+
+def configure_logs(settings: Settings | None = None) -> None:
+    """Log lines as the settings want them; before these are known, as they are by default."""
+    if settings is None:
+        logs.configure()
+    else:
+        logs.configure(settings.log_format, settings.log_level)
 
 
 def address_of(settings: Settings) -> TokenAddress:
@@ -170,7 +196,7 @@ def open_rooms(
             _require_audit_key(token)
         journal = _journal(settings, token, heads, clock)
         stack.callback(journal.close)
-        threads = ThreadPoolExecutor(max_workers=settings.sessions, thread_name_prefix="token")
+        threads = ContextThreads(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
         material = Material(token, stores.keys, stores.import_tokens, waits, clock)
@@ -206,8 +232,22 @@ def open_rooms(
             ),
             token=token,
             heads=heads,
+            gauges=_gauges(pool, snapshot, journal),
             close=stack.pop_all(),
         )
+
+
+def _gauges(pool: SessionPool, snapshot: Snapshot, journal: Journal) -> dict[Gauge, Callable[[], float]]:
+    """What metrics tell of the state of this process."""
+    return {
+        metrics.TOKEN_SESSIONS: lambda: pool.open_sessions,
+        metrics.TOKEN_SESSIONS_LENT: lambda: pool.lent_sessions,
+        metrics.SNAPSHOT_TIME: lambda: time.time() - snapshot.age_s,
+        metrics.SNAPSHOT_KEYS: lambda: snapshot.key_count,
+        metrics.AUDIT_WAITING: lambda: journal.waiting,
+        metrics.AUDIT_LAG: lambda: journal.lag_s,
+        metrics.AUDIT_FAILING: lambda: journal.failure is not None,
+    }
 
 
 def _require_audit_key(token: Token) -> None:
@@ -337,16 +377,41 @@ def pin_of(settings: Settings) -> SecretText:
 
 def worker() -> ASGIApp:
     """One worker's application; uvicorn calls this in each process."""
-    configure_logs()
     settings = load()
+    configure_logs(settings)
     rooms = open_rooms(settings, pin_of(settings), watch=True)
     rooms.deployment.require_founded()
     # From here on the token has a canary in this process, and so the breaker something that can close it.
     rooms.services.health.readiness()
+    metrics.bind({action.value: HTTPStatus.OK for action in HOT_ACTIONS.values()})
+    rooms.close.callback(metrics.Reporter(rooms.gauges).close)
     for runner in _runners(rooms.services, f"{socket.gethostname()[:40]}-{os.getpid()}"):
         rooms.close.callback(runner.stop)
         runner.start()
-    return create_app(rooms.services, rooms.close.close)
+    watched = settings.otlp_endpoint is not None or settings.access_log
+    app = create_app(rooms.services, rooms.close.close, short_way=not watched)
+    if settings.otlp_endpoint is not None:
+        app = _traced(app, settings, settings.otlp_endpoint, rooms)
+    return AccessLog(app) if settings.access_log else app
+
+
+def _traced(app: ASGIApp, settings: Settings, endpoint: str, rooms: Rooms) -> ASGIApp:
+    """The application in traces. What makes them is imported only here: it takes memory and a third of a second."""
+    from hsmkms.telemetry.tracing import Tracing, with_trace_id
+
+    tracing = Tracing(endpoint, settings.trace_ratio, f"{socket.gethostname()}-{os.getpid()}")
+    rooms.close.callback(tracing.close)
+    logs.configure(settings.log_format, settings.log_level, with_trace_id)
+    tracing.instrument("iam", Callers, ("known", "resolve"))
+    tracing.instrument("token", Token, _TRACED_OF_TOKEN)
+    tracing.instrument("store", Database, ("read", "write"))
+    tracing.instrument("audit", Journal, ("record", "record_blocking"))
+    for field in fields(rooms.services):
+        service = type(getattr(rooms.services, field.name))
+        if service.__module__.startswith("hsmkms.service.") and service not in (Snapshot, EventBell, Trail):
+            use_cases = [name for name, one in vars(service).items() if isfunction(one) and not name.startswith("_")]
+            tracing.instrument(f"service.{field.name}", service, use_cases)
+    return Traced(app, tracing.request)
 
 
 def _runners(services: Services, holder: str) -> list[JobRunner]:

@@ -10,7 +10,7 @@ Each call raises KeyServiceAway, KeyRefused, CiphertextRefused (`refusals`) or C
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +32,7 @@ from hsmkms.adopters.values import (
     EventPage,
     Key,
     KeyState,
+    Registration,
     Rewrapped,
     Unwrapped,
     WrappedDek,
@@ -54,6 +55,7 @@ __all__ = [
     "KeyServiceAway",
     "KeyServiceClient",
     "KeyState",
+    "Registration",
     "Rewrapped",
     "Unwrapped",
     "WrappedDek",
@@ -62,6 +64,7 @@ __all__ = [
 
 MAX_WAIT_S = 60
 """The longest that the service lets a reader of events wait, in seconds."""
+_PAGE = 1000
 _REGISTRATION_INPUT = "application/vnd.ibm.kms.registration_input+json"
 _EVENT_ACKNOWLEDGE = "application/vnd.ibm.kms.event_acknowledge+json"
 
@@ -170,6 +173,19 @@ class KeyServiceClient:
             if refused.reason_code != "REGISTRATION_NOT_FOUND_ERR":
                 raise
 
+    def registrations(self) -> Iterator[Registration]:
+        """All registrations that this identity made in this instance."""
+        offset = 0
+        while True:
+            found = _json(self._request("GET", "/keys/registrations", params={"limit": _PAGE, "offset": offset}))
+            resources = found.get("resources") or []
+            if not isinstance(resources, list):
+                raise _unreadable()
+            yield from map(_registration, resources)
+            if len(resources) < _PAGE:
+                return
+            offset += _PAGE
+
     def events(self, after: int, *, wait_s: int = 0, limit: int = 100) -> EventPage:
         """Events of this identity's registrations behind a cursor, 0 at first; when there are none it waits up to
         `wait_s`, at most MAX_WAIT_S."""
@@ -231,6 +247,16 @@ def _event(found: Mapping[str, Any]) -> Event:
         key_version=_text(found, "keyVersion", "id"),
         correlation_id=_text(found, "correlationId"),
         acknowledged=found.get("status") == "acknowledged",
+    )
+
+
+def _registration(found: Mapping[str, Any]) -> Registration:
+    try:
+        created_at = datetime.fromisoformat(_text(found, "creationDate"))
+    except ValueError as error:
+        raise _unreadable() from error
+    return Registration(
+        _text(found, "keyId"), _text(found, "resourceCrn"), created_at, found.get("preventKeyDeletion") is True
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -41,10 +41,13 @@ class _Access:
 
 
 class Transport:
-    """Sends requests; may be used by many threads. Make it after a fork, not before: connections are not shared."""
+    """Sends requests; may be used by many threads. Make it after a fork, not before: connections are not shared.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    `sleep` pauses between tries; a process of green threads has its own.
+    """
+
+    def __init__(self, connection: Connection, sleep: Callable[[float], object] = time.sleep) -> None:
+        self._connection, self._sleep = connection, sleep
         # What an environment says of proxies and certificates must not decide whom keys are given to.
         self._http = httpx.Client(verify=connection.trust(), trust_env=False, follow_redirects=False)
         self._logging_in = threading.Lock()
@@ -138,6 +141,11 @@ class Transport:
                 answer = self._http.request(method, url, timeout=left_s, **parts)
             except httpx.TransportError as error:
                 told = f"({str(error) or type(error).__name__})"
+            except RuntimeError:
+                # What the library says when another thread has closed the connections since we looked.
+                if self._http.is_closed:
+                    break
+                raise
             else:
                 if answer.status_code not in _AGAIN:
                     return answer
@@ -146,7 +154,7 @@ class Transport:
                     _refuse(answer)
             # Jitter keeps many adopters, which all lost the service at once, from coming back at once.
             jittered_s = max(wanted_s, pause_s * random.uniform(0.5, 1))  # noqa: S311
-            time.sleep(min(jittered_s, max(0.0, until - time.monotonic())))
+            self._sleep(min(jittered_s, max(0.0, until - time.monotonic())))
             pause_s = min(pause_s * 2, _MAX_PAUSE_S)
         raise KeyServiceAway(f"The key service at {self._connection.url} does not answer {told}.")
 

@@ -17,9 +17,8 @@ from hsmkms.audit.event import Event
 from hsmkms.audit.search import Filter, search
 from hsmkms.audit.verify import Verified, load_public_key, verify
 from hsmkms.errors import AuditKeyInvalid, SettingsInvalid
-from hsmkms.logs import configure_logs
 from hsmkms.settings import load
-from hsmkms.wiring import AUDIT_KEY_ID, Rooms, open_rooms, pin_of
+from hsmkms.wiring import AUDIT_KEY_ID, Rooms, configure_logs, open_rooms, pin_of
 
 app = typer.Typer(help="Prove that audit logs are whole, and read them.", no_args_is_help=True)
 

@@ -10,6 +10,7 @@ import secrets
 import shlex
 import ssl
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -20,10 +21,10 @@ from hsmkms.api.protocol import Protocol
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid, StoreRefused
-from hsmkms.logs import configure_logs
 from hsmkms.settings import FILE_NAME, Settings, load, state_dir
+from hsmkms.telemetry.endpoint import DIRECTORY_VARIABLE, Access, Endpoint, discard, prepare
 from hsmkms.token.provision import has_token, init_token
-from hsmkms.wiring import open_rooms, pin_of
+from hsmkms.wiring import configure_logs, open_rooms, pin_of
 
 LABEL: Final = "hsmkms"
 CLIENT_ENV: Final = "client.env"
@@ -107,7 +108,7 @@ def up(softhsm: Softhsm = None) -> None:
 def _serve(settings: Settings) -> None:
     """Open the rooms once before any worker does, so that a wrong PIN costs one try and the schema is there."""
     _require_safe_bind(settings)
-    configure_logs()
+    configure_logs(settings)
     pin = _ask_pin() if settings.read_pin() is None and sys.stdin.isatty() else pin_of(settings)
     # Workers inherit the environment; a command line would show the PIN to everybody on the host.
     os.environ["HSMKMS_STATE_DIR"] = str(settings.state_dir)
@@ -120,7 +121,7 @@ def _serve(settings: Settings) -> None:
     if settings.shorten_waits_for_tests:
         typer.echo("WARNING: waits are shortened for tests. Deleted keys may be purged at once.", err=True)
     # Ctrl-C is how serving ends; by then uvicorn has answered what was under way.
-    with contextlib.suppress(KeyboardInterrupt):
+    with _metrics(settings), contextlib.suppress(KeyboardInterrupt):
         uvicorn.run(
             "hsmkms.wiring:worker",
             factory=True,
@@ -134,6 +135,8 @@ def _serve(settings: Settings) -> None:
             ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_OPTIONAL,
             loop="uvloop",
             http=Protocol,
+            # Its lines come by way of ours, and a request has a line only where the setting says so.
+            log_config=None,
             access_log=False,
             log_level="warning",
             # Nobody in front is believed about who is calling.
@@ -141,6 +144,34 @@ def _serve(settings: Settings) -> None:
             server_header=False,
             date_header=False,
         )
+
+
+@contextlib.contextmanager
+def _metrics(settings: Settings) -> Iterator[None]:
+    """Metrics are served for the block, if they are asked for."""
+    if settings.metrics_port is None:
+        yield
+        return
+    loopback = _is_loopback(settings.metrics_host)
+    tls = None
+    if not loopback:
+        if settings.tls_cert is None or settings.tls_key is None or settings.metrics_client_ca is None:
+            raise SettingsInvalid(
+                f"Metrics at {settings.metrics_host} would be anybody's. Set metrics_client_ca, tls_cert and tls_key, "
+                "or a metrics_host of this host alone."
+            )
+        tls = (settings.tls_cert, settings.tls_key, settings.metrics_client_ca)
+    directory = None
+    if settings.workers > 1:
+        directory = prepare(settings.metrics_directory)
+        os.environ[DIRECTORY_VARIABLE] = str(directory)
+    endpoint = Endpoint(Access(settings.metrics_host, settings.metrics_port, tls), directory)
+    try:
+        yield
+    finally:
+        endpoint.close()
+        if directory is not None:
+            discard(directory)
 
 
 def _ask_pin() -> SecretText:
@@ -152,15 +183,18 @@ def _require_safe_bind(settings: Settings) -> None:
         raise SettingsInvalid("TLS needs both tls_cert and tls_key.")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise SettingsInvalid("Client certificates need TLS: set tls_cert and tls_key beside tls_client_ca.")
-    try:
-        loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and settings.tls_cert is None and not settings.allow_plain_http_from_other_hosts:
+    if not _is_loopback(settings.host) and settings.tls_cert is None and not settings.allow_plain_http_from_other_hosts:
         raise SettingsInvalid(
             f"Binding {settings.host} without TLS would send keys in clear. Give --tls-cert and --tls-key, or say "
             "--allow-plain-http-from-other-hosts if something in front does TLS."
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _make_state_dir() -> None:

@@ -13,9 +13,8 @@ from hsmkms.domain.identities import ApiKey, ApiKeyUse, Identity, IdentityKind, 
 from hsmkms.domain.policies import Policy, PolicyKind, PolicyWish, Subject
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import Invalid, SettingsInvalid
-from hsmkms.logs import configure_logs
 from hsmkms.settings import load
-from hsmkms.wiring import open_rooms, pin_of
+from hsmkms.wiring import configure_logs, open_rooms, pin_of
 
 app = typer.Typer(help="Manage who may do what, on this host's deployment.", no_args_is_help=True)
 users = typer.Typer(help="People.", no_args_is_help=True)

@@ -16,7 +16,7 @@ from hsmkms.adopters.kubernetes.check import check as ask
 from hsmkms.adopters.kubernetes.key_id import root_key_of
 from hsmkms.adopters.kubernetes.plugin import PluginSettings
 from hsmkms.adopters.kubernetes.plugin import run as run_plugin
-from hsmkms.logs import configure_logs
+from hsmkms.telemetry import logs
 
 app = typer.Typer(help="Keep the secrets of a Kubernetes cluster under a root key.")
 
@@ -57,7 +57,7 @@ def serve(
         return
     if key is None or crn is None or connection is None:
         raise typer.BadParameter("Give --key, --crn and --connection, or a command.")
-    configure_logs()
+    logs.configure()
     memory.guard()
     run_plugin(PluginSettings(connection, key, crn, socket, owner, v1beta1, cache_s, metrics_port, prevent_deletion))
 

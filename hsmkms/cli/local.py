@@ -18,9 +18,8 @@ from hsmkms.domain.access import Caller
 from hsmkms.domain.ids import canonical_uuid
 from hsmkms.domain.tenants import Instance
 from hsmkms.errors import SettingsInvalid
-from hsmkms.logs import configure_logs
 from hsmkms.settings import load
-from hsmkms.wiring import Rooms, open_rooms, pin_of
+from hsmkms.wiring import Rooms, configure_logs, open_rooms, pin_of
 
 InstanceOption = Annotated[str | None, typer.Option("--instance", help="GUID of the instance, if there are several.")]
 AccountOption = Annotated[str | None, typer.Option("--account", help="Account, if there are several.")]
@@ -39,8 +38,8 @@ class Local:
 @contextmanager
 def rooms() -> Iterator[Rooms]:
     """The rooms of this host's deployment."""
-    configure_logs()
     settings = load()
+    configure_logs(settings)
     opened = open_rooms(settings, pin_of(settings))
     with opened.close, opened.services.trail.operator(COMMAND.get(), getpass.getuser()):
         yield opened

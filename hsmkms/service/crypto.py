@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 from hsmkms.clock import Clock
@@ -82,19 +83,8 @@ class CryptoService:
     ) -> Wrapped:
         """Seal `plaintext` (1 to 4,096 bytes), or 32 random bytes of the token if it is None."""
         key = await self._find(caller, Action.KEY_WRAP, instance_id, reference, key_ring_id)
-        require_usable(key, KeyAction.WRAP, self._clock())
-        _require_aad(aad)
-        if plaintext is not None and not 1 <= len(plaintext) <= MAX_PLAINTEXT_BYTES:
-            raise InvalidField("plaintext", f"The field `plaintext` must hold 1 to {MAX_PLAINTEXT_BYTES} bytes.")
-        version = key.current
-
-        def seal() -> Wrapped:
-            if plaintext is not None:
-                return Wrapped(key, self._seal(version, plaintext, aad), version, None)
-            generated = self._token.random(GENERATED_DEK_BYTES)
-            return Wrapped(key, self._seal(version, generated.reveal(), aad), version, generated)
-
-        return await self._on_token(seal)
+        self._require_wrapping(key, plaintext, aad)
+        return await self._on_token(lambda: self._wrap(key, plaintext, aad))
 
     async def unwrap(
         self,
@@ -109,15 +99,8 @@ class CryptoService:
         key = await self._find(caller, Action.KEY_UNWRAP, instance_id, reference, key_ring_id)
         require_usable(key, KeyAction.UNWRAP, self._clock())
         handle_id, sealed = _parse(text, aad)
-        key = await self._knowing(key, handle_id, KeyAction.UNWRAP)
-
-        def unwrap() -> Unwrapped:
-            plaintext, version = self._open(key, handle_id, sealed, aad)
-            if version is key.current and handle_id == version.id:
-                return Unwrapped(key, plaintext, version, None, None)
-            return Unwrapped(key, plaintext, version, self._seal(key.current, plaintext.reveal(), aad), key.current)
-
-        return await self._on_token(unwrap)
+        known = await self._knowing(key, handle_id, KeyAction.UNWRAP)
+        return await self._on_token(lambda: self._unwrap(known, handle_id, sealed, aad))
 
     async def rewrap(
         self,
@@ -139,6 +122,72 @@ class CryptoService:
             return Rewrapped(key, self._seal(key.current, plaintext.reveal(), aad), version, key.current)
 
         return await self._on_token(rewrap)
+
+    def warm_wrap(
+        self,
+        caller: Caller,
+        instance_id: str,
+        reference: str,
+        key_ring_id: str | None,
+        plaintext: bytes | None,
+        aad: Sequence[str],
+    ) -> Callable[[], Wrapped] | None:
+        """What is left to do of `wrap`: one call of the token, on this thread. None if it would have to wait for
+        anything else. Raises what `wrap` raises."""
+        key = self._warm(caller, Action.KEY_WRAP, instance_id, reference, key_ring_id)
+        if key is None:
+            return None
+        self._require_wrapping(key, plaintext, aad)
+        return partial(self._wrap, key, plaintext, aad)
+
+    def warm_unwrap(
+        self,
+        caller: Caller,
+        instance_id: str,
+        reference: str,
+        key_ring_id: str | None,
+        text: str,
+        aad: Sequence[str],
+    ) -> Callable[[], Unwrapped] | None:
+        """The same for `unwrap`."""
+        key = self._warm(caller, Action.KEY_UNWRAP, instance_id, reference, key_ring_id)
+        if key is None:
+            return None
+        require_usable(key, KeyAction.UNWRAP, self._clock())
+        handle_id, sealed = _parse(text, aad)
+        return None if key.version(handle_id) is None else partial(self._unwrap, key, handle_id, sealed, aad)
+
+    def _wrap(self, key: Key, plaintext: bytes | None, aad: Sequence[str]) -> Wrapped:
+        version = key.current
+        if plaintext is not None:
+            return Wrapped(key, self._seal(version, plaintext, aad), version, None)
+        generated = self._token.random(GENERATED_DEK_BYTES)
+        return Wrapped(key, self._seal(version, generated.reveal(), aad), version, generated)
+
+    def _unwrap(self, key: Key, handle_id: str, sealed: bytes, aad: Sequence[str]) -> Unwrapped:
+        plaintext, version = self._open(key, handle_id, sealed, aad)
+        if version is key.current and handle_id == version.id:
+            return Unwrapped(key, plaintext, version, None, None)
+        return Unwrapped(key, plaintext, version, self._seal(key.current, plaintext.reveal(), aad), key.current)
+
+    def _require_wrapping(self, key: Key, plaintext: bytes | None, aad: Sequence[str]) -> None:
+        require_usable(key, KeyAction.WRAP, self._clock())
+        _require_aad(aad)
+        if plaintext is not None and not 1 <= len(plaintext) <= MAX_PLAINTEXT_BYTES:
+            raise InvalidField("plaintext", f"The field `plaintext` must hold 1 to {MAX_PLAINTEXT_BYTES} bytes.")
+
+    def _warm(
+        self, caller: Caller, action: Action, instance_id: str, reference: str, key_ring_id: str | None
+    ) -> Key | None:
+        """The key, if its use takes no other thread: it is in memory, the caller may use it, the token is fast."""
+        if not self._inline:
+            return None
+        instance = self._snapshot.instance(instance_id)
+        key = self._snapshot.remembered(instance_id, reference)
+        if instance is None or key is None or key_ring_id not in (None, key.key_ring_id):
+            return None
+        target = Target(instance.account, instance_id, key.key_ring_id, key.id)
+        return key if allows(caller, action, target) else None
 
     async def _find(
         self, caller: Caller, action: Action, instance_id: str, reference: str, key_ring_id: str | None

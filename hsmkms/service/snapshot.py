@@ -67,6 +67,16 @@ class Snapshot:
             self._poller.join()
 
     @property
+    def age_s(self) -> float:
+        """Seconds since the change feed was last asked with success."""
+        return time.monotonic() - self._fresh_until + MAX_AGE_S
+
+    @property
+    def key_count(self) -> int:
+        """How many keys are remembered, by id or alias."""
+        return len(self._keys)
+
+    @property
     def fresh(self) -> bool:
         """Whether what is remembered may be believed now."""
         return time.monotonic() < self._fresh_until

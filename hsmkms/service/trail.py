@@ -7,7 +7,7 @@ what may have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +24,7 @@ from hsmkms.domain.ids import new_id
 from hsmkms.domain.importing import ImportToken
 from hsmkms.domain.keys import Key, effective_state
 from hsmkms.domain.waits import Waits
+from hsmkms.errors import AuditUnavailable
 from hsmkms.service.snapshot import Snapshot
 
 LOGIN: Final = "iam-identity.user-apikey.login"
@@ -105,6 +106,15 @@ class Trail:
     async def end(self, act: Act, status: int) -> None:
         """Record the outcome; `status` is that of the answer."""
         await self._journal.record(self._outcome(act, status))
+
+    def outcome(self, act: Act, status: int) -> bytes:
+        """The event of an outcome, for `end_all`."""
+        return e.encode(self._outcome(act, status))
+
+    def end_all(self, outcomes: Sequence[bytes], settle: Callable[[AuditUnavailable | None], None]) -> None:
+        """Record outcomes with one wait for the disk; `settle` is called in the running loop, when they are durable or
+        with why they are not."""
+        self._journal.record_all(outcomes, settle)
 
     @contextmanager
     def step(self, action: str, key: Key, correlation_id: str) -> Iterator[Act]:

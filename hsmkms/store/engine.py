@@ -19,6 +19,7 @@ from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from hsmkms.errors import StoreRefused, StoreUnavailable
+from hsmkms.telemetry import metrics
 
 _SQLITE_BUSY_MS: Final = 10_000
 _STATEMENT_MS: Final = 10_000
@@ -104,6 +105,7 @@ def _translated() -> Iterator[None]:
     except IntegrityError:
         raise
     except SQLAlchemyError as error:
+        metrics.DATABASE_ERRORS.inc()
         raise StoreUnavailable("The database does not answer. Try again.") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,3 +75,18 @@ def run(script: str, service: Service, directory: Path, timeout_s: float) -> str
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    """Its words and values; that its programs are there is not asked of a test machine."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    (unit,) = re.findall(
+        r"^```ini\n(.*?)^```$", (ROOT / "docs" / "postgresql.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    file = tmp_path / "bank.service"
+    file.write_text(unit.replace("/opt/hsmkms/bin/hsmkms", str(PROGRAM)))
+    done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.decode().splitlines() if "bank.service" in line]) == (0, [])
+    command = next(line for line in unit.replace("\\\n", " ").splitlines() if line.startswith("ExecStart="))
+    assert "adopt volume run /srv/bank" in command

@@ -99,7 +99,14 @@ class Service:
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Service:
-        with self.log.open("wb") as log:
+        self.log.unlink(missing_ok=True)
+        self.start()
+        self.wait_until_ready()
+        return self
+
+    def start(self) -> None:
+        """Start a process, on the same port as the one before; it is not ready yet."""
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [str(PROGRAM), "serve", "--port", str(self.port), "--workers", str(self._workers)],
                 env=self.state.environment(**self.extra),
@@ -109,8 +116,6 @@ class Service:
                 stderr=log,
                 start_new_session=True,
             )
-        self.wait_until_ready()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None

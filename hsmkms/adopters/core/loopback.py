@@ -6,8 +6,11 @@ import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final
 
 from hsmkms.adopters.client import AdopterError
+
+_POLL_S: Final = 0.05
 
 
 class PortTaken(AdopterError):
@@ -40,7 +43,7 @@ class LoopbackServer:
         except OSError as error:
             raise PortTaken(f"127.0.0.1:{port} cannot be bound: {error.strerror}.") from error
         self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), daemon=True)
         self._thread.start()
 
     def close(self) -> None:

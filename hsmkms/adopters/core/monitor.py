@@ -64,6 +64,7 @@ class Monitor:
                 "Whether the key service did not answer the last look.",
                 condition in (Condition.AWAY, Condition.LOCKED_AWAY),
             ),
+            ("rewrap_due", "gauge", "Whether the DEK is not under the newest key version yet.", seen.report.behind),
             ("last_look_timestamp_seconds", "gauge", "When the key was last looked at.", seen.at),
             ("rewraps_total", "counter", "How often the DEK moved to another version of its key.", seen.rewraps),
         )

@@ -25,6 +25,7 @@ from hsmkms.adopters.client import MAX_WAIT_S, AdopterError, Event, KeyRefused, 
 from hsmkms.adopters.core.follower import AWAY_LIMIT_S, Condition, Follower, Report
 from hsmkms.adopters.volume.backend import Backend
 from hsmkms.adopters.volume.layout import Volume, VolumeLock, VolumeRefused
+from hsmkms.adopters.volume.operations import drop_older
 from hsmkms.adopters.volume.outside import require_inside
 from hsmkms.adopters.volume.server import FORWARDED, Server
 from hsmkms.adopters.volume.status import Status
@@ -65,17 +66,21 @@ class Supervisor:
 
     @property
     def is_open(self) -> bool:
-        """Whether the data can be read."""
-        return self._backend.is_open(self._volume)
+        """Whether the volume is open with its server on it."""
+        serving = self._server is None or self._server.started
+        return serving and self._backend.is_open(self._volume)
 
     def unlock(self, dek: SecretBytes) -> None:
         """Open the volume and start the server on it."""
-        self._filesystem = self._backend.open(self._volume, dek, self._lock)
+        if not self._backend.is_open(self._volume):
+            # Else an earlier lock stopped the server, but not this.
+            self._filesystem = self._backend.open(self._volume, dek, self._lock)
         try:
             require_inside(self._volume.mount, self._server, self._data)
             if self._server is not None:
                 self._server.start(self._volume.mount)
         except VolumeRefused:
+            self._filesystem = None
             self._backend.close(self._volume)
             raise
         _log.info("open", volume=str(self._volume.directory), server=None if self._server is None else self._server.pid)
@@ -90,10 +95,10 @@ class Supervisor:
     def run(self) -> int:
         """Until the server ends by itself or is told to; its exit code. Raises AdopterError when it may not start."""
         with _signals() as signalled, _waker() as (woken, wake):
-            report = self._reported(self._follower.start())
-            listener = threading.Thread(target=self._listen, args=(wake,), daemon=True)
-            listener.start()
+            drop_older(self._volume)
             try:
+                report = self._reported(self._follower.start())
+                threading.Thread(target=self._listen, args=(wake,), daemon=True).start()
                 return self._watch(report, signalled, woken)
             finally:
                 self._ending.set()
@@ -172,18 +177,18 @@ class Supervisor:
         cursor, pause_s = 0, _LISTEN_PAUSE_S
         while not self._ending.is_set():
             try:
-                page = self._client.events(cursor, wait_s=MAX_WAIT_S if cursor else 0)
+                page = self._client.events(cursor, wait_s=MAX_WAIT_S)
             except AdopterError as error:
                 if isinstance(error, KeyRefused) or pause_s == _LISTEN_PAUSE_S:
                     self._tell((), wake)
                 self._ending.wait(pause_s)
                 pause_s = min(pause_s * 2, _LISTEN_MOST_S)
+                # A service that was restored from a backup counts from an earlier number.
+                cursor = 0
                 continue
             pause_s = _LISTEN_PAUSE_S
             if page.events:
                 self._tell(page.events, wake)
-            elif page.cursor == cursor == 0:
-                self._ending.wait(_LISTEN_PAUSE_S)
             cursor = page.cursor
 
     def _tell(self, events: tuple[Event, ...], wake: int) -> None:
