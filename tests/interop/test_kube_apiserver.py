@@ -73,8 +73,10 @@ class KubeApiServer:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         certificate, deadline = self._directory / "apiserver.crt", time.monotonic() + READY_S
         while not self._serves(certificate):
-            assert self._process.poll() is None, self._log.read_text()[-4000:]
-            assert time.monotonic() < deadline, self._log.read_text()[-4000:]
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self._process.kill()
+                self._process.wait()
+                raise AssertionError(self._log.read_text()[-4000:])
             time.sleep(0.2)
         return self
 
@@ -111,14 +113,14 @@ class KubeApiServer:
         if not certificate.exists():
             return False
         self.http = httpx.Client(
-            base_url=f"https://localhost:{self._port}/api/v1/namespaces/default/secrets",
+            base_url=f"https://127.0.0.1:{self._port}/api/v1/namespaces/default/secrets",
             verify=ssl.create_default_context(cafile=str(certificate)),
             headers={"Authorization": f"Bearer {self._token}"},
             timeout=60,
         )
         try:
             # Not /readyz, which a refused root key turns red; and not secrets, which it makes unreadable.
-            answer = self.http.get(f"https://localhost:{self._port}/api/v1/namespaces/default")
+            answer = self.http.get(f"https://127.0.0.1:{self._port}/api/v1/namespaces/default")
         except httpx.TransportError:
             return False
         return answer.status_code == 200

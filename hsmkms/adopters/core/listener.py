@@ -32,16 +32,16 @@ class EventListener:
         cursor, pause_s = 0, _PAUSE_S
         while not self._ending.is_set():
             try:
-                page = self._client.events(cursor, wait_s=MAX_WAIT_S if cursor else 0)
+                page = self._client.events(cursor, wait_s=MAX_WAIT_S)
             except AdopterError as error:
                 if isinstance(error, KeyRefused) or pause_s == _PAUSE_S:
                     self._tell(())
                 self._ending.wait(pause_s)
                 pause_s = min(pause_s * 2, _MOST_S)
+                # A service that was restored from a backup counts from an earlier number.
+                cursor = 0
                 continue
             pause_s = _PAUSE_S
             if page.events:
                 self._tell(page.events)
-            elif page.cursor == cursor == 0:
-                self._ending.wait(_PAUSE_S)
             cursor = page.cursor

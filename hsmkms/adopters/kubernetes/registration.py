@@ -16,6 +16,7 @@ from hsmkms.adopters.client import (
     KeyServiceClient,
     KeyState,
 )
+from hsmkms.adopters.core.notices import Notices
 from hsmkms.adopters.kubernetes.health import Condition, Verdict
 
 _CALL_S: Final = 2.0
@@ -45,16 +46,14 @@ class Registration:
     ) -> None:
         self._client, self._root_key, self._crn = client.within(_CALL_S), root_key, cluster_crn
         self._prevent_deletion, self._monotonic = prevent_deletion, monotonic
-        self._pending: dict[str, Event] = {}
+        self._notices = Notices(self._client, root_key, cluster_crn)
         self._version: str | None = None
         self._again_at = 0.0
         self.registered = False
 
     def take(self, events: Iterable[Event]) -> None:
         """Note what has to be acknowledged."""
-        for event in events:
-            if event.resource_crn == self._crn and event.key_id == self._root_key and not event.acknowledged:
-                self._pending[event.id] = event
+        self._notices.take(events)
 
     def follow(self, verdict: Verdict) -> None:
         """Say what the plugin came to: registered, under which version it encrypts, what it did about events."""
@@ -63,9 +62,9 @@ class Registration:
         try:
             if verdict.condition is Condition.HEALTHY and verdict.key_id is not None:
                 self._register(verdict.key_id.version)
-                self._acknowledge(AdopterKeyState.DEK_ENABLED, verdict.key_id.version)
+                self._notices.acknowledge(AdopterKeyState.DEK_ENABLED, verdict.key_id.version)
             elif verdict.condition is Condition.REFUSED and verdict.key_state in _GONE:
-                self._acknowledge(_GONE[verdict.key_state], None)
+                self._notices.acknowledge(_GONE[verdict.key_state], None)
         except KeyRefused as refused:
             _log.error("the cluster is not registered with its root key", resource=self._crn, reason=refused.message)
             self.registered, self._again_at = False, self._monotonic() + _AGAIN_S
@@ -93,14 +92,3 @@ class Registration:
             # Such as an older version than another node's plugin has told already.
             _log.warning("the registration does not show the key version", reason=refused.message)
         self._version = version
-
-    def _acknowledge(self, state: AdopterKeyState, version: str | None) -> None:
-        for event in list(self._pending.values()):
-            try:
-                self._client.acknowledge(event.id, state, key_version=version)
-            except KeyRefused as refused:
-                # Such as an event of a registration that is gone by now: nothing is left to be said about it.
-                _log.warning("acknowledgement refused", event_id=event.id, type=event.type, reason=refused.message)
-            else:
-                _log.info("acknowledged", event_id=event.id, type=event.type, correlation_id=event.correlation_id)
-            del self._pending[event.id]
