@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final
 
+import structlog
 import typer
 
 from hsmkms.adopters.client import KeyServiceClient
@@ -19,6 +20,8 @@ from hsmkms.adopters.kubernetes.plugin import run as run_plugin
 from hsmkms.telemetry import logs
 
 app = typer.Typer(help="Keep the secrets of a Kubernetes cluster under a root key.")
+
+_log = structlog.get_logger(__name__)
 
 _SOCKET: Final = Path("/run/hsmkms-kms/kms.sock")
 
@@ -58,7 +61,8 @@ def serve(
     if key is None or crn is None or connection is None:
         raise typer.BadParameter("Give --key, --crn and --connection, or a command.")
     logs.configure()
-    memory.guard()
+    if not memory.guard():
+        _log.warning("memory is not locked, so keys may be swapped out", remedy="raise the limit RLIMIT_MEMLOCK")
     run_plugin(PluginSettings(connection, key, crn, socket, owner, v1beta1, cache_s, metrics_port, prevent_deletion))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,27 @@ def test_the_service_restarted_under_load(
         load.wait_for(50)
     assert load.wrong == []
     assert load.codes <= {AWAY, grpc.StatusCode.DEADLINE_EXCEEDED}, load.codes
+
+
+def test_a_service_that_hangs(
+    state: State, run_service: Callable[..., Service], make: Callable[[Service], Cluster]
+) -> None:
+    service = run_service(state)
+    cluster = make(service)
+    plugin = cluster.start()
+    kms = cluster.client(plugin)
+    sealed = kms.encrypt(DEK)
+    os.killpg(service.process.pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: is_soft(kms, sealed.key_id), SOON_S)
+        # In words, before whoever asks gives up; the connection's own limit of 10 s comes first here.
+        with plugin.client(timeout_s=15) as patient:
+            code, words = refused(lambda: patient.decrypt(sealed))
+            assert (code, "does not answer" in words) == (AWAY, True), words
+    finally:
+        os.killpg(service.process.pid, signal.SIGCONT)
+    eventually(lambda: kms.status()[0] == "ok", SOON_S)
+    assert kms.decrypt(sealed) == DEK
 
 
 def test_a_wrong_ca_is_said(tmp_path: Path, state: State, run_service: Callable[..., Service]) -> None:

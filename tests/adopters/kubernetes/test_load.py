@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-import threading
+import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-import httpx
 import pytest
 
-from hsmkms.adopters.client import KeyServiceClient
-from hsmkms.adopters.connection import Connection
 from hsmkms.adopters.core.dek_file import aad_of
 from tests.adopters.kubernetes.conftest import Cluster
 from tests.support.kms_plugin import Encrypted, Kms, KmsPlugin
@@ -52,7 +52,9 @@ def rate(act: Callable[[int], object], calls: int) -> tuple[float, list[float]]:
     return calls / (time.perf_counter() - began), sorted(took)
 
 
-def test_ten_thousand_decrypts(kms: Kms, quiet_cluster: Cluster) -> None:
+def test_ten_thousand_decrypts(
+    kms: Kms, quiet_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     deks = [os.urandom(32) for _ in range(100)]
     sealed = [kms.encrypt(dek) for dek in deks]
 
@@ -60,34 +62,34 @@ def test_ten_thousand_decrypts(kms: Kms, quiet_cluster: Cluster) -> None:
         assert kms.decrypt(sealed[number % 100]) == deks[number % 100]
 
     decrypts_s, took = rate(decrypt, DECRYPTS)
-    unwraps_s = _service_rate(quiet_cluster, sealed)
+    unwraps_s = _service_rate(quiet_cluster, sealed[0], tmp_path)
     p99 = took[int(len(took) * 0.99)]
-    print(
-        f"{DECRYPTS} Decrypts, {decrypts_s:.0f}/s, p50 {took[len(took) // 2] * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms: "
-        f"{decrypts_s / unwraps_s:.2f} of the service's own {unwraps_s:.0f} unwraps/s"
-    )
+    with capsys.disabled():
+        print(
+            f"\n{DECRYPTS} Decrypts, {decrypts_s:.0f}/s, p50 {took[len(took) // 2] * 1000:.0f} ms, "
+            f"p99 {p99 * 1000:.0f} ms: {decrypts_s / unwraps_s:.2f} of the service's own {unwraps_s:.0f} unwraps/s"
+        )
     assert p99 < 1
 
 
-def _service_rate(cluster: Cluster, sealed: list[Encrypted]) -> float:
-    """Unwraps a second of the service itself, by its own HTTP interface."""
-    connection = Connection.read(cluster.connection)
-    bodies = []
-    for one in sealed:
-        name = next(iter(one.annotations.values())).decode()
-        aad = aad_of("kubernetes", cluster.crn, f"{cluster.key}/{name}")
-        bodies.append({"ciphertext": one.ciphertext.decode(), "aad": list(aad)})
-    with KeyServiceClient(connection) as client:
-        client.unwrap(cluster.key, sealed[0].ciphertext.decode(), bodies[0]["aad"])
-    local = threading.local()
-
-    def unwrap(number: int) -> None:
-        if not hasattr(local, "http"):
-            local.http = httpx.Client(base_url=cluster.source.http.base_url, headers=cluster.source.http.headers)
-        answer = local.http.post(f"/keys/{cluster.key}/actions/unwrap", json=bodies[number % len(bodies)])
-        assert answer.status_code == 200, answer.text
-
-    return rate(unwrap, 2_000)[0]
+def _service_rate(cluster: Cluster, sealed: Encrypted, directory: Path) -> float:
+    """Unwraps a second that the service itself does over HTTP, asked by a client that costs next to nothing."""
+    name = next(iter(sealed.annotations.values())).decode()
+    aad = aad_of("kubernetes", cluster.crn, f"{cluster.key}/{name}")
+    script = directory / "unwrap.lua"
+    lines = [
+        'wrk.method = "POST"',
+        f"wrk.body = [[{json.dumps({'ciphertext': sealed.ciphertext.decode(), 'aad': aad})}]]",
+    ]
+    lines += [
+        f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in cluster.source.http.headers.items()
+    ]
+    script.write_text("\n".join(lines))
+    url = f"{cluster.service.url}/api/v2/keys/{cluster.key}/actions/unwrap"
+    command = ["wrk", "-t1", f"-c{AT_ONCE}", "-d4s", "-s", str(script), url]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    assert "Non-2xx" not in done.stdout, done.stdout
+    return float(re.findall(r"Requests/sec:\s+([\d.]+)", done.stdout)[0])
 
 
 def test_memory_stays_flat(kms: Kms, plugin: KmsPlugin) -> None:

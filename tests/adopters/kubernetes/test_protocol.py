@@ -38,6 +38,12 @@ def sealed(kms: Kms) -> Encrypted:
     return kms.encrypt(DEK)
 
 
+def trail_of(cluster: Cluster) -> bytes:
+    """The key service's audit logs."""
+    files = (cluster.service.state.path / "audit").rglob("*")
+    return b"".join(file.read_bytes() for file in files if file.is_file())
+
+
 def test_the_generated_modules_are_those_of_the_definition(tmp_path: Path) -> None:
     subprocess.run([ROOT / "scripts" / "grpc", tmp_path], check=True)
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*_pb2.py*"))
@@ -129,14 +135,20 @@ def test_two_megabytes_are_refused_and_the_plugin_goes_on(kms: Kms) -> None:
     assert kms.status()[0] == "ok"
 
 
+def test_status_costs_the_key_service_nothing(kms: Kms, quiet_cluster: Cluster) -> None:
+    before = trail_of(quiet_cluster).count(quiet_cluster.key.encode())
+    for _ in range(500):
+        assert kms.status()[0] == "ok"
+    # The looks of the background, of which there may be a few meanwhile.
+    assert trail_of(quiet_cluster).count(quiet_cluster.key.encode()) - before < 100
+
+
 def test_the_uid_is_in_the_log_and_in_the_audit_trail(kms: Kms, plugin: KmsPlugin, quiet_cluster: Cluster) -> None:
     encrypting, decrypting = str(uuid.uuid4()), str(uuid.uuid4())
     kms.decrypt(kms.encrypt(DEK, encrypting), decrypting)
     refused(lambda: kms.encrypt(b"", "no uuid\nat all"))
     log = plugin.log.read_text()
-    trail = b"".join(
-        file.read_bytes() for file in (quiet_cluster.service.state.path / "audit").rglob("*") if file.is_file()
-    )
+    trail = trail_of(quiet_cluster)
     for uid in (encrypting, decrypting):
         assert uid in log
         assert uid.encode() in trail
