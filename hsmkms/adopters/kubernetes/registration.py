@@ -20,7 +20,8 @@ from hsmkms.adopters.core.notices import Notices
 from hsmkms.adopters.kubernetes.health import Condition, Verdict
 
 _CALL_S: Final = 2.0
-_AGAIN_S: Final = 300.0
+_REGISTER_EVERY_S: Final = 3600.0
+_AGAIN_S: Final = 60.0
 _GONE: Final = {
     KeyState.SUSPENDED: AdopterKeyState.DEK_DISABLED,
     KeyState.DESTROYED: AdopterKeyState.DEK_DELETED,
@@ -48,7 +49,7 @@ class Registration:
         self._prevent_deletion, self._monotonic = prevent_deletion, monotonic
         self._notices = Notices(self._client, root_key, cluster_crn)
         self._version: str | None = None
-        self._again_at = 0.0
+        self._register_at = 0.0
         self.registered = False
 
     def take(self, events: Iterable[Event]) -> None:
@@ -57,37 +58,41 @@ class Registration:
 
     def follow(self, verdict: Verdict) -> None:
         """Say what the plugin came to: registered, under which version it encrypts, what it did about events."""
-        if self._monotonic() < self._again_at:
-            return
         try:
             if verdict.condition is Condition.HEALTHY and verdict.key_id is not None:
                 self._register(verdict.key_id.version)
                 self._notices.acknowledge(AdopterKeyState.DEK_ENABLED, verdict.key_id.version)
             elif verdict.condition is Condition.REFUSED and verdict.key_state in _GONE:
                 self._notices.acknowledge(_GONE[verdict.key_state], None)
-        except KeyRefused as refused:
-            _log.error("the cluster is not registered with its root key", resource=self._crn, reason=refused.message)
-            self.registered, self._again_at = False, self._monotonic() + _AGAIN_S
         except AdopterError as away:
             _log.warning("the key service was not told", resource=self._crn, reason=away.message)
 
     def _register(self, version: str) -> None:
-        if not self.registered:
-            self._client.register(
-                self._root_key,
-                self._crn,
-                prevent_deletion=self._prevent_deletion,
-                description="hsmkms kubernetes-plugin",
-            )
-            self.registered, self._version = True, None
-            _log.info("cluster registered", resource=self._crn, root_key=self._root_key)
-        if self._version == version:
-            return
+        """Now and then again: somebody may have taken the registration away."""
+        now = self._monotonic()
+        try:
+            if now >= self._register_at:
+                self._client.register(
+                    self._root_key,
+                    self._crn,
+                    prevent_deletion=self._prevent_deletion,
+                    description="hsmkms kubernetes-plugin",
+                )
+                if not self.registered:
+                    _log.info("cluster registered", resource=self._crn, root_key=self._root_key)
+                self.registered, self._register_at, self._version = True, now + _REGISTER_EVERY_S, None
+        except KeyRefused as refused:
+            _log.error("the cluster is not registered with its root key", resource=self._crn, reason=refused.message)
+            self.registered, self._register_at = False, now + _AGAIN_S
+        if self.registered and self._version != version:
+            self._tell_version(version)
+
+    def _tell_version(self, version: str) -> None:
         try:
             self._client.registered_version(self._root_key, self._crn, version)
         except KeyRefused as refused:
             if refused.reason_code == "REGISTRATION_NOT_FOUND_ERR":
-                self.registered = False
+                self._register_at = 0.0
                 return
             # Such as an older version than another node's plugin has told already.
             _log.warning("the registration does not show the key version", reason=refused.message)
