@@ -23,6 +23,7 @@ from hsmkms.api.cold import Services
 from hsmkms.api.hot import ACTIONS as HOT_ACTIONS
 from hsmkms.api.observed import AccessLog, Traced
 from hsmkms.api.requests import Gate
+from hsmkms.api.serving import end_with_parent
 from hsmkms.audit.chain import Head
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.clock import Clock, system_clock
@@ -160,16 +161,18 @@ def open_rooms(
             wait_s=settings.session_wait_s,
             recycle_after=settings.recycle_after_objects,
         )
-        stack.callback(pool.close)
         if watch:
             stack.callback(HangWatch(pool, settings.token_call_timeout_s).close)
+        # Before the watch ends: a library may hang in its end too.
+        stack.callback(pool.close)
         token = Token(pool)
         database = Database(settings.database)
         stack.callback(database.close)
         if migrate:
             database.migrate()
-        elif database.revision() != database.newest_revision():
-            raise StoreRefused("The database is not of this version. Run `hsmkms init` (new) or `hsmkms serve` (old).")
+        unfit = database.unfit()
+        if unfit is not None:
+            raise StoreRefused(unfit)
         stores = _Stores(
             KeyStore(database),
             TenantStore(database),
@@ -348,7 +351,7 @@ def _services(
         groups=GroupService(grants, account, rights, clock),
         policies=PolicyService(grants, account, rights, snapshot, clock, any_region=any_region),
         instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
-        health=HealthService(token, database, trail),
+        health=HealthService(token, database, snapshot, trail),
         snapshot=snapshot,
         trail=trail,
         gate=Gate(
@@ -377,6 +380,7 @@ def pin_of(settings: Settings) -> SecretText:
 
 def worker() -> ASGIApp:
     """One worker's application; uvicorn calls this in each process."""
+    end_with_parent()
     settings = load()
     configure_logs(settings)
     rooms = open_rooms(settings, pin_of(settings), watch=True)

@@ -1,4 +1,4 @@
-"""Wrap, unwrap and rewrap as a plain ASGI callable in front of the FastAPI app.
+"""Wrap, unwrap and rewrap, one or many, as a plain ASGI callable in front of the FastAPI app.
 
 Dependency injection and model validation cost more than half of the throughput of this job; what is left here is parse,
 one call, render. Both spellings are served: `/keys/{id}/actions/{action}` and the older `/keys/{id}?action=`.
@@ -6,8 +6,6 @@ one call, render. Both spellings are served: `/keys/{id}/actions/{action}` and t
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -21,21 +19,31 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hsmkms.api import wire
-from hsmkms.api.bodies import HOT_LIMIT, decode_object, parse, read_body
+from hsmkms.api.bodies import BULK_LIMIT, HOT_LIMIT, decode_object, parse, read_body
+from hsmkms.api.bulk import BulkActions
 from hsmkms.api.problems import guard, kms_problem
 from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
 from hsmkms.correlation import adopt
 from hsmkms.domain.access import Action
-from hsmkms.errors import InvalidField, NoBody
+from hsmkms.errors import NoBody
+from hsmkms.service.bulk import BulkService
 from hsmkms.service.crypto import CryptoService, Unwrapped, Wrapped
 from hsmkms.service.trail import Act, Trail
 from hsmkms.telemetry import metrics
 
 _ENTERED_FOR_S: Final = 0.1
 PREFIX: Final = "/api/v2/keys/"
-ACTIONS: Final = {"wrap": Action.KEY_WRAP, "unwrap": Action.KEY_UNWRAP, "rewrap": Action.KEY_REWRAP}
+ACTIONS: Final = {
+    "wrap": Action.KEY_WRAP,
+    "unwrap": Action.KEY_UNWRAP,
+    "rewrap": Action.KEY_REWRAP,
+    "bulk_wrap": Action.KEY_WRAP,
+    "bulk_unwrap": Action.KEY_UNWRAP,
+}
+_LIMITS: Final = {"bulk_wrap": BULK_LIMIT, "bulk_unwrap": BULK_LIMIT}
 PROBLEMS: Final = {
-    action: partial(kms_problem, failed=f"{action.capitalize()} with key could not be performed") for action in ACTIONS
+    action: partial(kms_problem, failed=f"{action.capitalize().replace('_', ' ')} with key could not be performed")
+    for action in ACTIONS
 }
 
 
@@ -55,17 +63,20 @@ encode: Final = msgspec.json.Encoder().encode
 
 
 class HotPath:
-    """Serves the three crypto actions and hands everything else to `app`."""
+    """Serves the crypto actions and hands everything else to `app`."""
 
     def __init__(self, app: ASGIApp, crypto: CryptoService, gate: Gate, trail: Trail) -> None:
         self._app = app
         self._crypto = crypto
         self._gate = gate
         self._trail = trail
+        bulk = BulkActions(BulkService(crypto), gate)
         self._actions: dict[str, Callable[[Envelope, str, bytes, Act], Awaitable[dict[str, Any]]]] = {
             "wrap": self._wrap,
             "unwrap": self._unwrap,
             "rewrap": self._rewrap,
+            "bulk_wrap": bulk.wrap,
+            "bulk_unwrap": bulk.unwrap,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +111,7 @@ class HotPath:
             raise HTTPException(405, headers={"Allow": "POST"})
         call = await self._enter(act, action, headers, scope)
         entered_at = time.monotonic()
-        body = await read_body(receive, scope["headers"], HOT_LIMIT)
+        body = await read_body(receive, scope["headers"], _LIMITS.get(action, HOT_LIMIT))
         if time.monotonic() - entered_at > _ENTERED_FOR_S:
             # The body took its time; a right that ended meanwhile must not count.
             call = await self._enter(act, action, headers, scope, again=True)
@@ -118,7 +129,7 @@ class HotPath:
 
     async def _wrap(self, call: Envelope, reference: str, body: bytes, act: Act) -> dict[str, Any]:
         request = _parse_wrap(body)
-        plaintext = None if request.plaintext is None else plaintext_of(request.plaintext)
+        plaintext = None if request.plaintext is None else wire.plaintext_of(request.plaintext)
         found = await self._crypto.wrap(
             call.caller, call.instance_id, reference, call.key_ring_id, plaintext, request.aad or ()
         )
@@ -201,11 +212,3 @@ def _parse_unwrap(body: bytes) -> _Unwrap:
         raise NoBody
     request = parse(wire.UnwrapBody, value)
     return _Unwrap(request.ciphertext, request.aad)
-
-
-def plaintext_of(text: str) -> bytes:
-    """The bytes of a plaintext in a request. Raises InvalidField."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidField("plaintext", "The field `plaintext` must be standard base64.") from error

@@ -51,6 +51,11 @@ class Gate:
         if not again:
             self.instance_limit.take(instance_id)
 
+    def count_further(self, caller: Caller, instance_id: str, count: int) -> None:
+        """Count a call that was let in as so many more. Raises TooManyRequests."""
+        self.identity_limit.take(caller.iam_id, count)
+        self.instance_limit.take(instance_id, count)
+
 
 @dataclass(frozen=True, slots=True)
 class Envelope:

@@ -105,7 +105,7 @@ class WarmPath:
 
     def _wrap(self, act: Act, caller: Caller, instance_id: str, body: bytes) -> Callable[[], bytes] | None:
         wish = hot.decode_wrap(body)
-        plaintext = None if wish.plaintext is None else hot.plaintext_of(wish.plaintext)
+        plaintext = None if wish.plaintext is None else wire.plaintext_of(wish.plaintext)
         reference = act.reference or ""
         wrap = self._crypto.warm_wrap(caller, instance_id, reference, act.key_ring_id, plaintext, wish.aad or ())
         return None if wrap is None else lambda: hot.encode(hot.wrapped(wrap(), act))

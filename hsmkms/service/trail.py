@@ -64,7 +64,8 @@ _WITH_KEY: Final = frozenset(
 class Act:
     """What somebody does, as far as it is known; filled in while it is done.
 
-    `reference` is the key's id or alias as it was asked for, `key` the key that was found or made, as it is afterwards.
+    `reference` is the key's id or alias as it was asked for, `key` the key that was found or made, as it is afterwards;
+    `failed` and `digest` are of a bulk's items.
     """
 
     action: str
@@ -80,6 +81,8 @@ class Act:
     version_id: str | None = None
     rewrapped_version_id: str | None = None
     total: int | None = None
+    failed: int | None = None
+    digest: str | None = None
     import_token: ImportToken | None = None
     intent: str | None = None
 
@@ -173,7 +176,7 @@ class Trail:
         )
 
     def _target(self, act: Act, key: Key | None) -> e.Target:
-        instance = None if act.instance_id is None else self._snapshot.instance(act.instance_id)
+        instance = None if act.instance_id is None else self._snapshot.last_known(act.instance_id)
         if instance is None:
             account = _NOBODY if act.caller is None else f"a/{act.caller.account}"
             return e.Target(account, account, "iam" if act.action.startswith("iam") else "kms")
@@ -214,6 +217,9 @@ class Trail:
             key_version_creation_date=None if version is None or act.version_id is not None else version.created_at,
             rewrapped_key_version_id=act.rewrapped_version_id,
             key_state=state,
+            total_resources=act.total,
+            failed_resources=act.failed,
+            resources_digest=act.digest,
             expiration_date=key.expires_at,
             days_to_key_expire=left,
         )

@@ -119,7 +119,7 @@ def open_path(rooms: Rooms) -> Path:
 
 
 def parts(path: Path, action: str) -> dict[str, float]:
-    """Microseconds of each room's share of a request, alone and again and again, so with warmer caches than in the whole."""
+    """Microseconds of the share of each room in a request, each alone, so with warmer caches than in the whole."""
     services = path.rooms.services
     headers = [(b"authorization", path.authorization.encode()), (b"bluemix-instance", path.instance_id.encode())]
     headers.append((b"content-length", b"%d" % len(path.bodies[action])))
