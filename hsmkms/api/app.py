@@ -34,18 +34,22 @@ from hsmkms.api.cold import Services, services, unknown_action
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
 from hsmkms.api.problems import Problem, guard, kms_problem, platform_problem, status_of
-from hsmkms.api.protocol import STOPPING
+from hsmkms.api.protocol import STOPPING, WARM
 from hsmkms.api.requests import address_of, correlation_id
+from hsmkms.api.warm import WarmPath
 from hsmkms.service.acts import Act
 from hsmkms.telemetry import metrics
 
 
-def create_app(rooms: Services, close: Callable[[], None]) -> ASGIApp:
-    """The application over `rooms`; `close` is called once when the server stops."""
+def create_app(rooms: Services, close: Callable[[], None], *, short_way: bool = True) -> ASGIApp:
+    """The application over `rooms`; `close` is called once when the server stops. Without `short_way` every request
+    passes whatever is put around the application (see `warm`)."""
+
+    warm = WarmPath(rooms.crypto, rooms.gate, rooms.trail) if short_way else None
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
-        yield {STOPPING: asyncio.Event()}
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
+        yield {STOPPING: asyncio.Event(), WARM: warm}
         close()
 
     app = FastAPI(

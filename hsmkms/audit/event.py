@@ -118,7 +118,7 @@ class Values(_Cadf, frozen=True, kw_only=True):
 
 
 class RequestData(_Cadf, frozen=True, kw_only=True):
-    """What was asked for. `count` and `digest` (SHA-256, hex) stand for the items of a request that has many."""
+    """What was asked for."""
 
     request_uri: str | None = msgspec.field(default=None, name="requestURI")
     instance_id: str | None = msgspec.field(default=None, name="instanceID")
@@ -127,8 +127,6 @@ class RequestData(_Cadf, frozen=True, kw_only=True):
     expiration_date: datetime | None = None
     initial_value: Values | None = None
     new_value: Values | None = None
-    count: int | None = None
-    digest: str | None = None
 
 
 class EventAckData(_Cadf, frozen=True, kw_only=True):
@@ -160,6 +158,8 @@ class ResponseData(_Cadf, frozen=True, kw_only=True):
     purge_allowed_from: datetime | None = None
     purge_eligible_on: datetime | None = None
     total_resources: int | None = None
+    failed_resources: int | None = None
+    resources_digest: str | None = None
     max_allowed_retrievals: int | None = None
     remaining_retrievals: int | None = None
     initial_value: Values | None = None

@@ -56,7 +56,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    content: bytes
+    contents: Sequence[bytes]
     settle: Settle
     loop: asyncio.AbstractEventLoop | None = None
     kind: str = "event"
@@ -114,7 +114,7 @@ class Journal:
 
     @property
     def waiting(self) -> int:
-        """How many events nobody has begun to write."""
+        """How many events, or groups of one turn of the event loop, nobody has begun to write."""
         return self._queue.qsize()
 
     @property
@@ -123,10 +123,14 @@ class Journal:
         since = self._writing_since
         return 0.0 if since is None else time.monotonic() - since
 
+    def record_all(self, contents: Sequence[bytes], settle: Settle) -> None:
+        """Have `settle` called in the running loop when all these events (JSON) are durable, or with why they are not.
+        Raises AuditUnavailable."""
+        self._put(_Waiting(contents, settle, asyncio.get_running_loop()))
+
     async def record(self, one: event.Event) -> None:
         """Return when the event is durable. Raises AuditUnavailable."""
-        loop = asyncio.get_running_loop()
-        written: asyncio.Future[None] = loop.create_future()
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def settle(error: AuditUnavailable | None) -> None:
             if written.done():
@@ -136,7 +140,7 @@ class Journal:
             else:
                 written.set_exception(error)
 
-        self._put(_Waiting(event.encode(one), settle, loop))
+        self.record_all((event.encode(one),), settle)
         await written
 
     def record_blocking(self, one: event.Event) -> None:
@@ -157,7 +161,7 @@ class Journal:
                 errors.append(error)
             written.set()
 
-        self._put(_Waiting(content, settle, kind=kind))
+        self._put(_Waiting((content,), settle, kind=kind))
         written.wait()
         if errors:
             raise errors[0]
@@ -223,7 +227,7 @@ class Journal:
         began, self._writing_since = time.perf_counter(), time.monotonic()
         error = self._write(batch)
         self._writing_since = None
-        metrics.audit_written(len(batch), began, durable=error is None)
+        metrics.audit_written(sum(len(waiting.contents) for waiting in batch), began, durable=error is None)
         return error
 
     def _write(self, batch: Sequence[_Waiting]) -> AuditUnavailable | None:
@@ -233,7 +237,7 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.append((waiting.kind, waiting.content) for waiting in batch)
+            self._file.append((waiting.kind, content) for waiting in batch for content in waiting.contents)
         except OSError as error:
             self._abandon(error.strerror or "input or output failed")
             return self._failure

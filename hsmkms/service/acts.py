@@ -33,7 +33,7 @@ class Act:
     """One request, or one step of a job or of the operator.
 
     `reference` is the key's id or alias as it was asked for; `before` the key as it was found, `key` as it is
-    afterwards. `count` and `digest` (SHA-256, hex) are those of the items of a request that has many.
+    afterwards; `failed` and `digest` are of a bulk's items.
     """
 
     action: str
@@ -51,7 +51,7 @@ class Act:
     version_id: str | None = None
     rewrapped_version_id: str | None = None
     total: int | None = None
-    count: int | None = None
+    failed: int | None = None
     digest: str | None = None
     import_token: ImportToken | None = None
     resource_crn: str | None = None

@@ -144,8 +144,6 @@ def _asked(act: Act, key: Key | None) -> e.RequestData:
         expiration_date=key.expires_at if key is not None and act.action == EXPIRE else None,
         initial_value=initial,
         new_value=new,
-        count=act.count,
-        digest=act.digest,
     )
 
 
@@ -231,6 +229,9 @@ def _answered(act: Act, key: Key | None, waits: Waits, now: datetime) -> e.Respo
         key_version_creation_date=None if version is None or act.version_id is not None else version.created_at,
         rewrapped_key_version_id=act.rewrapped_version_id,
         key_state=int(effective_state(key, now)),
+        total_resources=act.total,
+        failed_resources=act.failed,
+        resources_digest=act.digest,
         expiration_date=key.expires_at,
         days_to_key_expire=None if key.expires_at is None else (key.expires_at - now).days,
     )

@@ -7,7 +7,7 @@ what may have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Final
@@ -21,6 +21,7 @@ from hsmkms.domain.events import KeyEvent
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import Key
 from hsmkms.domain.waits import Waits
+from hsmkms.errors import AuditUnavailable
 from hsmkms.service.acts import Act, acting
 from hsmkms.service.cadf import ACKNOWLEDGED, JOB, OPERATOR, event_of
 from hsmkms.service.snapshot import Snapshot
@@ -61,6 +62,15 @@ class Trail:
     async def end(self, act: Act, status: int) -> None:
         """Record the outcome; `status` is that of the answer."""
         await self._journal.record(self._outcome(act, status))
+
+    def outcome(self, act: Act, status: int) -> bytes:
+        """The event of an outcome, for `end_all`."""
+        return e.encode(self._outcome(act, status))
+
+    def end_all(self, outcomes: Sequence[bytes], settle: Callable[[AuditUnavailable | None], None]) -> None:
+        """Record outcomes with one wait for the disk; `settle` is called in the running loop, when they are durable or
+        with why they are not."""
+        self._journal.record_all(outcomes, settle)
 
     @contextmanager
     def step(self, action: str, key: Key) -> Iterator[Act]:
@@ -122,7 +132,7 @@ class Trail:
     def _event(self, act: Act, event_id: str, outcome: str, status: int | None) -> e.Event:
         instance = key = None
         if act.instance_id is not None:
-            instance, key = self._snapshot.instance(act.instance_id), act.key
+            instance, key = self._snapshot.last_known(act.instance_id), act.key
             if key is None and act.reference is not None:
                 key = self._snapshot.remembered(act.instance_id, act.reference)
         return event_of(act, event_id, outcome, status, instance, key, self._waits, self._clock())
