@@ -23,10 +23,10 @@ from hsmkms.adopters.volume.reencrypt import reencrypt
 from hsmkms.adopters.volume.status import describe
 from tests.support.adopter import Adopter
 from tests.support.deployment import create_key
+from tests.support.followed import Act
 from tests.support.volumes import (
     Disk,
     Run,
-    act,
     disk,
     make,
     opened,
@@ -165,12 +165,18 @@ def test_a_lost_guard_is_as_a_lost_file_system(volume: Volume) -> None:
     assert not run.is_open
 
 
-def test_a_disabled_key_locks_what_somebody_stands_in_as_soon_as_he_leaves(volume: Volume, admin: httpx.Client) -> None:
+def test_a_disabled_key_locks_what_somebody_stands_in_as_soon_as_he_leaves(volume: Volume, act: Act) -> None:
     key = WrappedDekFile.read(volume.dek_file).key_id
     with Run(volume, *SERVER) as run:
         run.wait_until("started", (volume.mount / "started").exists)
         with subprocess.Popen(["sleep", "60"], cwd=volume.mount) as standing:
-            act(admin, key, "disable")
+            act(key, "disable")
+            run.wait_until("told", lambda: describe(volume)["condition"] == "LOCK FAILED")
+            # The server comes back, although the volume was never shut.
+            act(key, "enable")
+            run.wait_until("open again", lambda: describe(volume)["condition"] == "open")
+            run.wait_until("started anew", lambda: len(processes_in(volume)) > 1)
+            act(key, "disable")
             run.wait_until("told", lambda: describe(volume)["condition"] == "LOCK FAILED")
             assert f"sleep ({standing.pid})" in describe(volume)["reason"]
             standing.kill()

@@ -1,1 +1,1 @@
-"""Buckets of OpenStack Swift under root keys. `keymaster`, `s3` and `containers` run inside Swift, the rest anywhere."""
+"""Buckets of OpenStack Swift under root keys. What imports `swift` runs inside Swift."""

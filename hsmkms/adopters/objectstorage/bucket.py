@@ -26,9 +26,10 @@ MARK: Final = "X-Container-Sysmeta-Hsmkms-Protected"
 
 @dataclass(frozen=True)
 class BucketDeks:
-    """The DEKs of one bucket, that which encrypts now first."""
+    """The DEKs of one bucket, that which encrypts now first. `keeps_key`: the root key must not be deleted."""
 
     deks: tuple[WrappedDekFile, ...]
+    keeps_key: bool = False
 
     @property
     def active(self) -> WrappedDekFile:
@@ -49,7 +50,7 @@ class BucketDeks:
                 raise DekFileInvalid(f"The wrapped DEK of the bucket {bucket} is that of {dek.resource_crn}.")
             found.append(dek)
         found.sort(key=lambda dek: (dek.created_at, dek.dek_id))
-        return cls(tuple(found)) if found else None
+        return cls(tuple(found), "hsmkms-retention" in sysmeta) if found else None
 
 
 def header_of(dek: WrappedDekFile) -> tuple[str, str]:
@@ -71,3 +72,19 @@ def is_subsidiary(container: str) -> bool:
 def segments_of(bucket: str) -> str:
     """Where a bucket's parts are."""
     return f"{bucket}{_SEGMENTS}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a multipart upload; `upload` is the object that lies there until the upload is complete."""
+
+    obj: str
+    upload: str
+
+
+def part_of(name: str) -> Part | None:
+    """What an object in a container of parts is: `<object>/<upload>/<number>`, or None for anything else."""
+    pieces = name.rsplit("/", 2)
+    if len(pieces) != 3 or not pieces[2].isdecimal():
+        return None
+    return Part(pieces[0], f"{pieces[0]}/{pieces[1]}")

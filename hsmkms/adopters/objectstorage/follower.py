@@ -32,6 +32,7 @@ from hsmkms.adopters.client import (
 from hsmkms.adopters.core.dek_file import DekFileInvalid, WrappedDekFile
 from hsmkms.adopters.objectstorage.bucket import BucketDeks
 from hsmkms.adopters.objectstorage.configuration import Account
+from hsmkms.adopters.objectstorage.provisioning import DESCRIPTION
 
 LOOK_S: Final = 300.0
 _ORPHANED_AFTER: Final = timedelta(minutes=10)
@@ -82,10 +83,11 @@ class _Waiting:
 
 @dataclass
 class _Seen:
-    """What one look at the buckets found: keys by their CRNs, and DEKs whose keys open."""
+    """What one look at the buckets found: keys by their CRNs, DEKs whose keys open, resources with retention."""
 
     keys: dict[str, Key] = field(default_factory=dict)
     open: list[WrappedDekFile] = field(default_factory=list)
+    kept: set[str] = field(default_factory=set)
 
 
 class AccountFollower:
@@ -167,6 +169,8 @@ class AccountFollower:
         if deks is None:
             self._forget_events(crn)
             return None
+        if deks.keeps_key:
+            seen.kept.add(crn)
         rows = [self._look_at_key(bucket, dek, seen) for dek in deks.deks]
         return rows[0]
 
@@ -254,7 +258,8 @@ class AccountFollower:
             at, key_id = client.at_key(dek.key_crn)
             same_instance = at.connection.instance_id == client.connection.instance_id
             if same_instance and (key_id, dek.resource_crn) not in written:
-                client.register(key_id, dek.resource_crn, description="bucket of OpenStack Swift")
+                kept = dek.resource_crn in seen.kept
+                client.register(key_id, dek.resource_crn, prevent_deletion=kept, description=DESCRIPTION)
                 _log.warning("registered again", resource=dek.resource_crn)
 
     def _row(self, dek: WrappedDekFile, condition: str, reason: str | None) -> Row:

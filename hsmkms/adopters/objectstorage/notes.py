@@ -1,6 +1,7 @@
 """What the keymaster tells the S3 filter, which stands where a request begins and an answer ends.
 
-Swift copies the environment of a request on its way, so what comes back has to be an object that all copies hold.
+Swift copies the environment of a request on its way and makes new ones for what it asks itself (parts, the source of a
+copy). The one thing that they all share is the cache of what this request learnt of containers, so the notes lie there.
 """
 
 from __future__ import annotations
@@ -23,5 +24,5 @@ class Notes:
 
 def of(env: dict[str, Any]) -> Notes:
     """The notes of a request. A client cannot write them: what it sends has names that begin with HTTP_."""
-    found: Notes = env.setdefault(_NAME, Notes())
+    found: Notes = env.setdefault("swift.infocache", {}).setdefault(_NAME, Notes())
     return found

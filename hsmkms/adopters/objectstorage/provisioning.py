@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from hsmkms.adopters.client import (
     AdopterError,
@@ -20,8 +21,8 @@ from hsmkms.adopters.objectstorage.bucket import KIND
 from hsmkms.adopters.objectstorage.configuration import Account
 from hsmkms.domain.secrets import SecretBytes
 
-_NOT_FOUND_CODES = ("UNAUTHORIZED_ERR", "KEY_NOT_FOUND_ERR", "INSTANCE_NOT_FOUND_ERR", "KEY_DELETED_ERR")
-_DESCRIPTION = "bucket of OpenStack Swift"
+_NOT_FOUND_CODES: Final = ("UNAUTHORIZED_ERR", "KEY_NOT_FOUND_ERR", "INSTANCE_NOT_FOUND_ERR", "KEY_DELETED_ERR")
+DESCRIPTION: Final = "bucket of OpenStack Swift"
 
 
 class KeyNotFound(AdopterError):
@@ -69,7 +70,7 @@ class Provisioner:
             if key.state is not KeyState.ACTIVE:
                 raise KeyNotUsable(f"The root key {key_crn} is not active. Enable it, or choose another.")
             wrapped: WrappedDek = client.generate_and_wrap(key.id, aad_of(KIND, resource, dek_id))
-            client.register(key.id, resource, description=_DESCRIPTION)
+            client.register(key.id, resource, description=DESCRIPTION)
         except KeyRefused as refused:
             if refused.reason_code in _NOT_FOUND_CODES:
                 raise KeyNotFound(key_crn) from refused
@@ -92,7 +93,7 @@ class Provisioner:
     def keep_key(self, account: Account, dek: WrappedDekFile) -> None:
         """Let the key not be deleted while the bucket exists. Raises AdopterError."""
         client, key_id = self._at(account, dek)
-        client.register(key_id, dek.resource_crn, prevent_deletion=True, description=_DESCRIPTION)
+        client.register(key_id, dek.resource_crn, prevent_deletion=True, description=DESCRIPTION)
 
     def _at(self, account: Account, dek: WrappedDekFile) -> tuple[KeyServiceClient, str]:
         client, key_id = self.client(account).at_key(dek.key_crn)

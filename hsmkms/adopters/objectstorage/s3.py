@@ -4,7 +4,8 @@
     use = egg:hsmkms#s3api
     config = /etc/hsmkms/objectstorage.toml
 
-What is added: access tokens instead of signatures, the answer's headers about a bucket's root key, and reasons in words.
+What is added: access tokens instead of signatures, the answer's headers about a bucket's root key, and reasons in
+words; retention policies.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ from typing import Any, Final
 
 from swift.common.middleware.s3api import s3api, s3request
 from swift.common.middleware.s3api.exception import NotS3Request
-from swift.common.middleware.s3api.s3response import AccessDenied, ErrorResponse, InternalError, ServiceUnavailable
+from swift.common.middleware.s3api.s3response import (
+    AccessDenied,
+    ErrorResponse,
+    InternalError,
+    MethodNotAllowed,
+    ServiceUnavailable,
+)
 
 from hsmkms.adopters.client import ConnectionInvalid, KeyServiceAway
 from hsmkms.adopters.objectstorage import notes
 from hsmkms.adopters.objectstorage.configuration import Configuration, User
+from hsmkms.adopters.objectstorage.protection import ProtectionController
 from hsmkms.adopters.objectstorage.tokens import TokenRefused, Tokens
 from hsmkms.domain.secrets import SecretText
 
@@ -40,6 +48,7 @@ class KeyProtectS3Api(s3api.S3ApiMiddleware):  # type: ignore[misc]  # Swift has
         self._tokens = Tokens(Configuration.read(Path(conf["config"])).accounts)
 
     def __call__(self, env: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        # Swift's own way of deleting comes through here as well.
         notes.of(env).deletes = env["REQUEST_METHOD"] == "DELETE" or (
             env["REQUEST_METHOD"] == "POST" and _asks(env, "delete")
         )
@@ -59,7 +68,7 @@ class KeyProtectS3Api(s3api.S3ApiMiddleware):  # type: ignore[misc]  # Swift has
         """Raises ErrorResponse."""
         told = notes.of(req.environ)
         try:
-            answer = super().handle_request(req)
+            answer = self._answered(req)
         except ErrorResponse as error:
             if told.refusal is not None and isinstance(error, AccessDenied | ServiceUnavailable | InternalError):
                 raise type(error)(told.refusal) from error
@@ -70,6 +79,16 @@ class KeyProtectS3Api(s3api.S3ApiMiddleware):  # type: ignore[misc]  # Swift has
             answer.headers["ibm-sse-kp-crk-id"] = told.key_crn
             answer.headers["ibm-sse-kp-customer-root-key-crn"] = told.key_crn
         return answer
+
+    def _answered(self, req: Any) -> Any:
+        if "protection" not in req.params or not req.is_bucket_request:
+            return super().handle_request(req)
+        controller = ProtectionController(self.app, self.conf, self.logger)
+        handler = {"GET": controller.GET, "PUT": controller.PUT}.get(req.method)
+        if handler is None:
+            raise MethodNotAllowed(req.method, controller.resource_type)
+        req.set_acl_handler(controller.acl_handler(req, self.logger))
+        return handler(req)
 
     def _sign_as(self, env: dict[str, Any], user: User, secret_key: SecretText) -> None:
         """Make a request with an access token one with a signature of the user that the token stands for."""

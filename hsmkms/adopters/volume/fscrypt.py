@@ -73,10 +73,10 @@ class Fscrypt:
         _take_key(volume.directory, identifier)
 
     def open(self, volume: Volume, dek: SecretBytes, lock: VolumeLock) -> int | None:
-        # What a crash left open has no guard.
-        self.close(volume)
-        if self._supervised:
-            self._guard = Guard(volume, lock)
+        if self._guard is None or not self._guard.lives:
+            # What a crash left open: who still uses it is in the way. What we could not shut ourselves is not.
+            self.close(volume)
+            self._guard = Guard(volume, lock) if self._supervised else None
         wanted = _identifier(volume.cipher)
         try:
             with _key_in_kernel(volume.directory, dek) as identifier:
@@ -87,7 +87,8 @@ class Fscrypt:
                     raise VolumeRefused(
                         f"{volume.dek_file} opens, but not {volume.cipher}: it is the wrapped DEK of another volume."
                     )
-                mounts.mount("--bind", volume.cipher, volume.mount)
+                if mounts.mounted_at(volume.mount) is None:
+                    mounts.mount("--bind", volume.cipher, volume.mount)
         except VolumeRefused:
             self.close(volume)
             raise

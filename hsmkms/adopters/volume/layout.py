@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,8 @@ from hsmkms.adopters.refusals import AdopterError
 
 FORMAT: Final = 1
 KIND: Final = "volume"
+_TURNS: Final = 10
+_TURN_S: Final = 0.05
 
 
 class VolumeRefused(AdopterError):
@@ -85,7 +88,7 @@ class Volume:
     @classmethod
     def read(cls, directory: Path) -> Volume:
         """Raises VolumeRefused."""
-        directory = directory.absolute()
+        directory = directory.resolve()
         file = directory / "volume.json"
         try:
             content = file.read_bytes()
@@ -110,10 +113,28 @@ class VolumeLock:
         except OSError as error:
             raise VolumeRefused(f"{volume.directory} cannot be opened: {error.strerror}.") from error
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._take(volume)
+        except VolumeRefused:
             os.close(self.fd)
-            raise VolumeRefused(f"Another process has {volume.directory} open. Close it, or stop its `run`.") from error
+            raise
+
+    def _take(self, volume: Volume) -> None:
+        for turn in range(_TURNS):
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if turn == _TURNS - 1:
+                    raise VolumeRefused(
+                        f"Another process has {volume.directory} open. Close it, or stop its `run`."
+                    ) from error
+                # It may be `is_locked`, which looks by taking it for an instant.
+                select.select([], [], [], _TURN_S)
+            except OSError as error:
+                raise VolumeRefused(
+                    f"{volume.directory} cannot be locked ({error.strerror}). Put it on a file system of this host."
+                ) from error
+            else:
+                return
 
     def __enter__(self) -> VolumeLock:
         return self
@@ -127,9 +148,12 @@ class VolumeLock:
 
 
 def is_locked(volume: Volume) -> bool:
-    """Whether a process holds the data open."""
+    """Whether a process holds the data open. Raises OSError."""
+    fd = os.open(volume.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        VolumeLock(volume).release()
-    except VolumeRefused:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(fd)
     return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
+import select
 import shutil
 import signal
 import subprocess
@@ -76,31 +78,29 @@ class Server:
             self._process.send_signal(number)
 
     def stop(self) -> None:
-        """End it; it has ended when this returns."""
-        if self._process is None:
-            return
-        for number, wait_s in ((self._stop_signal, self._stop_s), (signal.SIGQUIT, _QUIT_S)):
-            self._process.send_signal(number)
-            try:
-                self._process.wait(wait_s)
-            except subprocess.TimeoutExpired:
-                continue
-            break
-        else:
-            self._process.kill()
-        self._process.wait()
-        self._process = None
+        """End it; it has ended when this returns, and so have its children that stayed in its process group."""
+        self._end((self._stop_signal, self._stop_s), (signal.SIGQUIT, _QUIT_S))
 
     def abort(self) -> None:
         """End it at once: its files are gone."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)
-            try:
-                self._process.wait(_QUIT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-            self._process.wait()
-            self._process = None
+        self._end((signal.SIGQUIT, _QUIT_S))
+
+    def _end(self, *asked: tuple[signal.Signals, float]) -> None:
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        ended = os.pidfd_open(process.pid)
+        try:
+            for number, wait_s in asked:
+                process.send_signal(number)
+                if select.select([ended], [], [], wait_s)[0]:
+                    break
+        finally:
+            os.close(ended)
+        # Before it is waited for: until then its number, which is the group's, is nobody else's.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def ask(self, *more: str) -> str | None:
         """What the server's program prints with more arguments, or None when it fails. Raises VolumeRefused."""
