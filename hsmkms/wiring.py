@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from inspect import isfunction
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import Gauge
@@ -23,6 +24,7 @@ from hsmkms.api.cold import Services
 from hsmkms.api.hot import ACTIONS as HOT_ACTIONS
 from hsmkms.api.observed import AccessLog, Traced
 from hsmkms.api.requests import Gate
+from hsmkms.api.serving import end_with_parent
 from hsmkms.audit.chain import Head
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.clock import Clock, system_clock
@@ -48,6 +50,7 @@ from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
+from hsmkms.service.backup import BackupService
 from hsmkms.service.bell import EventBell
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.deployment import Deployment
@@ -115,7 +118,9 @@ class Rooms:
     deployment: Deployment
     doctor: Doctor
     token: Token
+    database: Database
     heads: AuditHeadStore
+    audit_directory: Path
     gauges: Mapping[Gauge, Callable[[], float]]
     close: ExitStack
 
@@ -160,9 +165,10 @@ def open_rooms(
             wait_s=settings.session_wait_s,
             recycle_after=settings.recycle_after_objects,
         )
-        stack.callback(pool.close)
         if watch:
             stack.callback(HangWatch(pool, settings.token_call_timeout_s).close)
+        # Before the watch ends: a library may hang in its end too.
+        stack.callback(pool.close)
         token = Token(pool)
         database = Database(settings.database)
         stack.callback(database.close)
@@ -232,7 +238,9 @@ def open_rooms(
                 clock,
             ),
             token=token,
+            database=database,
             heads=heads,
+            audit_directory=settings.audit_directory,
             gauges=_gauges(pool, snapshot, journal),
             close=stack.pop_all(),
         )
@@ -349,7 +357,7 @@ def _services(
         groups=GroupService(grants, account, rights, clock),
         policies=PolicyService(grants, account, rights, snapshot, clock, any_region=any_region),
         instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
-        health=HealthService(token, database, trail),
+        health=HealthService(token, database, snapshot, trail),
         snapshot=snapshot,
         trail=trail,
         gate=Gate(
@@ -368,6 +376,35 @@ def _services(
     )
 
 
+def backup_of(rooms: Rooms) -> BackupService:
+    """What makes backups of open rooms."""
+    return BackupService(
+        rooms.token,
+        rooms.database,
+        rooms.services.tokens,
+        rooms.heads,
+        rooms.audit_directory,
+        partial(rooms.token.signing_public_key, AUDIT_KEY_ID),
+        rooms.services.clock,
+    )
+
+
+@contextmanager
+def open_token(settings: Settings, pin: SecretText) -> Iterator[Token]:
+    """The token alone, without a database. Raises TokenRefused, PinRefused, Unavailable."""
+    pool = SessionPool(
+        address_of(settings),
+        pin,
+        size=settings.sessions,
+        wait_s=settings.session_wait_s,
+        recycle_after=settings.recycle_after_objects,
+    )
+    try:
+        yield Token(pool)
+    finally:
+        pool.close()
+
+
 def pin_of(settings: Settings) -> SecretText:
     """The PIN from file or environment. Raises SettingsInvalid when neither is set."""
     pin = settings.read_pin()
@@ -378,6 +415,7 @@ def pin_of(settings: Settings) -> SecretText:
 
 def worker() -> ASGIApp:
     """One worker's application; uvicorn calls this in each process."""
+    end_with_parent()
     settings = load()
     configure_logs(settings)
     rooms = open_rooms(settings, pin_of(settings), watch=True)

@@ -12,6 +12,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from hsmkms.api.requests import CERTIFICATE
 from hsmkms.api.warm import WarmPath
 
+LINGER_S: Final = 0.5
+"""How long a connection between two requests stays open when the server stops: the next one may be on its way, and a
+client cannot know whether what it sent on a connection that is then closed was done."""
 STOPPING: Final = "stopping"
 """In the lifespan's state, and so in each request's: an asyncio.Event."""
 WARM: Final = "warm"
@@ -51,6 +54,10 @@ class Protocol(HttpToolsProtocol):
         self._warm: WarmPath | None = self.app_state[WARM]
         self._nothing = asyncio.Event()
 
+        if self._stopping:
+            # It was accepted just before the listening socket was closed.
+            self._end_soon()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Also stop the clock."""
         super().connection_lost(exc)
@@ -74,6 +81,7 @@ class Protocol(HttpToolsProtocol):
         """Wait for the body, if it may be a warm request."""
         if (
             self._warm is not None
+            and not self._stopping
             and self._is_free()
             and not self.expect_100_continue
             and not self.flow.write_paused
@@ -85,6 +93,9 @@ class Protocol(HttpToolsProtocol):
         else:
             self._start_scope()
             super().on_headers_complete()
+            if self._stopping:
+                # It was on its way already, and is the last of its connection; the answer says so.
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
@@ -133,9 +144,20 @@ class Protocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
-        """The server answers what is under way and takes nothing new."""
-        super().shutdown()
+        """The server answers what is under way and what is on its way already, and takes nothing new."""
         self.app_state[STOPPING].set()
+        self._end_soon()
+
+    @property
+    def _stopping(self) -> bool:
+        stopping: asyncio.Event = self.app_state[STOPPING]
+        return stopping.is_set()
+
+    def _end_soon(self) -> None:
+        if self._is_free():
+            self.loop.call_later(LINGER_S, super().shutdown)
+        else:
+            super().shutdown()
 
     def _is_free(self) -> bool:
         """Whether no earlier request of this connection is under way."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
+from hsmkms.cli.command import COMMAND
 from hsmkms.cli.output import JsonOption as JsonOption
 from hsmkms.cli.output import show as show
 from hsmkms.domain.access import Caller
@@ -19,9 +19,6 @@ from hsmkms.domain.tenants import Instance
 from hsmkms.errors import SettingsInvalid
 from hsmkms.settings import load
 from hsmkms.wiring import Rooms, configure_logs, open_rooms, pin_of
-
-COMMAND: Final[ContextVar[str]] = ContextVar("command", default="unknown")
-"""Which command runs, for the audit trail: its name and never its arguments."""
 
 InstanceOption = Annotated[str | None, typer.Option("--instance", help="GUID of the instance, if there are several.")]
 AccountOption = Annotated[str | None, typer.Option("--account", help="Account, if there are several.")]

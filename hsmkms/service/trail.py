@@ -176,7 +176,7 @@ class Trail:
         )
 
     def _target(self, act: Act, key: Key | None) -> e.Target:
-        instance = None if act.instance_id is None else self._snapshot.instance(act.instance_id)
+        instance = None if act.instance_id is None else self._snapshot.last_known(act.instance_id)
         if instance is None:
             account = _NOBODY if act.caller is None else f"a/{act.caller.account}"
             return e.Target(account, account, "iam" if act.action.startswith("iam") else "kms")

@@ -12,7 +12,7 @@ from typing import Final
 
 from tests.faults.places import CALL_TIMEOUT_S, Place
 from tests.support.injector import Injector
-from tests.support.load import WITH_TOKEN, WRITE, Call, children_of
+from tests.support.load import WITH_TOKEN, WRITE, Call
 
 CRYPTO: Final = ("C_WrapKey", "C_UnwrapKey")
 IN_SESSION: Final = (*CRYPTO, "C_CreateObject")
@@ -113,12 +113,12 @@ def _nothing(_: Place) -> None:
 
 
 def _kill_one(place: Place) -> None:
-    os.kill(children_of(place.service.process.pid)[0], signal.SIGKILL)
+    os.kill(place.service.workers()[0], signal.SIGKILL)
 
 
 def _stop_one(place: Place) -> None:
     """A worker that stands still, as one on a host that swaps."""
-    os.kill(children_of(place.service.process.pid)[0], signal.SIGSTOP)
+    os.kill(place.service.workers()[0], signal.SIGSTOP)
 
 
 def _kill_all(place: Place) -> None:
@@ -165,8 +165,11 @@ def _fail_database(place: Place) -> None:
 
 
 def _repair_database(place: Place) -> None:
+    """SQLite's files stay open, so no disk can be checked under them: for this fault alone the service is stopped."""
     assert place.database_fails is not None
+    place.service.stop()
     place.database_fails.repair()
+    place.service.start()
 
 
 def _set_clock(hours: int) -> Callable[[Place], None]:
@@ -289,6 +292,7 @@ FAULTS: Final = (
         _repair_audit,
         While.REFUSED,
         lines=("audit events cannot be written", "audit events are written again"),
+        short=True,
     ),
     Fault("SQLite's disk full", "sqlite full", _fill_database, _empty_database, While.WRITES_FAIL, short=True),
     Fault(
@@ -297,7 +301,7 @@ FAULTS: Final = (
         _fail_database,
         _repair_database,
         While.WRITES_FAIL,
-        short=True,
+        back_within_s=15,
     ),
     Fault("clock 3 h ahead", "clock", _set_clock(3), _set_clock(0), short=True),
     Fault("clock 3 h behind", "clock", _set_clock(-3), _set_clock(0), short=True),

@@ -30,7 +30,6 @@ class Place:
 
     service: Service
     load: Load
-    workers: int
     audit: Path
     injector: Injector | None = None
     audit_full: SmallDisk | None = None
@@ -43,7 +42,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def _serve(state: State, workers: int = WORKERS, **settings: str) -> Iterator[Place]:
+def _serve(state: State, **settings: str) -> Iterator[Place]:
     """The service with everything in `settings`, and clients that begin to call it."""
     seed = seed_of_today()
     print("seed", seed)
@@ -53,11 +52,11 @@ def _serve(state: State, workers: int = WORKERS, **settings: str) -> Iterator[Pl
         "HSMKMS_AUDIT_CHECKPOINT_S": "1",
         **settings,
     }
-    with Service(state, workers=workers, **settings) as service:
+    with Service(state, workers=WORKERS, tls_ca="", **settings) as service:
         load = Load(lambda: [service.url], state.api_key, state.instance_id, clients=CLIENTS, seed=seed)
         audit = Path(settings.get("HSMKMS_AUDIT_DIR", state.path / "audit"))
         with load:
-            yield Place(service, load, workers, audit)
+            yield Place(service, load, audit)
             load.stop()
 
 

@@ -1,12 +1,13 @@
 """The fault bench: every fault of the catalogue, under load. Nothing is wrong, nothing is lost, nothing is restarted.
 
-Wrong is a plaintext that differs, a refusal of something good that is no 503 with Retry-After, and an answer to what has
-to be refused. Lost is a key, rotation or deletion that a caller was told of and that is gone afterwards, and an answer
-without its audit record. `make test-faults` runs all; without it those marked as short.
+Wrong is a plaintext that differs, a refusal of something good that is no 503 with Retry-After, and an answer to what
+has to be refused. Lost is a key, rotation or deletion that a caller was told of and that is gone afterwards, and an
+answer without its audit record. `make test-faults` runs all; without it those marked as short.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -20,9 +21,10 @@ from tests.faults.catalogue import FAULTS, Fault, While
 from tests.faults.conftest import ROWS
 from tests.faults.places import Place
 from tests.faults.rows import Row
+from tests.support.audited import unrecorded
 from tests.support.deployment import State
 from tests.support.injector import Injector
-from tests.support.load import Call, unrecorded
+from tests.support.load import Call
 
 pytestmark = pytest.mark.alone
 
@@ -79,8 +81,8 @@ def test_fault(place: Place | str, fault: Fault, request: pytest.FixtureRequest)
     load, log = place.load, place.service.log
     load.wait_until_well(time.monotonic(), 30)
     known, wrong, logged = len(load.calls), len(load.wrong), log.stat().st_size
+    began, cured = time.monotonic(), math.inf
     try:
-        began = time.monotonic()
         fault.begin(place)
         watch(place, fault, began)
         fault.cure(place)
@@ -103,7 +105,7 @@ def test_fault(place: Place | str, fault: Fault, request: pytest.FixtureRequest)
     judge(fault, [call for call in calls if began + SOON_S <= call.began and call.ended <= cured])
     said = log.read_bytes()[logged:].decode()
     for line in fault.lines:
-        assert 1 <= said.count(line) <= fault.changes * place.workers, said
+        assert 1 <= said.count(line) <= fault.changes * places.WORKERS, said
     assert "internal error" not in said
     assert "Traceback" not in said
 

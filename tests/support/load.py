@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 
@@ -342,7 +341,7 @@ class Load:
             time.sleep(0.005)
 
     def wait_until_well(self, since: float, within_s: float) -> float:
-        """Until many calls one after the other, of all clients, were answered; the moment when the first of them was."""
+        """Until many calls one after the other, of all clients, were answered; the moment when the first was."""
         enough, deadline = 4 * len(self.callers), time.monotonic() + within_s
         while True:
             last = self.calls[-enough:]
@@ -369,42 +368,6 @@ class Load:
         for caller in self.callers:
             caller._http.close()
         return found
-
-
-def recorded(directories: Sequence[Path]) -> dict[str, list[int]]:
-    """Status of each outcome in audit logs, by correlation id."""
-    found: dict[str, list[int]] = {}
-    for path in (path for directory in directories for path in directory.glob("*.jsonl")):
-        for line in path.read_bytes().split(b"\n"):
-            if b'"event":' in line and line.endswith(b"}"):
-                event = json.loads(line)["event"]
-                if event["outcome"] != "pending":
-                    found.setdefault(event["correlationId"], []).append(event["reason"]["reasonCode"])
-    return found
-
-
-def unrecorded(calls: Sequence[Call], directories: Sequence[Path], *, refusals_too: bool = True) -> Sequence[str]:
-    """Answers without their one audit record. While the disk of the audit trail fails, that is what 503 says."""
-    known = recorded(directories)
-    return [
-        f"{call.action} {call.correlation_id} was answered {call.status} and recorded as {known.get(call.correlation_id)}"
-        for call in calls
-        if call.status and (refusals_too or call.status != 503)
-        if known.get(call.correlation_id, []) != [call.status]
-    ]
-
-
-def children_of(pid: int) -> list[int]:
-    """Worker processes; multiprocessing has one more child, which tracks resources."""
-    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    workers = []
-    for child in found:
-        try:
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                workers.append(child)
-        except OSError:
-            continue
-    return workers
 
 
 def seed_of_today() -> int:
