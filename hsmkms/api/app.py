@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -32,17 +33,22 @@ from hsmkms.api import (
 from hsmkms.api.cold import Services
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
-from hsmkms.api.problems import kms_problem, platform_problem
-from hsmkms.api.protocol import STOPPING
+from hsmkms.api.problems import kms_problem, platform_problem, status_of
+from hsmkms.api.protocol import STOPPING, WARM
 from hsmkms.api.requests import correlation_id
+from hsmkms.api.warm import WarmPath
+from hsmkms.telemetry import metrics
 
 
-def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
-    """The application over `services`; `close` is called once when the server stops."""
+def create_app(services: Services, close: Callable[[], None], *, short_way: bool = True) -> ASGIApp:
+    """The application over `services`; `close` is called once when the server stops. Without `short_way` every request
+    passes whatever is put around the application (see `warm`)."""
+
+    warm = WarmPath(services.crypto, services.gate, services.trail) if short_way else None
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
-        yield {STOPPING: asyncio.Event()}
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
+        yield {STOPPING: asyncio.Event(), WARM: warm}
         close()
 
     app = FastAPI(
@@ -79,6 +85,7 @@ def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
 
 async def _no_such_call(request: Request, error: Exception) -> Response:
     """404 and 405 of the router, in the shape of every other error."""
+    metrics.answered("no_such_call", status_of(error), perf_counter())
     if request.url.path.startswith(("/v1/", "/v2/")):
         return platform_problem(error, correlation_id(request.headers))
     return kms_problem(error, correlation_id(request.headers), "Call could not be performed")

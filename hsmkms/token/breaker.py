@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from hsmkms.errors import TokenAway
+from hsmkms.telemetry import metrics
 
 _PROBE_EVERY_S: Final = 0.25
 
@@ -45,6 +46,7 @@ class Breaker:
                 return
             self._probe_at = time.monotonic() + _PROBE_EVERY_S
             self.is_open = True
+        metrics.TOKEN_AWAY.set(1)
         _log.error("the token does not answer")
 
     def close(self) -> None:
@@ -53,6 +55,7 @@ class Breaker:
             if not self.is_open:
                 return
             self.is_open = False
+        metrics.TOKEN_AWAY.set(0)
         _log.warning("the token answers again")
 
     def renew_after_fork(self) -> None:

@@ -19,6 +19,7 @@ from hsmkms.errors import (
     Unavailable,
     UnprocessableCiphertext,
 )
+from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import selftest, templates
 from hsmkms.token.breaker import Breaker
@@ -157,7 +158,7 @@ class RecoveringToken:
             try:
                 return act(session)
             except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
-                failure = error
+                failure = _counted(error)
             finally:
                 self._pool.give(session)
             self._pool.reopen(generation)
@@ -183,7 +184,7 @@ class RecoveringToken:
             try:
                 return act(session, self._resolve(session, generation, version))
             except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
-                failure = error
+                failure = _counted(error)
             finally:
                 self._pool.give(session)
             if not input_is_ours and self._is_bad_input(failure):
@@ -282,13 +283,23 @@ class RecoveringToken:
             if fresh or self._canary is None or self._canary[0] != generation:
                 self._canary = (generation, session.seal(handle, _CANARY_FRAME))
             sang = session.open(handle, self._canary[1]) == _CANARY_FRAME
-        except (CryptokiError, ObjectMissing, ObjectAmbiguous):
+        except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
+            _counted(error)
             return False
         finally:
             self._pool.give(session)
         if sang:
             self._canary_good_until = now + _CANARY_VALID_S
         return sang
+
+
+def _counted(failure: Exception) -> Exception:
+    """The failure, after it was counted."""
+    if isinstance(failure, CryptokiError):
+        metrics.token_error(failure.function, failure.name, failure.meaning.name.lower())
+    else:
+        metrics.token_error("C_FindObjects", type(failure).__name__, "object")
+    return failure
 
 
 def _explain(failure: Exception, missing: Unavailable | None = None) -> HsmkmsError:

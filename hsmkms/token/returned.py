@@ -93,7 +93,12 @@ class CryptokiError(Exception):
     def __init__(self, function: str, returned: int) -> None:
         self.function = function
         self.returned = returned
-        super().__init__(f"{function}: {_NAMES.get(returned, hex(returned))}")
+        super().__init__(f"{function}: {self.name}")
+
+    @property
+    def name(self) -> str:
+        """The return value as the standard spells it, or in hexadecimal."""
+        return _NAMES.get(self.returned, hex(self.returned))
 
     @property
     def may_be_input(self) -> bool:

@@ -21,6 +21,7 @@ from typing import Final, Protocol
 
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import PinRefused, TokenBusy, TokenRefused, TokenUnavailable, Unavailable
+from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
 from hsmkms.token.returned import (
     CKR_OK,
@@ -174,11 +175,18 @@ class SessionPool:
                 self._condition.notify_all()
 
     def close(self) -> None:
-        """Finalise the module. Sessions that are still out become invalid."""
+        """Close all sessions and finalise the module. Sessions that are still out become invalid."""
         with self._condition:
+            self._opening_at = time.monotonic()
             self._free.clear()
+            self._sessions = []
             self._open_count = 0
-            ck.finalize(self._functions)
+            # C_Finalize closes them too; but a device in the network may not hear of that, and has few. One that is
+            # away has none to close.
+            self._functions.C_CloseAllSessions(self.info.slot)
+            with contextlib.suppress(CryptokiError):
+                ck.finalize(self._functions)
+            self._opening_at = math.inf
 
     @contextlib.contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
@@ -199,6 +207,16 @@ class SessionPool:
         waited = [now - session.lent_at - session.patience_s for session in tuple(self._sessions)]
         return max((now - self._opening_at - _OPENING_PATIENCE_S, *waited))
 
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions there are."""
+        return self._open_count
+
+    @property
+    def lent_sessions(self) -> int:
+        """How many of them somebody has."""
+        return max(0, self._open_count - len(self._free))
+
     def mechanisms(self) -> frozenset[int]:
         """Mechanism numbers of the token (C_GetMechanismList)."""
         count = ck.ffi.new("CK_ULONG *")
@@ -208,6 +226,7 @@ class SessionPool:
         return frozenset(int(kind) for kind in kinds[0 : count[0]])
 
     def _wait_for_session(self) -> ck.Session:
+        metrics.TOKEN_SESSION_WAITS.inc()
         with self._condition:
             if self._open_count == 0 and not self._draining:
                 self._open_again()
@@ -247,7 +266,9 @@ class SessionPool:
             sessions = [first]
             sessions += [ck.Session(self._functions, self.info.slot) for _ in range(min(self._size, bound) - 1)]
         except CryptokiError as error:
+            metrics.token_error(error.function, error.name, error.meaning.name.lower())
             raise TokenUnavailable("The HSM does not answer. Try again.") from error
+        metrics.TOKEN_OPENED.inc()
         self._sessions = sessions
         self._free.extend(sessions)
         self._open_count = len(sessions)
