@@ -10,6 +10,7 @@ import os
 import stat
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pydantic
 from pydantic_settings import (
@@ -129,6 +130,14 @@ class Settings(BaseSettings):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'http' if self.tls_cert is None else 'https'}://{host}:{self.port}"
 
+    def without_secrets(self) -> dict[str, Any]:
+        """What was set by file, environment or command line, for a backup: no PIN, no password, no state_dir."""
+        secret = {name for name in self.model_fields_set if isinstance(getattr(self, name), pydantic.SecretStr)}
+        kept = self.model_dump(mode="json", exclude={*secret, "state_dir"}, exclude_unset=True, exclude_none=True)
+        if self.database_url is not None:
+            kept["database_url"] = _without_password(self.database_url)
+        return kept
+
     def read_pin(self) -> SecretText | None:
         """The token's user PIN from the environment or a file that only its owner can read; None if neither is set.
 
@@ -146,6 +155,13 @@ class Settings(BaseSettings):
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise SettingsInvalid(f"Others can read the pin_file {self.pin_file}. Run chmod 600 on it.")
         return SecretText(text.strip())
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    asked = [(name, value) for name, value in parse_qsl(parts.query) if "password" not in name]
+    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + at + host, query=urlencode(asked)))
 
 
 def load(**overrides: Any) -> Settings:

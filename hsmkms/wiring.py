@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from inspect import isfunction
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import Gauge
@@ -49,6 +50,7 @@ from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
+from hsmkms.service.backup import BackupService
 from hsmkms.service.bell import EventBell
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.deployment import Deployment
@@ -116,7 +118,9 @@ class Rooms:
     deployment: Deployment
     doctor: Doctor
     token: Token
+    database: Database
     heads: AuditHeadStore
+    audit_directory: Path
     gauges: Mapping[Gauge, Callable[[], float]]
     close: ExitStack
 
@@ -234,7 +238,9 @@ def open_rooms(
                 clock,
             ),
             token=token,
+            database=database,
             heads=heads,
+            audit_directory=settings.audit_directory,
             gauges=_gauges(pool, snapshot, journal),
             close=stack.pop_all(),
         )
@@ -368,6 +374,35 @@ def _services(
         clock=clock,
         base_url=settings.base_url,
     )
+
+
+def backup_of(rooms: Rooms) -> BackupService:
+    """What makes backups of open rooms."""
+    return BackupService(
+        rooms.token,
+        rooms.database,
+        rooms.services.tokens,
+        rooms.heads,
+        rooms.audit_directory,
+        partial(rooms.token.signing_public_key, AUDIT_KEY_ID),
+        rooms.services.clock,
+    )
+
+
+@contextmanager
+def open_token(settings: Settings, pin: SecretText) -> Iterator[Token]:
+    """The token alone, without a database. Raises TokenRefused, PinRefused, Unavailable."""
+    pool = SessionPool(
+        address_of(settings),
+        pin,
+        size=settings.sessions,
+        wait_s=settings.session_wait_s,
+        recycle_after=settings.recycle_after_objects,
+    )
+    try:
+        yield Token(pool)
+    finally:
+        pool.close()
 
 
 def pin_of(settings: Settings) -> SecretText:

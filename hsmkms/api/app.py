@@ -44,7 +44,7 @@ def create_app(services: Services, close: Callable[[], None], *, short_way: bool
     """The application over `services`; `close` is called once when the server stops. Without `short_way` every request
     passes whatever is put around the application (see `warm`)."""
 
-    warm = WarmPath(services.crypto, services.gate, services.trail) if short_way else None
+    warm = _warm_path(services) if short_way else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
@@ -89,6 +89,10 @@ async def _no_such_call(request: Request, error: Exception) -> Response:
     if request.url.path.startswith(("/v1/", "/v2/")):
         return platform_problem(error, correlation_id(request.headers))
     return kms_problem(error, correlation_id(request.headers), "Call could not be performed")
+
+
+def _warm_path(services: Services) -> WarmPath:
+    return WarmPath(services.crypto, services.tokens, services.gate, services.trail, services.clock)
 
 
 def _describe(app: FastAPI) -> None:

@@ -214,16 +214,16 @@ def _make_softhsm(template: Path) -> None:
         configuration = template.read_text().replace("@TOKENDIR@", str(tokens))
     except OSError as error:
         raise SettingsInvalid(f"The template {template} cannot be read.") from error
-    _write_private(place / "softhsm2.conf", configuration)
+    write_private(place / "softhsm2.conf", configuration)
     for name in ("so-pin", "pin"):
         if not (place / name).exists():
-            _write_private(place / name, _random_pin() + "\n")
+            write_private(place / name, _random_pin() + "\n")
     module = Settings().pkcs11_module
     os.environ["SOFTHSM2_CONF"] = str(place / "softhsm2.conf")
     if not has_token(module, LABEL):
         so_pin, pin = (SecretText((place / name).read_text().strip()) for name in ("so-pin", "pin"))
         init_token(module, LABEL, so_pin, pin)
-    _write_private(
+    write_private(
         place / FILE_NAME,
         f'pkcs11_module = "{module}"\ntoken_label = "{LABEL}"\n'
         f'softhsm2_conf = "{place / "softhsm2.conf"}"\npin_file = "{place / "pin"}"\n',
@@ -234,7 +234,7 @@ def _random_pin() -> str:
     return base64.b32encode(secrets.token_bytes(20)).decode()
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Create or replace a file that only its owner can read, from its first byte on."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
@@ -248,7 +248,7 @@ def _write_private(path: Path, text: str) -> None:
 
 def _write_client_env(settings: Settings, instance_id: str, api_key: SecretText) -> None:
     """Credentials as every official SDK reads them through IBM_CREDENTIALS_FILE."""
-    _write_private(
+    write_private(
         settings.state_dir / CLIENT_ENV,
         f"IBM_KEY_PROTECT_API_URL={settings.base_url}\n"
         f"IBM_KEY_PROTECT_API_AUTH_URL={settings.base_url}\n"
@@ -266,7 +266,7 @@ def _follow_address(settings: Settings) -> None:
         f"{name}={settings.base_url}" if (name := line.partition("=")[0]).endswith("_URL") else line for line in lines
     ]
     if moved != lines:
-        _write_private(path, "\n".join(moved) + "\n")
+        write_private(path, "\n".join(moved) + "\n")
 
 
 def _tour(settings: Settings) -> str:

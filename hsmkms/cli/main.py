@@ -29,6 +29,8 @@ _COMMANDS: Final = {
     "unwrap": "hsmkms.cli.crypto:unwrap",
     "doctor": "hsmkms.cli.doctor:doctor",
     "call": "hsmkms.cli.call:call",
+    "backup": "hsmkms.cli.backup:backup",
+    "restore": "hsmkms.cli.backup:restore",
     "jobs": "hsmkms.cli.jobs:jobs",
     "events": "hsmkms.cli.webhooks:events",
     "webhooks": "hsmkms.cli.webhooks:app",
