@@ -14,19 +14,15 @@ from functools import partial
 from typing import Final
 
 import structlog
-from starlette.types import ASGIApp
 
-from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
 from hsmkms.api.requests import Gate
 from hsmkms.audit.chain import Head
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.clock import Clock, system_clock
-from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import (
     KeyMaterialMissing,
-    SettingsInvalid,
     SigningKeyMissing,
     StoreRefused,
     TokenRefused,
@@ -39,6 +35,7 @@ from hsmkms.iam.limits import RequestLimit
 from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
 from hsmkms.jobs.runner import Job, JobRunner
+from hsmkms.opening import PRIMARY, STANDBY, Pins, open_token
 from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
@@ -68,7 +65,7 @@ from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
 from hsmkms.service.trail import Trail
 from hsmkms.service.webhooks import WebhookService
-from hsmkms.settings import Settings, load
+from hsmkms.settings import Settings
 from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
@@ -80,9 +77,7 @@ from hsmkms.store.records import RecordStore
 from hsmkms.store.registrations import RegistrationStore
 from hsmkms.store.tenants import TenantStore
 from hsmkms.store.webhooks import DeliveryStore
-from hsmkms.token.hanging import HangWatch
 from hsmkms.token.room import Token
-from hsmkms.token.sessions import SessionPool, TokenAddress
 
 AUDIT_KEY_ID: Final = "61756469-7400-4000-8000-636865636b70"
 """CKA_ID of the token key that signs audit checkpoints: one a token, which every node finds without asking."""
@@ -118,42 +113,24 @@ def configure_logs() -> None:
     )
 
 
-def address_of(settings: Settings) -> TokenAddress:
-    """The token that the settings name. Also points SoftHSM at its configuration file."""
-    if settings.softhsm2_conf is not None:
-        os.environ["SOFTHSM2_CONF"] = str(settings.softhsm2_conf)
-    if settings.token_label is None and settings.token_serial is None:
-        raise SettingsInvalid("Set token_label or token_serial: slot numbers move, so they cannot name a token.")
-    return TokenAddress(settings.pkcs11_module, settings.token_label, settings.token_serial)
-
-
 def open_rooms(
     settings: Settings,
-    pin: SecretText,
+    pins: Pins,
     *,
     migrate: bool = False,
     found: bool = False,
     watch: bool = False,
+    stays: bool = False,
     clock: Clock = system_clock,
 ) -> Rooms:
     """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
-    key that seals rights is made when the token has none; with `watch` the process ends when the token hangs. Every
-    service reads its time from `clock`.
+    key that seals rights is made when the token has none; `watch` and `stays` say what becomes of a process whose token
+    hangs (`token.hanging`). Every service reads its time from `clock`.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
     with ExitStack() as stack:
-        pool = SessionPool(
-            address_of(settings),
-            pin,
-            size=settings.sessions,
-            wait_s=settings.session_wait_s,
-            recycle_after=settings.recycle_after_objects,
-        )
-        stack.callback(pool.close)
-        if watch:
-            stack.callback(HangWatch(pool, settings.token_call_timeout_s).close)
-        token = Token(pool)
+        token = open_token(settings, pins, stack, watch=watch, stays=stays)
         database = Database(settings.database)
         stack.callback(database.close)
         if migrate:
@@ -343,26 +320,25 @@ def _services(
     )
 
 
-def pin_of(settings: Settings) -> SecretText:
-    """The PIN from file or environment. Raises SettingsInvalid when neither is set."""
-    pin = settings.read_pin()
-    if pin is None:
-        raise SettingsInvalid("The token's PIN is not known. Set pin_file or HSMKMS_PIN.")
-    return pin
+def pin_of(settings: Settings) -> Pins:
+    """The PINs from files or environment; `Pins.of` refuses to give one that is not set. Raises SettingsInvalid."""
+    found = {PRIMARY: settings.read_pin(), STANDBY: settings.read_standby_pin()}
+    return Pins({part: pin for part, pin in found.items() if pin is not None})
 
 
-def worker() -> ASGIApp:
-    """One worker's application; uvicorn calls this in each process."""
-    configure_logs()
-    settings = load()
-    rooms = open_rooms(settings, pin_of(settings), watch=True)
-    rooms.deployment.require_founded()
-    # From here on the token has a canary in this process, and so the breaker something that can close it.
-    rooms.services.health.readiness()
-    for runner in _runners(rooms.services, f"{socket.gethostname()[:40]}-{os.getpid()}"):
-        rooms.close.callback(runner.stop)
-        runner.start()
-    return create_app(rooms.services, rooms.close.close)
+def open_worker(settings: Settings, pins: Pins) -> Rooms:
+    """The rooms of one worker process, its jobs running. Raises as `open_rooms`."""
+    rooms = open_rooms(settings, pins, watch=True, stays=True)
+    with ExitStack() as stack:
+        stack.push(rooms.close)
+        rooms.deployment.require_founded()
+        # From here on the token has a canary in this process, and so the breaker something that can close it.
+        rooms.services.health.readiness()
+        for runner in _runners(rooms.services, f"{socket.gethostname()[:40]}-{os.getpid()}"):
+            rooms.close.callback(runner.stop)
+            runner.start()
+        stack.pop_all()
+    return rooms
 
 
 def _runners(services: Services, holder: str) -> list[JobRunner]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -33,23 +30,15 @@ from hsmkms.api.cold import Services
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
 from hsmkms.api.problems import kms_problem, platform_problem
-from hsmkms.api.protocol import STOPPING
 from hsmkms.api.requests import correlation_id
 
 
-def create_app(services: Services, close: Callable[[], None]) -> ASGIApp:
-    """The application over `services`; `close` is called once when the server stops."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
-        yield {STOPPING: asyncio.Event()}
-        close()
-
+def create_app(services: Services) -> ASGIApp:
+    """The application over `services`. Its lifespan is that of `waiting.WaitingApp`."""
     app = FastAPI(
         title="hsmkms",
         version=__version__,
         description="Key management in front of your own HSM; speaks the IBM Cloud Key Protect API.",
-        lifespan=lifespan,
         redirect_slashes=False,
     )
     app.state.services = services

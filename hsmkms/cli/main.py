@@ -19,6 +19,7 @@ from hsmkms.cli import (
     crypto,
     deploy,
     doctor,
+    hsm,
     iam,
     imports,
     instances,
@@ -52,6 +53,7 @@ app.command("events")(webhooks.events)
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(ceremony.app, name="ceremony")
 app.add_typer(adopt.app, name="adopt")
+app.add_typer(hsm.app, name="hsm")
 
 
 app.add_typer(audit.app, name="audit")

@@ -69,7 +69,7 @@ class CryptoService:
         self._snapshot = snapshot
         self._clock = clock
         self._threads = threads
-        self._inline = token.capabilities.call_s < INLINE_BELOW_S
+        self._inline = token.call_s < INLINE_BELOW_S
 
     async def wrap(
         self,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+import structlog
+
 from hsmkms.domain.keys import KeyVersion
+from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import (
     HsmkmsError,
     KeyMaterialMissing,
@@ -22,7 +26,7 @@ from hsmkms.errors import (
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import selftest, templates
 from hsmkms.token.breaker import Breaker
-from hsmkms.token.objects import AES_OBJECTS, KeyIndex, ObjectAmbiguous, ObjectMissing
+from hsmkms.token.objects import AES_OBJECTS, KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
 from hsmkms.token.returned import CryptokiError, Meaning
 from hsmkms.token.sessions import SessionPool, TokenInfo, renew_after_fork
 
@@ -40,6 +44,8 @@ _MISSING_VALID_S: Final = 1.0
 _INDEX_PATIENCE_S: Final = 120.0
 _DOUBTFUL_AGAIN: Final = 2
 _IN_DOUBT_S: Final = 10.0
+_log = structlog.get_logger(__name__)
+
 _MISSING: Final = "The key's object is not on the token. Run `hsmkms doctor`."
 
 
@@ -47,7 +53,10 @@ class RecoveringToken:
     """One token, opened and proved. Methods raise TokenUnavailable or TokenBusy when the device does not answer."""
 
     def __init__(self, pool: SessionPool) -> None:
-        """Prove the token. Raises TokenRefused when it lacks a mechanism or does not keep its keys."""
+        """Prove the token if its pool is open; else all calls say that it is away, until `prove` was called.
+
+        Raises TokenRefused when it lacks a mechanism or does not keep its keys.
+        """
         self._pool = pool
         self._index = KeyIndex()
         # Token objects are generated, searched and destroyed by one thread at a time: SoftHSM 2.6.1 fails one of two
@@ -58,19 +67,46 @@ class RecoveringToken:
         self._check_reopens_at = 0.0
         self._missing_until: dict[str, float] = {}
         self._in_doubt_until = 0.0
-        self.breaker = Breaker(self._probe)
+        self._sentinel_check: bytes | None = None
+        self._swapped = False
+        self.capabilities = selftest.UNKNOWN
+        self.breaker = Breaker(self._probe, str(pool.address))
         renew_after_fork(self)
+        if pool.is_open:
+            self._prove()
+        else:
+            self.breaker.hold()
+
+    def prove(self) -> None:
+        """Open a token that was not open, and prove it. Raises as the constructors of pool and token."""
+        if not self._pool.is_open:
+            self._pool.open()
+        self._prove()
+        self.breaker.admit()
+
+    def _prove(self) -> None:
         try:
-            selftest.require_mechanisms(pool.mechanisms(), pool.info.label)
-            with pool.session() as session:
+            selftest.require_mechanisms(self._pool.mechanisms(), self._pool.info.label)
+            with self._pool.session() as session:
                 self.capabilities = selftest.run(session)
         except CryptokiError as error:
             raise TokenUnavailable(UNAVAILABLE) from error
 
     @property
+    def is_proved(self) -> bool:
+        """Whether the self-test was passed; before that nothing else is asked of the token."""
+        return self.capabilities is not selftest.UNKNOWN
+
+    @property
     def info(self) -> TokenInfo:
         """Label, serial and firmware of the token."""
         return self._pool.info
+
+    def take_pin(self, pin: SecretText) -> None:
+        """Log in with this PIN from now on; a token that was away because of the old one is tried at once."""
+        self._pool.take_pin(pin)
+        if self.is_proved:
+            self.check()
 
     def close(self) -> None:
         """Finalise the module."""
@@ -83,6 +119,7 @@ class RecoveringToken:
 
     def check(self) -> None:
         """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot."""
+        self.breaker.require_not_held()
         try:
             self._probe()
         except TokenUnavailable:
@@ -279,16 +316,33 @@ class RecoveringToken:
         try:
             generation = self._pool.generation
             handle = self._find(session, SENTINEL_ID)
+            if self._canary is None or self._canary[0] != generation:
+                self._require_same_sentinel(session, handle)
             if fresh or self._canary is None or self._canary[0] != generation:
                 self._canary = (generation, session.seal(handle, _CANARY_FRAME))
             sang = session.open(handle, self._canary[1]) == _CANARY_FRAME
-        except (CryptokiError, ObjectMissing, ObjectAmbiguous):
+        except (CryptokiError, ObjectMissing, ObjectAmbiguous, _OtherSentinel):
             return False
         finally:
             self._pool.give(session)
         if sang:
             self._canary_good_until = now + _CANARY_VALID_S
         return sang
+
+    def _require_same_sentinel(self, session: ck.Session, handle: int) -> None:
+        """A token may be swapped for one of the same label and even serial; the sentinel's key is not the same then."""
+        found = check_value(session, handle)
+        if self._sentinel_check is None:
+            self._sentinel_check = found
+        swapped, self._swapped = self._swapped, not hmac.compare_digest(found, self._sentinel_check)
+        if self._swapped:
+            if not swapped:
+                _log.critical("the token was swapped: it holds another sentinel key", token=str(self._pool.address))
+            raise _OtherSentinel
+
+
+class _OtherSentinel(Exception):
+    """The token has a sentinel, and not the one that it had."""
 
 
 def _explain(failure: Exception, missing: Unavailable | None = None) -> HsmkmsError:

@@ -101,7 +101,7 @@ def change_pin_while_running(pin: str) -> list[str]:
     subprocess.run([*command, "--new-pin", "env:NEW", "--change-pin"], env=environment, check=True, capture_output=True)
 
     def use() -> None:
-        with pytest.raises(PinRefused):
+        with pytest.raises(TokenUnavailable, match="PIN"):
             pool.reopen(pool.generation)
         for _ in range(4):
             with pytest.raises(TokenUnavailable, match="PIN"):
