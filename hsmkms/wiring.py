@@ -56,6 +56,7 @@ from hsmkms.service.key_access import KeyAccess
 from hsmkms.service.key_policies import KeyPolicyService
 from hsmkms.service.key_rings import KeyRingService
 from hsmkms.service.keys import KeyService
+from hsmkms.service.known_tokens import KnownTokens
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.service.policies import PolicyService
@@ -184,6 +185,7 @@ def open_rooms(
                 services.policies,
                 services.instances,
                 services.tokens,
+                KnownTokens(token, grants, RightsWriter(stores.records, grants, token.mac, snapshot, clock), clock),
                 clock,
             ),
             doctor=Doctor(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from hsmkms.cli.local import JsonOption, show
+from hsmkms.cli.local import JsonOption, rooms, show
 from hsmkms.control import LoginRequest, StatusRequest, ask_all
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import OperatorError
@@ -51,6 +51,20 @@ def login(
     typer.echo(f"{len(answers) - len(silent)} running processes have it.")
     if silent:
         raise OperatorError(f"The processes {', '.join(silent)} do not answer. Restart the service if they stay so.")
+
+
+@app.command("accept")
+def accept() -> None:
+    """Take the tokens that are there as those of this deployment: after a device was replaced or its backup restored.
+
+    They must hold the keys that seal the deployment's rights; nobody else could write that they are accepted.
+    """
+    with rooms() as opened:
+        new = opened.deployment.known_tokens.accept()
+    for serial in new:
+        typer.echo(f"accepted  {serial}")
+    if not new:
+        typer.echo("Every token is known already.")
 
 
 @app.command("status")

@@ -82,6 +82,7 @@ class RecoveringToken:
         if not self._pool.is_open:
             self._pool.open()
         self._prove()
+        self._pool.require_expected()
         self.breaker.admit()
 
     def _prove(self) -> None:
@@ -101,6 +102,14 @@ class RecoveringToken:
     def info(self) -> TokenInfo:
         """Label, serial and firmware of the token."""
         return self._pool.info
+
+    def expect(self, serials: frozenset[str]) -> None:
+        """Refuse every token of another serial from now on. Raises TokenRefused when it is open and is such a one."""
+        self._pool.expect(serials)
+
+    def refuse(self) -> None:
+        """Use the token no more, for as long as this process lives."""
+        self.breaker.hold()
 
     def take_pin(self, pin: SecretText) -> None:
         """Log in with this PIN from now on; a token that was away because of the old one is tried at once."""

@@ -131,6 +131,7 @@ class SessionPool:
         self.generation = 0
         self.info: TokenInfo
         self._serial: str | None = None
+        self._expected: frozenset[str] | None = None
         self._told = ""
         renew_after_fork(self)
         if opened:
@@ -154,6 +155,16 @@ class SessionPool:
     def open(self) -> None:
         """Open the sessions for the first time. Raises TokenRefused, PinRefused or TokenUnavailable."""
         self._open()
+
+    def expect(self, serials: frozenset[str]) -> None:
+        """Refuse tokens of other serials from now on. Raises TokenRefused."""
+        self._expected = serials
+        self.require_expected()
+
+    def require_expected(self) -> None:
+        """Raise TokenRefused when the token that is open is not one of those that are expected."""
+        if self._serial is not None:
+            self._require_known(self._serial)
 
     def take_pin(self, pin: SecretText) -> None:
         """Log in with this PIN from now on. Sessions that are logged in stay so."""
@@ -266,7 +277,7 @@ class SessionPool:
     def _open_again(self) -> None:
         """One attempt a second while there is no token, whoever asks; none while its PIN is known to be wrong."""
         if time.monotonic() < self._retry_at:
-            raise TokenUnavailable(NOT_OPENED)
+            raise TokenUnavailable(NOT_OPENED if self.guard.reason is None else _PIN_REFUSED)
         self._open()
 
     def _open(self) -> None:
@@ -311,12 +322,20 @@ class SessionPool:
 
     def _choose(self) -> TokenInfo:
         found = choose(self._functions, self.address)
+        self._require_known(found.serial)
         if self._serial is not None and found.serial != self._serial:
             raise TokenRefused(
                 f"The token with the {self.address} has the serial {found.serial} and not {self._serial}, "
                 "which holds the keys. Bring that one back."
             )
         return found
+
+    def _require_known(self, serial: str) -> None:
+        if self._expected is not None and serial not in self._expected:
+            raise TokenRefused(
+                f"The token with the {self.address} has the serial {serial}, which this deployment does not know. "
+                "If it was replaced on purpose, run `hsmkms hsm accept`."
+            )
 
     def _login(self, session: ck.Session) -> None:
         """Try the PIN, unless it is known to be wrong. Callers have the guard's turn."""
