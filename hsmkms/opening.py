@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Final
 import structlog
 
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import HsmkmsError, SettingsInvalid, TokenRefused, TokenUnavailable
+from hsmkms.errors import HsmkmsError, SettingsInvalid, TokenRefused
 from hsmkms.settings import Settings
 from hsmkms.token.hanging import HangWatch
 from hsmkms.token.pin_guard import PinGuard
@@ -28,6 +27,7 @@ ENVIRONMENT: Final = {PRIMARY: "HSMKMS_PIN", STANDBY: "HSMKMS_STANDBY_PIN"}
 GUARD_DIRECTORY: Final = "tokens-refused"
 _AGAIN_S: Final = 1.0
 _JOIN_S: Final = 2.0
+_HEAD_START_S: Final = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -148,6 +148,8 @@ class _Pair:
         self._tokens = {PRIMARY: pair, STANDBY: standby}
         self._condition = threading.Condition()
         self._failures: dict[str, HsmkmsError] = {}
+        self._comparing = threading.Lock()
+        self._compared = False
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._open, args=(part,), name=f"opening {part}", daemon=True)
@@ -155,18 +157,19 @@ class _Pair:
         ]
         for thread in self._threads:
             thread.start()
+            # Libraries that share others (OpenSSL, in SoftHSM's case) may not like to be initialised together.
+            with self._condition:
+                self._condition.wait_for(lambda: self._settled(PRIMARY), _HEAD_START_S)
 
     def wait(self, patience_s: float) -> None:
         """Return when both are open, or one of them and the other has failed or taken longer than `patience_s` seconds.
 
         Raises what the primary failed by when both failed.
         """
-        deadline = time.monotonic() + patience_s
         with self._condition:
-            while not self._condition.wait_for(self._settled, timeout=max(0.0, deadline - time.monotonic()) or None):
-                if any(token.is_proved for token in self._tokens.values()):
-                    return
-            if len(self._failures) == len(self._tokens):
+            self._condition.wait_for(self._all_settled, patience_s)
+            self._condition.wait_for(lambda: self._all_settled() or self._one_is_proved())
+            if not self._one_is_proved():
                 raise self._failures[PRIMARY]
 
     def close(self) -> None:
@@ -175,23 +178,29 @@ class _Pair:
         for thread in self._threads:
             thread.join(_JOIN_S)
 
-    def _settled(self) -> bool:
-        return all(token.is_proved or part in self._failures for part, token in self._tokens.items())
+    def _all_settled(self) -> bool:
+        return all(self._settled(part) for part in self._tokens)
+
+    def _one_is_proved(self) -> bool:
+        return any(token.is_proved for token in self._tokens.values())
+
+    def _settled(self, part: str) -> bool:
+        return self._tokens[part].is_proved or part in self._failures
 
     def _open(self, part: str) -> None:
         """Until it is open, however long that takes."""
         token = self._tokens[part]
         while not self._stopped.is_set():
             try:
-                Token.prove(token)
+                if not token.is_proved:
+                    Token.prove(token)
+                self._compare()
             except HsmkmsError as error:
                 self._note(part, error)
                 self._stopped.wait(_AGAIN_S)
             else:
                 break
         with self._condition:
-            if all(one.is_proved for one in self._tokens.values()):
-                self._compare()
             self._failures.pop(part, None)
             self._condition.notify_all()
 
@@ -201,15 +210,17 @@ class _Pair:
             self._failures[part] = error
             self._condition.notify_all()
         if before is None or before.message != error.message:
-            _log.error("a token cannot be opened", part=part, reason=error.message)
+            _log.error("a token cannot be opened", part=part, reason=error.message, cause=str(error.__cause__))
 
     def _compare(self) -> None:
-        """A standby of other keys is not used at all."""
-        try:
-            if Token.has_sentinel(self._pair):
-                self._pair.require_same_keys()
-        except TokenRefused as error:
-            self._tokens[STANDBY].breaker.hold()
-            _log.critical("the standby is refused", reason=error.message)
-        except TokenUnavailable as error:
-            _log.error("the standby could not be compared with the primary", reason=error.message)
+        """Once both are open: a standby of other keys is not used at all."""
+        with self._comparing:
+            if self._compared or not all(token.is_proved for token in self._tokens.values()):
+                return
+            try:
+                if Token.has_sentinel(self._pair):
+                    self._pair.require_same_keys()
+            except TokenRefused as error:
+                self._tokens[STANDBY].refuse()
+                _log.critical("the standby is refused", reason=error.message)
+            self._compared = True

@@ -103,6 +103,8 @@ def _rows(process: int, answer: dict[str, Any] | None) -> list[dict[str, Any]]:
 def _state(token: dict[str, Any]) -> str:
     if token["pin_refused"]:
         return f"PIN refused ({token['pin_refused']})"
+    if token["refused"]:
+        return "refused"
     if not token["proved"]:
         return "not opened"
     return "away" if token["away"] else "answers"

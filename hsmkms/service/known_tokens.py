@@ -42,9 +42,9 @@ class KnownTokens:
                 token.refuse()
 
     def accept(self) -> list[str]:
-        """Remember the tokens that are open; the serials that were new. Raises Unavailable."""
+        """Remember the tokens that are open and have the same keys; the serials that were new. Raises Unavailable."""
         known = {one.id for one in self._grants.about(KnownToken)}
-        infos = {token.info.serial: token.info for token in self._token.parts.values() if token.is_proved}
+        infos = {token.info.serial: token.info for token in self._token.parts.values() if token.is_usable}
         new = [info for serial, info in infos.items() if serial not in known]
         now = self._clock()
         self._rights.commit("", [Insert(KnownToken(id=info.serial, label=info.label, accepted_at=now)) for info in new])

@@ -26,17 +26,23 @@ class Breaker:
         self._lock = threading.Lock()
         self._probe_at = 0.0
         self._held = False
+        self.is_refused = False
         self.is_open = False
 
     def hold(self) -> None:
-        """Nobody may touch the token, not even to try it, before `admit`: it was not proved, or is another one."""
+        """Nobody may touch the token, not even to try it, before `admit`: it was not proved yet."""
         with self._lock:
             self._held = self.is_open = True
 
     def admit(self) -> None:
-        """It was proved."""
+        """It was proved; one that was refused stays so."""
         with self._lock:
-            self._held = self.is_open = False
+            self._held = self.is_open = self.is_refused
+
+    def refuse(self) -> None:
+        """It is not the right one, and is not used for as long as this process lives."""
+        with self._lock:
+            self.is_refused = self._held = self.is_open = True
 
     def require_not_held(self) -> None:
         """Raise TokenAway while nobody may touch the token."""

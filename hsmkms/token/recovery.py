@@ -70,10 +70,13 @@ class RecoveringToken:
         self._sentinel_check: bytes | None = None
         self._swapped = False
         self.capabilities = selftest.UNKNOWN
+        self.is_proved = False
+        """Whether the self-test was passed; before that nothing else is asked of the token."""
         self.breaker = Breaker(self._probe, str(pool.address))
         renew_after_fork(self)
         if pool.is_open:
             self._prove()
+            self.is_proved = True
         else:
             self.breaker.hold()
 
@@ -84,6 +87,7 @@ class RecoveringToken:
         self._prove()
         self._pool.require_expected()
         self.breaker.admit()
+        self.is_proved = True
 
     def _prove(self) -> None:
         try:
@@ -92,11 +96,6 @@ class RecoveringToken:
                 self.capabilities = selftest.run(session)
         except CryptokiError as error:
             raise TokenUnavailable(UNAVAILABLE) from error
-
-    @property
-    def is_proved(self) -> bool:
-        """Whether the self-test was passed; before that nothing else is asked of the token."""
-        return self.capabilities is not selftest.UNKNOWN
 
     @property
     def info(self) -> TokenInfo:
@@ -109,7 +108,7 @@ class RecoveringToken:
 
     def refuse(self) -> None:
         """Use the token no more, for as long as this process lives."""
-        self.breaker.hold()
+        self.breaker.refuse()
 
     def take_pin(self, pin: SecretText) -> None:
         """Log in with this PIN from now on; a token that was away because of the old one is tried at once."""

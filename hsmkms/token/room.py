@@ -46,6 +46,7 @@ class TokenStatus:
     serial: str | None
     firmware: str | None
     proved: bool
+    refused: bool
     away: bool
     pin_refused: str | None
     sessions: int
@@ -68,6 +69,11 @@ class Token(CarryingToken):
         return {"primary": self}
 
     @property
+    def is_usable(self) -> bool:
+        """Whether it was proved, and not refused afterwards."""
+        return self.is_proved and not self.breaker.is_refused
+
+    @property
     def call_s(self) -> float:
         """Median seconds of one seal, as the self-test found; infinite before it."""
         return self.capabilities.call_s
@@ -87,6 +93,7 @@ class Token(CarryingToken):
             serial=None if info is None else info.serial,
             firmware=None if info is None else info.firmware,
             proved=self.is_proved,
+            refused=self.breaker.is_refused,
             away=self.breaker.is_open,
             pin_refused=pool.guard.reason,
             sessions=pool.session_count,

@@ -41,7 +41,7 @@ class Capabilities:
 
 
 UNKNOWN: Final = Capabilities(fixed_attributes=False, call_s=math.inf)
-"""Of a token that was not proved."""
+"""Of a token that was not proved yet."""
 
 
 def require_mechanisms(offered: frozenset[int], label: str) -> None:

@@ -6,7 +6,8 @@
  *
  * FUNCTION as "C_WrapKey", or "*"; each EVERY-th call of it first waits MILLISECONDS and then returns CKR (hexadecimal)
  * without calling the module behind; with CKR 0 it goes on to it. The file is read at every call, so that a test
- * cures a fault by emptying it. A call that waits says so first: it makes the file INJECT_CONTROL.waits.
+ * cures a fault by emptying it. A call that waits says so first: it makes the file INJECT_CONTROL.waits. The file
+ * INJECT_CONTROL.flags, if there, holds a hexadecimal number that is added to the flags of each token (CK_TOKEN_INFO).
  */
 #include <dlfcn.h>
 #include <stdatomic.h>
@@ -73,6 +74,18 @@ static U fault(int place, const char *name) {
   return result;
 }
 
+/* CK_TOKEN_INFO begins with label, manufacturer, model and serial number: 96 bytes. */
+static void add_flags(U result, U info) {
+  char name[4096];
+  const char *path = getenv("INJECT_CONTROL");
+  snprintf(name, sizeof name, "%s.flags", path == NULL ? "" : path);
+  FILE *file = fopen(name, "re");
+  U flags;
+  if (file == NULL) return;
+  if (result == 0 && fscanf(file, "%lx", &flags) == 1) *(U *)(info + 96) |= flags;
+  fclose(file);
+}
+
 #define P1 U a
 #define P2 P1, U b
 #define P3 P2, U c
@@ -98,6 +111,12 @@ U C_GetFunctionList(struct list **result);
 FUNCTIONS(X)
 #undef X
 
+static U token_info(U slot, U info) {
+  U result = our_GetTokenInfo(slot, info);
+  add_flags(result, info);
+  return result;
+}
+
 U C_GetFunctionList(struct list **result) {
   if (behind == NULL) {
     const char *path = getenv("INJECT_MODULE");
@@ -108,6 +127,7 @@ U C_GetFunctionList(struct list **result) {
 #define X(name, count) ours.member[AT_##name] = (void *)our_##name;
     FUNCTIONS(X)
 #undef X
+    ours.member[AT_GetTokenInfo] = (void *)token_info;
     ours.member[AT_GetFunctionList] = (void *)C_GetFunctionList;
   }
   *result = &ours;

@@ -40,6 +40,10 @@ class Injector:
         part.write_text(lines)
         part.replace(self.control)
 
+    def tell(self, flags: int) -> None:
+        """Have these flags added to those of each token."""
+        Path(f"{self.control}.flags").write_text(f"{flags:x}")
+
     @property
     def one_waits(self) -> bool:
         """Whether a call waits, or did."""

@@ -56,10 +56,10 @@ def copy_token(source: Path, target: Path, *, label: str = LABEL, serial: bytes 
     file.write_bytes(content)
 
 
-def give_other_sentinel(state: State) -> None:
+def give_other_sentinel(state: State, label: str = LABEL) -> None:
     """The same label, serial and PIN, and another key where the sentinel was."""
     subprocess.run(
-        [sys.executable, "-c", _NEW_SENTINEL, MODULE, LABEL],
+        [sys.executable, "-c", _NEW_SENTINEL, MODULE, label],
         input=state.pin.encode(),
         env={**os.environ, "SOFTHSM2_CONF": str(state.path / "softhsm2.conf")},
         cwd=ROOT,
