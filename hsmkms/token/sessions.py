@@ -235,7 +235,11 @@ class SessionPool:
         with self._condition:
             self._free.clear()
             self._open_count = 0
-            ck.finalize(self._functions)
+            try:
+                ck.finalize(self._functions)
+            except CryptokiError as error:
+                # Of a device that is away: there is nothing left to close.
+                _log.warning("the token could not be closed", token=str(self.address), reason=str(error))
 
     @contextlib.contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
@@ -416,13 +420,17 @@ class _Renewed(Protocol):
     def renew_after_fork(self) -> None: ...
 
 
+_RENEWED: Final[weakref.WeakSet[_Renewed]] = weakref.WeakSet()
+
+
 def renew_after_fork(owner: _Renewed) -> None:
     """Have `owner.renew_after_fork` called in every forked child, for as long as `owner` lives."""
-    reference = weakref.ref(owner)
+    _RENEWED.add(owner)
 
-    def in_child() -> None:
-        alive = reference()
-        if alive is not None:
-            alive.renew_after_fork()
 
-    os.register_at_fork(after_in_child=in_child)
+def _renew_all() -> None:
+    for owner in tuple(_RENEWED):
+        owner.renew_after_fork()
+
+
+os.register_at_fork(after_in_child=_renew_all)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from hsmkms.domain.ids import new_id
-from hsmkms.errors import TokenRefused, TokenUnavailable
+from hsmkms.errors import KeyMaterialMissing, TokenRefused, TokenUnavailable
 from hsmkms.token.room import Token
 from hsmkms.token.standby import PairedToken
 from tests.support.deployment import State
@@ -82,8 +82,7 @@ def test_another_key_under_the_same_id_is_not_proved(pair: PairedToken, standby:
     group.replicates.clear()
     version = pair.generate_key(new_id(), OWNER, datetime.now(UTC))
     standby.generate_key(version.id, OWNER, datetime.now(UTC))
-    # The standby remembers its own one as trusted, so that here only the proof itself can tell.
-    with pytest.raises(TokenUnavailable):
+    with pytest.raises(KeyMaterialMissing):
         pair.prove_key(version)
 
 
