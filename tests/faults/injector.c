@@ -8,6 +8,7 @@
  * without calling the module behind; with CKR 0 it goes on to it. The file is read at every call, so that a test
  * cures a fault by emptying it. A call that waits says so first: it makes the file INJECT_CONTROL.waits. The file
  * INJECT_CONTROL.flags, if there, holds a hexadecimal number that is added to the flags of each token (CK_TOKEN_INFO).
+ * With INJECT_PARAMETERS set C_Initialize passes it on as NSS softoken wants it: as a member of its own before pReserved.
  */
 #include <dlfcn.h>
 #include <stdatomic.h>
@@ -117,6 +118,14 @@ static U token_info(U slot, U info) {
   return result;
 }
 
+struct nss_arguments { void *create, *destroy, *lock, *unlock; U flags; const char *parameters; void *reserved; };
+
+static U initialize(U arguments) {
+  const char *parameters = getenv("INJECT_PARAMETERS");
+  struct nss_arguments nss = {NULL, NULL, NULL, NULL, 2 /* CKF_OS_LOCKING_OK */, parameters, NULL};
+  return our_Initialize(parameters == NULL ? arguments : (U)&nss);
+}
+
 U C_GetFunctionList(struct list **result) {
   if (behind == NULL) {
     const char *path = getenv("INJECT_MODULE");
@@ -127,6 +136,7 @@ U C_GetFunctionList(struct list **result) {
 #define X(name, count) ours.member[AT_##name] = (void *)our_##name;
     FUNCTIONS(X)
 #undef X
+    ours.member[AT_Initialize] = (void *)initialize;
     ours.member[AT_GetTokenInfo] = (void *)token_info;
     ours.member[AT_GetFunctionList] = (void *)C_GetFunctionList;
   }

@@ -23,8 +23,8 @@ from hsmkms.token.login import try_pin
 from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.sessions import SessionPool, TokenAddress
 from tests.support.deployment import Service, State, create_key
-from tests.support.injector import Injector
-from tests.token.conftest import LABEL, MODULE
+from tests.support.injector import MODULE, Injector
+from tests.token.conftest import LABEL
 from tests.token.test_calls import SPY
 
 NEW_PIN = "another-pin-of-this-token"

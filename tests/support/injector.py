@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.deployment import ROOT
-from tests.token.conftest import MODULE
 
+MODULE = "/usr/lib/softhsm/libsofthsm2.so"
 SOURCE = ROOT / "tests" / "faults" / "injector.c"
 
 

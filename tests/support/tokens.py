@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.support.deployment import ROOT, State
-from tests.token.conftest import LABEL, MODULE
+from tests.support.injector import MODULE
+from tests.token.conftest import LABEL
 
 STANDBY_LABEL = "standby"
 

@@ -22,7 +22,8 @@ from hsmkms.errors import PinRefused, TokenUnavailable, UnprocessableCiphertext
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
 from tests.support.deployment import State
-from tests.token.conftest import LABEL, MODULE
+from tests.support.injector import MODULE
+from tests.token.conftest import LABEL
 
 SPY = next(Path("/usr/lib").glob("*-linux-gnu/pkcs11-spy.so"))
 DEK = bytes(range(32))
