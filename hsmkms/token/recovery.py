@@ -38,14 +38,15 @@ OTHER_TOKEN: Final = "The token that answers is not the one that holds the keys.
 UNAVAILABLE: Final = "The HSM does not answer as it should. Try again."
 
 _CANARY_FRAME: Final = bytes(range(1, 17))
-_CANARY_VALID_S: Final = 0.05
 _CHECK_REOPENS_S: Final = 1.0
 _MISSING_VALID_S: Final = 1.0
 _INDEX_PATIENCE_S: Final = 120.0
-_DOUBTFUL_AGAIN: Final = 2
+_DOUBTFUL_AGAIN: Final = 1
 _IN_DOUBT_S: Final = 10.0
 _log = structlog.get_logger(__name__)
 
+_FOR_THE_CANARY: Final = frozenset({Meaning.DOUBTFUL, Meaning.CALL})
+_NOT_DONE: Final = "The HSM does not do this. The operator finds the reason in the log."
 _MISSING: Final = "The key's object is not on the token. Run `hsmkms doctor`."
 
 
@@ -63,7 +64,6 @@ class RecoveringToken:
         # that do so together (in 1 of 85 calls of eight threads), and may show the object twice afterwards.
         self._objects_lock = threading.RLock()
         self._canary: tuple[int, bytes] | None = None
-        self._canary_good_until = 0.0
         self._check_reopens_at = 0.0
         self._missing_until: dict[str, float] = {}
         self._in_doubt_until = 0.0
@@ -205,6 +205,7 @@ class RecoveringToken:
                 failure = error
             finally:
                 self._pool.give(session)
+            self._require_other_than_call(failure)
             self._pool.reopen(generation)
         raise _explain(failure, missing) from failure
 
@@ -231,8 +232,9 @@ class RecoveringToken:
                 failure = error
             finally:
                 self._pool.give(session)
-            if not input_is_ours and self._is_bad_input(failure):
+            if not input_is_ours and self._is_bad_input(failure) and self._fails_again(version, act, failure):
                 raise UnprocessableCiphertext from failure
+            self._require_other_than_call(failure)
             if not last:
                 self._recover(failure, generation, version)
         if isinstance(failure, ObjectMissing):
@@ -250,7 +252,7 @@ class RecoveringToken:
         """Whether the blob is to blame; in doubt a canary tells."""
         if not isinstance(failure, CryptokiError):
             return False
-        if failure.meaning is not Meaning.DOUBTFUL:
+        if failure.meaning not in _FOR_THE_CANARY:
             return failure.meaning is Meaning.DATA
         if not self._canary_sings():
             return False
@@ -259,12 +261,36 @@ class RecoveringToken:
             raise TokenUnavailable(UNAVAILABLE) from failure
         return True
 
+    def _fails_again(self, version: KeyVersion, act: Callable[[ck.Session, int], T], failure: Exception) -> bool:
+        """Whether a doubtful call fails in the same way after the canary sang: a device that was away for a moment may
+        have come back between the two."""
+        if not isinstance(failure, CryptokiError) or failure.meaning is Meaning.DATA:
+            return True
+        session = self._pool.take()
+        try:
+            act(session, self._resolve(session, self._pool.generation, version))
+        except CryptokiError as error:
+            return error.returned == failure.returned
+        finally:
+            self._pool.give(session)
+        self._in_doubt_until = time.monotonic() + _IN_DOUBT_S
+        return False
+
+    def _require_other_than_call(self, failure: Exception) -> None:
+        """Raise TokenUnavailable for what a token that is well does not do, such as to wrap what is too large for it.
+        It would do it no better after a fresh start, which clients could bring about."""
+        if not isinstance(failure, CryptokiError) or failure.meaning is not Meaning.CALL or self._canary is None:
+            return
+        if self._canary_sings():
+            _log.error("the token does not do what it was asked", token=str(self._pool.address), cause=str(failure))
+            raise TokenUnavailable(_NOT_DONE) from failure
+
     def _open_surely(self, session: ck.Session, handle: int, sealed: bytes) -> bytes:
         """Bad input fails every time; a device that fails now and then does not, and is in doubt from then on."""
         try:
             return session.open(handle, sealed)
         except CryptokiError as error:
-            if error.meaning is not Meaning.DOUBTFUL:
+            if error.meaning not in _FOR_THE_CANARY:
                 raise
             failure = error
         for _ in range(_DOUBTFUL_AGAIN):
@@ -315,11 +341,7 @@ class RecoveringToken:
         return True
 
     def _canary_sings(self, *, fresh: bool = False) -> bool:
-        """True if the token opened a known good blob just now, or within the last 50 ms: clients can provoke this.
-        `fresh` has the blob made anew, now."""
-        now = time.monotonic()
-        if now < self._canary_good_until and not fresh:
-            return True
+        """True if the token opens a known good blob now. `fresh` has the blob made anew."""
         session = self._pool.take()
         try:
             generation = self._pool.generation
@@ -328,14 +350,11 @@ class RecoveringToken:
                 self._require_same_sentinel(session, handle)
             if fresh or self._canary is None or self._canary[0] != generation:
                 self._canary = (generation, session.seal(handle, _CANARY_FRAME))
-            sang = session.open(handle, self._canary[1]) == _CANARY_FRAME
+            return session.open(handle, self._canary[1]) == _CANARY_FRAME
         except (CryptokiError, ObjectMissing, ObjectAmbiguous, _OtherSentinel):
             return False
         finally:
             self._pool.give(session)
-        if sang:
-            self._canary_good_until = now + _CANARY_VALID_S
-        return sang
 
     def _require_same_sentinel(self, session: ck.Session, handle: int) -> None:
         """A token may be swapped for one of the same label and even serial; the sentinel's key is not the same then."""

@@ -21,7 +21,7 @@ from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
 from tests.support import nss
 from tests.support.deployment import State
-from tests.support.injector import MODULE, compile_injector
+from tests.support.injector import MODULE, Injector, compile_injector
 
 LABEL = "hsmkms"
 
@@ -74,7 +74,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test runs with every implementation, unless it looks at SoftHSM's own files."""
     if "implementation" not in metafunc.fixturenames:
         return
-    of_softhsm = {"state", "cable", "group", "standby"} & set(inspect.signature(metafunc.function).parameters)
+    of_softhsm = {"state", "cable", "group", "standby", "injector_on_token"} & set(
+        inspect.signature(metafunc.function).parameters
+    )
     metafunc.parametrize("implementation", ["softhsm"] if of_softhsm else ["softhsm", "nss"], indirect=True)
 
 
@@ -104,6 +106,16 @@ def implementation(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: 
     # Its session objects take CKA_COPYABLE, for which the database of its token objects has no column.
     monkeypatch.setattr(selftest, "_takes_fixed_attributes", lambda _: False)
     return Implementation(module, nss.LABEL, nss.PIN)
+
+
+@pytest.fixture
+def injector_on_token(module_in_front: Path, state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Injector:
+    """Faults for this test's SoftHSM token, in this process."""
+    injector = Injector(module_in_front, tmp_path / "faults")
+    injector.cure()
+    for name, value in injector.environment.items():
+        monkeypatch.setenv(name, value)
+    return injector
 
 
 @pytest.fixture
