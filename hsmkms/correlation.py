@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from typing import Final
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _CURRENT: Final[ContextVar[str | None]] = ContextVar("correlation_id", default=None)
 
@@ -14,6 +20,24 @@ _CURRENT: Final[ContextVar[str | None]] = ContextVar("correlation_id", default=N
 def current() -> str:
     """The id of the call that is being served, or a new one outside of any."""
     return _CURRENT.get() or str(uuid.uuid4())
+
+
+def known() -> str | None:
+    """The id of the call that is being served; None outside of any."""
+    return _CURRENT.get()
+
+
+def adopt(correlation_id: str) -> None:
+    """Make an id the current one for the rest of the task: of each request the server makes one."""
+    _CURRENT.set(correlation_id)
+
+
+class ContextThreads(ThreadPoolExecutor):
+    """Threads that know for which call they work: its log lines and spans are made there too."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As ThreadPoolExecutor's."""
+        return super().submit(partial(contextvars.copy_context().run, fn, *args, **kwargs))
 
 
 @contextlib.contextmanager

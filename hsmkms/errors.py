@@ -588,3 +588,7 @@ class AdoptionRefused(OperatorError):
 
 class StoreRefused(OperatorError):
     """The database cannot be used as it stands."""
+
+
+class BackupRefused(OperatorError):
+    """A backup cannot be made, read, or brought back here."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -104,25 +104,32 @@ def open_token(settings: Settings, pins: Pins, stack: ExitStack, *, watch: bool,
     `watch` and `stays` are those of `HangWatch`. Raises OperatorError or Unavailable.
     """
     parts = parts_of(settings)
-    pool = _pool(settings, parts[PRIMARY], pins.of(PRIMARY), stack)
+    pool = _pool(settings, parts[PRIMARY], pins.of(PRIMARY))
     if STANDBY not in parts:
         token = Token(pool)
-        _watch(settings, pool, token, stack, watch=watch, stays=stays)
+        _keep(settings, pool, token, stack, watch=watch, stays=stays)
         token.prove()
         return token
-    standby_pool = _pool(settings, parts[STANDBY], pins.of(STANDBY), stack)
+    standby_pool = _pool(settings, parts[STANDBY], pins.of(STANDBY))
     standby = Token(standby_pool)
     pair = PairedToken(pool, standby, settings.standby_proof_s)
-    _watch(settings, pool, pair, stack, watch=watch, stays=stays)
-    _watch(settings, standby_pool, standby, stack, watch=watch, stays=stays)
+    _keep(settings, pool, pair, stack, watch=watch, stays=stays)
+    _keep(settings, standby_pool, standby, stack, watch=watch, stays=stays)
     opening = _Pair(pair, standby)
     stack.callback(opening.close)
     opening.wait(settings.token_call_timeout_s)
     return pair
 
 
-def _pool(settings: Settings, address: TokenAddress, pin: SecretText, stack: ExitStack) -> SessionPool:
-    pool = SessionPool(
+@contextmanager
+def token_alone(settings: Settings, pins: Pins) -> Iterator[Token]:
+    """The token without a database. Raises OperatorError or Unavailable."""
+    with ExitStack() as stack:
+        yield open_token(settings, pins, stack, watch=False, stays=False)
+
+
+def _pool(settings: Settings, address: TokenAddress, pin: SecretText) -> SessionPool:
+    return SessionPool(
         address,
         pin,
         size=settings.sessions,
@@ -131,13 +138,13 @@ def _pool(settings: Settings, address: TokenAddress, pin: SecretText, stack: Exi
         guard=guard_of(settings, address),
         opened=False,
     )
-    stack.callback(pool.close)
-    return pool
 
 
-def _watch(settings: Settings, pool: SessionPool, token: Token, stack: ExitStack, *, watch: bool, stays: bool) -> None:
+def _keep(settings: Settings, pool: SessionPool, token: Token, stack: ExitStack, *, watch: bool, stays: bool) -> None:
     if watch:
         stack.callback(HangWatch(pool, token, settings.token_call_timeout_s, stays=stays).close)
+    # Before the watch ends: a library may hang in its end too.
+    stack.callback(pool.close)
 
 
 class _Pair:

@@ -5,10 +5,12 @@ The only reader of both. Units are in the names; an unknown member of the file i
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pydantic
 from pydantic_settings import (
@@ -63,6 +65,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = pydantic.Field(default=8800, ge=1, le=65_535)
     workers: int = pydantic.Field(default=1, ge=1, le=256)
+    stop_within_s: int = pydantic.Field(default=20, ge=1, le=3_600)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -81,6 +84,15 @@ class Settings(BaseSettings):
     audit_checkpoint_s: float = pydantic.Field(default=60.0, ge=0.1, le=86_400)
     audit_log_bytes: int = pydantic.Field(default=256 << 20, ge=4_096)
     audit_log_age_s: float = pydantic.Field(default=86_400.0, ge=1, le=31 * 86_400)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = pydantic.Field(default=None, ge=1, le=65_535)
+    metrics_client_ca: Path | None = None
+    metrics_dir: Path | None = None
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: bool = False
+    otlp_endpoint: str | None = pydantic.Field(default=None, pattern=r"^https?://[^\s]+$")
+    trace_ratio: float = pydantic.Field(default=1.0, ge=0, le=1)
     recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)
     identity_requests_per_s: float = pydantic.Field(default=10_000, ge=0, le=1_000_000, allow_inf_nan=False)
     identity_burst_requests: int = pydantic.Field(default=20_000, ge=1, le=1_000_000)
@@ -111,12 +123,26 @@ class Settings(BaseSettings):
         return self.audit_dir or self.state_dir / "audit"
 
     @property
+    def metrics_directory(self) -> Path:
+        """Where several workers keep what they count; in memory, with a name of this state directory's, unless set."""
+        digest = hashlib.sha256(os.fsencode(self.state_dir)).hexdigest()[:16]
+        return self.metrics_dir or Path(f"/dev/shm/hsmkms-metrics-{os.geteuid()}-{digest}")  # noqa: S108  # owner checked
+
+    @property
     def base_url(self) -> str:
         """Where clients reach the service: `public_url`, or the address that is bound."""
         if self.public_url is not None:
             return self.public_url.rstrip("/")
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'http' if self.tls_cert is None else 'https'}://{host}:{self.port}"
+
+    def without_secrets(self) -> dict[str, Any]:
+        """What was set by file, environment or command line, for a backup: no PIN, no password, no state_dir."""
+        secret = {name for name in self.model_fields_set if isinstance(getattr(self, name), pydantic.SecretStr)}
+        kept = self.model_dump(mode="json", exclude={*secret, "state_dir"}, exclude_unset=True, exclude_none=True)
+        if self.database_url is not None:
+            kept["database_url"] = _without_password(self.database_url)
+        return kept
 
     def read_pin(self) -> SecretText | None:
         """The token's user PIN from the environment or a file that only its owner can read; None if neither is set.
@@ -143,6 +169,13 @@ def _read_pin(name: str, pin: pydantic.SecretStr | None, file: Path | None) -> S
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise SettingsInvalid(f"Others can read the {name} {file}. Run chmod 600 on it.")
     return SecretText(text.strip())
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    asked = [(name, value) for name, value in parse_qsl(parts.query) if "password" not in name]
+    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + at + host, query=urlencode(asked)))
 
 
 def load(**overrides: Any) -> Settings:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import sys
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
+from http import HTTPStatus
+from inspect import isfunction
+from pathlib import Path
 from typing import Final
 
-import structlog
+from prometheus_client import Gauge
+from starlette.types import ASGIApp
 
+from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
+from hsmkms.api.hot import ACTIONS as HOT_ACTIONS
+from hsmkms.api.observed import AccessLog, Traced
 from hsmkms.api.requests import Gate
+from hsmkms.api.warm import WarmPath
 from hsmkms.audit.chain import Head
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.clock import Clock, system_clock
+from hsmkms.correlation import ContextThreads
 from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import (
     KeyMaterialMissing,
@@ -40,6 +49,7 @@ from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
+from hsmkms.service.backup import BackupService
 from hsmkms.service.bell import EventBell
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.deployment import Deployment
@@ -78,12 +88,22 @@ from hsmkms.store.records import RecordStore
 from hsmkms.store.registrations import RegistrationStore
 from hsmkms.store.tenants import TenantStore
 from hsmkms.store.webhooks import DeliveryStore
+from hsmkms.telemetry import logs, metrics
 from hsmkms.token.room import Token
 
 AUDIT_KEY_ID: Final = "61756469-7400-4000-8000-636865636b70"
 """CKA_ID of the token key that signs audit checkpoints: one a token, which every node finds without asking."""
-
-
+_TRACED_OF_TOKEN: Final = (
+    "check",
+    "create_key",
+    "destroy_key",
+    "generate_key",
+    "mac",
+    "open",
+    "random",
+    "seal",
+    "sign",
+)
 AUDIT_HEADS_TOLD_FOR: Final = timedelta(days=7)
 """How long after its last record a log's head is written into the logs of others."""
 
@@ -96,22 +116,19 @@ class Rooms:
     deployment: Deployment
     doctor: Doctor
     token: Token
+    database: Database
     heads: AuditHeadStore
+    audit_directory: Path
+    gauges: Mapping[Gauge, Callable[[], float]]
     close: ExitStack
 
 
-def configure_logs() -> None:
-    """One JSON line an event, on standard error."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+def configure_logs(settings: Settings | None = None) -> None:
+    """Log lines as the settings want them; before these are known, as they are by default."""
+    if settings is None:
+        logs.configure()
+    else:
+        logs.configure(settings.log_format, settings.log_level)
 
 
 def open_rooms(
@@ -136,8 +153,9 @@ def open_rooms(
         stack.callback(database.close)
         if migrate:
             database.migrate()
-        elif database.revision() != database.newest_revision():
-            raise StoreRefused("The database is not of this version. Run `hsmkms init` (new) or `hsmkms serve` (old).")
+        unfit = database.unfit()
+        if unfit is not None:
+            raise StoreRefused(unfit)
         stores = _Stores(
             KeyStore(database),
             TenantStore(database),
@@ -164,7 +182,7 @@ def open_rooms(
             _require_audit_key(token)
         journal = _journal(settings, token, heads, clock)
         stack.callback(journal.close)
-        threads = ThreadPoolExecutor(max_workers=settings.sessions, thread_name_prefix="token")
+        threads = ContextThreads(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
         material = Material(token, stores.keys, stores.import_tokens, waits, clock)
@@ -200,9 +218,25 @@ def open_rooms(
                 clock,
             ),
             token=token,
+            database=database,
             heads=heads,
+            audit_directory=settings.audit_directory,
+            gauges=_gauges(token, snapshot, journal),
             close=stack.pop_all(),
         )
+
+
+def _gauges(token: Token, snapshot: Snapshot, journal: Journal) -> dict[Gauge, Callable[[], float]]:
+    """What metrics tell of the state of this process."""
+    return {
+        metrics.TOKEN_SESSIONS: lambda: sum(part.open_sessions for part in token.parts.values()),
+        metrics.TOKEN_SESSIONS_LENT: lambda: sum(part.lent_sessions for part in token.parts.values()),
+        metrics.SNAPSHOT_TIME: lambda: time.time() - snapshot.age_s,
+        metrics.SNAPSHOT_KEYS: lambda: snapshot.key_count,
+        metrics.AUDIT_WAITING: lambda: journal.waiting,
+        metrics.AUDIT_LAG: lambda: journal.lag_s,
+        metrics.AUDIT_FAILING: lambda: journal.failure is not None,
+    }
 
 
 def _require_audit_key(token: Token) -> None:
@@ -303,7 +337,7 @@ def _services(
         groups=GroupService(grants, account, rights, clock),
         policies=PolicyService(grants, account, rights, snapshot, clock, any_region=any_region),
         instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
-        health=HealthService(token, database, trail),
+        health=HealthService(token, database, snapshot, trail),
         snapshot=snapshot,
         trail=trail,
         gate=Gate(
@@ -322,6 +356,19 @@ def _services(
     )
 
 
+def backup_of(rooms: Rooms) -> BackupService:
+    """What makes backups of open rooms."""
+    return BackupService(
+        rooms.token,
+        rooms.database,
+        rooms.services.tokens,
+        rooms.heads,
+        rooms.audit_directory,
+        partial(rooms.token.signing_public_key, AUDIT_KEY_ID),
+        rooms.services.clock,
+    )
+
+
 def pin_of(settings: Settings) -> Pins:
     """The PINs from files or environment; `Pins.of` refuses to give one that is not set. Raises SettingsInvalid."""
     found = {PRIMARY: settings.read_pin(), STANDBY: settings.read_standby_pin()}
@@ -336,11 +383,44 @@ def open_worker(settings: Settings, pins: Pins) -> Rooms:
         rooms.deployment.require_founded()
         # From here on the token has a canary in this process, and so the breaker something that can close it.
         rooms.services.health.readiness()
+        metrics.bind({action.value: HTTPStatus.OK for action in HOT_ACTIONS.values()})
+        rooms.close.callback(metrics.Reporter(rooms.gauges).close)
         for runner in _runners(rooms.services, f"{socket.gethostname()[:40]}-{os.getpid()}"):
             rooms.close.callback(runner.stop)
             runner.start()
         stack.pop_all()
     return rooms
+
+
+def application_of(rooms: Rooms, settings: Settings) -> tuple[ASGIApp, WarmPath | None]:
+    """The application over open rooms, and its short way; there is none where something looks at every request."""
+    services = rooms.services
+    app = create_app(services)
+    if settings.otlp_endpoint is not None:
+        app = _traced(app, settings, settings.otlp_endpoint, rooms)
+    if settings.access_log:
+        app = AccessLog(app)
+    watched = settings.otlp_endpoint is not None or settings.access_log
+    return app, None if watched else WarmPath(services.crypto, services.gate, services.trail)
+
+
+def _traced(app: ASGIApp, settings: Settings, endpoint: str, rooms: Rooms) -> ASGIApp:
+    """The application in traces. What makes them is imported only here: it takes memory and a third of a second."""
+    from hsmkms.telemetry.tracing import Tracing, with_trace_id
+
+    tracing = Tracing(endpoint, settings.trace_ratio, f"{socket.gethostname()}-{os.getpid()}")
+    rooms.close.callback(tracing.close)
+    logs.configure(settings.log_format, settings.log_level, with_trace_id)
+    tracing.instrument("iam", Callers, ("known", "resolve"))
+    tracing.instrument("token", Token, _TRACED_OF_TOKEN)
+    tracing.instrument("store", Database, ("read", "write"))
+    tracing.instrument("audit", Journal, ("record", "record_blocking"))
+    for field in fields(rooms.services):
+        service = type(getattr(rooms.services, field.name))
+        if service.__module__.startswith("hsmkms.service.") and service not in (Snapshot, EventBell, Trail):
+            use_cases = [name for name, one in vars(service).items() if isfunction(one) and not name.startswith("_")]
+            tracing.instrument(f"service.{field.name}", service, use_cases)
+    return Traced(app, tracing.request)
 
 
 def _runners(services: Services, holder: str) -> list[JobRunner]:

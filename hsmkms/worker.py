@@ -10,14 +10,14 @@ from typing import Final
 import structlog
 from starlette.types import ASGIApp
 
-from hsmkms.api.app import create_app
+from hsmkms.api.serving import end_with_parent
 from hsmkms.api.waiting import WaitingApp
 from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import HsmkmsError
 from hsmkms.opening import Pins
 from hsmkms.settings import Settings, load
-from hsmkms.wiring import Rooms, configure_logs, open_worker, pin_of
+from hsmkms.wiring import Rooms, application_of, configure_logs, open_worker, pin_of
 
 _AGAIN_S: Final = 1.0
 _JOIN_S: Final = 5.0
@@ -28,8 +28,9 @@ _log = structlog.get_logger(__name__)
 
 def application() -> ASGIApp:
     """What uvicorn calls in each process."""
-    configure_logs()
+    end_with_parent()
     settings = load()
+    configure_logs(settings)
     return Worker(settings, pin_of(settings)).app
 
 
@@ -79,7 +80,7 @@ class Worker:
                 self._again.clear()
             else:
                 self._rooms = rooms
-                self.app.app = create_app(rooms.services)
+                self.app.open(*application_of(rooms, self._settings))
                 if told:
                     _log.warning("this process serves now")
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -29,8 +30,9 @@ from hsmkms.api import (
 from hsmkms.api.cold import Services
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
-from hsmkms.api.problems import kms_problem, platform_problem
+from hsmkms.api.problems import kms_problem, platform_problem, status_of
 from hsmkms.api.requests import correlation_id
+from hsmkms.telemetry import metrics
 
 
 def create_app(services: Services) -> ASGIApp:
@@ -68,6 +70,7 @@ def create_app(services: Services) -> ASGIApp:
 
 async def _no_such_call(request: Request, error: Exception) -> Response:
     """404 and 405 of the router, in the shape of every other error."""
+    metrics.answered("no_such_call", status_of(error), perf_counter())
     if request.url.path.startswith(("/v1/", "/v2/")):
         return platform_problem(error, correlation_id(request.headers))
     return kms_problem(error, correlation_id(request.headers), "Call could not be performed")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from time import perf_counter
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -53,6 +54,7 @@ from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
 from hsmkms.service.trail import LOGIN, REVOKE, UNKNOWN_ACTION, Act, Trail
 from hsmkms.service.webhooks import WebhookService
+from hsmkms.telemetry import metrics
 
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _NOT_DONE: Final = "Action could not be performed"
@@ -142,10 +144,17 @@ class OpenRoute(APIRoute):
             return response
 
         async def guarded(request: Request) -> Response:
+            began, status = perf_counter(), metrics.CUT_OFF
             with correlated(correlation_id(request.headers)) as current:
                 act = request.state.act = self._act(request, current)
-                response = await guard(answer(request), self.problem, current)
-                return response if act is None else await guard(recorded(request, act, response), self.problem, current)
+                try:
+                    response = await guard(answer(request), self.problem, current)
+                    if act is not None:
+                        response = await guard(recorded(request, act, response), self.problem, current)
+                    status = response.status_code
+                    return response
+                finally:
+                    metrics.answered(self.name if act is None else act.action, status, began)
 
         return guarded
 
@@ -198,7 +207,7 @@ class KmsRoute(OpenRoute):
         act: Act = request.state.act
         act.instance_id, act.key_ring_id = call.instance_id, call.key_ring_id
         gate, action = services(request).gate, self.action_of(request)
-        gate.admit(call.caller, action, call.instance_id, request.scope, again=again)
+        gate.admit(call.caller, action, call.instance_id, act.address, again=again)
 
     def audited_as(self, request: Request) -> str | None:
         """The action that is asked for, or that none is."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
@@ -17,6 +17,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from hsmkms import errors
+from hsmkms.telemetry.logs import place_of
+
+T = TypeVar("T")
 
 MORE_INFO: Final = "https://cloud.ibm.com/apidocs/key-protect"
 ERROR_TYPE: Final = "application/vnd.ibm.kms.error+json"
@@ -86,6 +89,14 @@ async def guard(answer: Awaitable[Response], problem: Problem, correlation_id: s
     return response
 
 
+def guard_now(call: Callable[[], T], problem: Callable[[Exception], Response]) -> T | Response:
+    """What `call` returns, or the problem it ended in."""
+    try:
+        return call()
+    except Exception as error:
+        return problem(error)
+
+
 def status_of(error: Exception) -> HTTPStatus:
     """The HTTP status of an error."""
     if isinstance(error, HTTPException):
@@ -98,6 +109,16 @@ def status_of(error: Exception) -> HTTPStatus:
 
 def kms_problem(error: Exception, correlation_id: str, failed: str = "Action could not be performed") -> Response:
     """Key Protect's error body. `failed` says what could not be done."""
+    body = {
+        "metadata": {"collectionType": ERROR_TYPE, "collectionTotal": 1},
+        "resources": [kms_resource(error, correlation_id, failed)],
+    }
+    status = status_of(error)
+    return Response(msgspec.json.encode(body), status, _headers(error, status, correlation_id), ERROR_TYPE)
+
+
+def kms_resource(error: Exception, correlation_id: str, failed: str) -> dict[str, object]:
+    """The one resource of that body, which stands alone for an item of a bulk."""
     status, message, code = _describe(error, correlation_id)
     resource: dict[str, object] = {"errorMsg": f"{status.phrase}: {message}"}
     # A refusal of access carries no reasons, and neither does what has no code in the contract (additions section 6.1).
@@ -114,9 +135,7 @@ def kms_problem(error: Exception, correlation_id: str, failed: str = "Action cou
             reason["target"] = {"type": "query_param", "name": error.target}
         resource["errorMsg"] = f"{status.phrase}: {failed}: Please see `reasons` for more details ({code})"
         resource["reasons"] = [reason]
-    body = {"metadata": {"collectionType": ERROR_TYPE, "collectionTotal": 1}, "resources": [resource]}
-    headers = _headers(error, status, correlation_id)
-    return Response(msgspec.json.encode(body), status, headers, ERROR_TYPE)
+    return resource
 
 
 def token_problem(error: Exception, correlation_id: str) -> Response:
@@ -152,7 +171,7 @@ def platform_problem(error: Exception, correlation_id: str) -> Response:
 def _describe(error: Exception, correlation_id: str) -> tuple[HTTPStatus, str, str | None]:
     status = status_of(error)
     if isinstance(error, errors.KeyIncomplete):
-        _log.error("damaged key", place=_place(error), correlation_id=correlation_id)
+        _log.error("damaged key", place=place_of(error.__traceback__), correlation_id=correlation_id)
         return status, error.message, error.code
     if isinstance(error, errors.HsmkmsError) and status is not HTTPStatus.INTERNAL_SERVER_ERROR:
         if isinstance(error, errors.Unavailable | errors.OperatorError) and not isinstance(
@@ -163,17 +182,10 @@ def _describe(error: Exception, correlation_id: str) -> tuple[HTTPStatus, str, s
     if isinstance(error, HTTPException):
         return status, "There is no such call. See /openapi.json for those there are.", None
     # Where it happened, never what it said: a foreign exception's text may quote the request.
-    _log.error("internal error", kind=type(error).__name__, place=_place(error), correlation_id=correlation_id)
+    _log.error(
+        "internal error", kind=type(error).__name__, place=place_of(error.__traceback__), correlation_id=correlation_id
+    )
     return HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL, None
-
-
-def _place(error: Exception) -> str:
-    trace = error.__traceback__
-    place = "unknown"
-    while trace is not None:
-        place = f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return place
 
 
 def _headers(error: Exception, status: HTTPStatus, correlation_id: str) -> dict[str, str]:

@@ -15,8 +15,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hsmkms.api.problems import kms_problem, platform_problem, token_problem
-from hsmkms.api.protocol import STOPPING
+from hsmkms.api.protocol import STOPPING, WARM
 from hsmkms.api.requests import correlation_id, header_map
+from hsmkms.api.warm import WarmPath
 from hsmkms.errors import NotOpen
 
 _JSON: Final = "application/json"
@@ -28,12 +29,18 @@ class WaitingApp:
     def __init__(self, start: Callable[[], None], close: Callable[[], None]) -> None:
         """`start` begins to open the rooms, in a thread of its own; `close` is called once when the server stops."""
         self._start, self._close = start, close
-        self.app: ASGIApp | None = None
+        self._app: ASGIApp | None = None
+        self._state: dict[str, object] = {}
+
+    def open(self, app: ASGIApp, warm: WarmPath | None) -> None:
+        """The rooms are open. Connections from now on may also take the short way."""
+        self._app = app
+        self._state[WARM] = warm
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if self.app is not None and scope["type"] != "lifespan":
-            await self.app(scope, receive, send)
+        if self._app is not None and scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(scope, receive, send)
         else:
@@ -41,7 +48,9 @@ class WaitingApp:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        scope["state"][STOPPING] = asyncio.Event()
+        # uvicorn shows this very dictionary to each new connection.
+        self._state = scope["state"]
+        self._state.update({STOPPING: asyncio.Event(), WARM: None})
         self._start()
         await send({"type": "lifespan.startup.complete"})
         await receive()

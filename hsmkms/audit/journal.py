@@ -26,6 +26,7 @@ from hsmkms.audit.logfile import LogFile, logs_in, prepare
 from hsmkms.clock import Clock
 from hsmkms.domain.ids import new_id
 from hsmkms.errors import AuditUnavailable, HsmkmsError
+from hsmkms.telemetry import metrics
 
 PAUSE_S: Final = 0.5
 MOST_AT_ONCE: Final = 1_000
@@ -50,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    content: bytes
+    contents: Sequence[bytes]
     done: Callable[[AuditUnavailable | None], None]
 
 
@@ -91,6 +92,7 @@ class Journal:
         self._quiet_at = 0
         self._told: dict[str, dict[str, tuple[int, str]]] = {}
         self._opened_at = self._check_at = self._refuse_until = 0.0
+        self._writing_since: float | None = None
         self._failure: AuditUnavailable | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
@@ -101,10 +103,26 @@ class Journal:
         """Why the last events could not be written; None if they were."""
         return self._failure
 
+    @property
+    def waiting(self) -> int:
+        """How many events, or groups of one turn of the event loop, nobody has begun to write."""
+        return self._queue.qsize()
+
+    @property
+    def lag_s(self) -> float:
+        """For how many seconds the write has been under way that events wait for; 0 when there is none."""
+        since = self._writing_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def record_all(self, contents: Sequence[bytes], settle: Callable[[AuditUnavailable | None], None]) -> None:
+        """Have `settle` called in the running loop when all these events (JSON) are durable, or with why they are not.
+        Raises AuditUnavailable."""
+        loop = asyncio.get_running_loop()
+        self._put(contents, lambda error: _tell(loop, settle, error))
+
     async def record(self, one: event.Event) -> None:
         """Return when the event is durable. Raises AuditUnavailable."""
-        loop = asyncio.get_running_loop()
-        written: asyncio.Future[None] = loop.create_future()
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def settle(error: AuditUnavailable | None) -> None:
             if written.done():
@@ -114,7 +132,7 @@ class Journal:
             else:
                 written.set_exception(error)
 
-        self._put(event.encode(one), lambda error: _tell(loop, settle, error))
+        self.record_all((event.encode(one),), settle)
         await written
 
     def record_blocking(self, one: event.Event) -> None:
@@ -127,7 +145,7 @@ class Journal:
                 errors.append(error)
             written.set()
 
-        self._put(event.encode(one), settle)
+        self._put((event.encode(one),), settle)
         written.wait()
         if errors:
             raise errors[0]
@@ -139,16 +157,16 @@ class Journal:
         self._thread.join()
         self._signer.shutdown()
 
-    def _put(self, content: bytes, done: Callable[[AuditUnavailable | None], None]) -> None:
+    def _put(self, contents: Sequence[bytes], done: Callable[[AuditUnavailable | None], None]) -> None:
         if self._closed:
             raise AuditUnavailable("The service is stopping. Try again.")
-        self._queue.put(_Waiting(content, done))
+        self._queue.put(_Waiting(contents, done))
 
     def _run(self) -> None:
         while True:
             batch, stop = self._take()
             # While nothing can be written nobody may ask, so that only an empty write finds out that it can again.
-            error = self._write(batch) if batch or self._failure is not None else None
+            error = self._write_timed(batch) if batch or self._failure is not None else None
             for waiting in batch:
                 waiting.done(error)
             self._write_checkpoints()
@@ -189,6 +207,13 @@ class Journal:
         except Empty:
             return
 
+    def _write_timed(self, batch: Sequence[_Waiting]) -> AuditUnavailable | None:
+        began, self._writing_since = time.perf_counter(), time.monotonic()
+        error = self._write(batch)
+        self._writing_since = None
+        metrics.audit_written(sum(len(waiting.contents) for waiting in batch), began, durable=error is None)
+        return error
+
     def _write(self, batch: Sequence[_Waiting]) -> AuditUnavailable | None:
         """Make events durable; the error if they are not."""
         if self._failure is not None and time.monotonic() < self._refuse_until:
@@ -196,7 +221,7 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.append(("event", waiting.content) for waiting in batch)
+            self._file.append(("event", content) for waiting in batch for content in waiting.contents)
         except OSError as error:
             self._abandon(error.strerror or "input or output failed")
             return self._failure
@@ -273,6 +298,7 @@ class Journal:
             file.end(self._checkpoint(file.head, final=True))
             self._exchange(file.head)
         except HsmkmsError as error:
+            metrics.AUDIT_CHECKPOINTS.labels("failure").inc()
             _log.warning("an audit log could not be closed", log=file.log, reason=error.message)
             if not self._closed:
                 return
@@ -293,6 +319,7 @@ class Journal:
         try:
             self._signed.put(_Signed(head.log, self._checkpoint(head, final=False)))
         except HsmkmsError as error:
+            metrics.AUDIT_CHECKPOINTS.labels("failure").inc()
             _log.warning("an audit checkpoint could not be signed", log=head.log, reason=error.message)
 
     def _write_checkpoints(self) -> None:
@@ -316,6 +343,7 @@ class Journal:
         checkpoint = _encode(chain.Checkpoint(self._clock(), head.sequence, head.digest, news, final))
         signature = self._sign(chain.signed_message(checkpoint))
         told.update(news)
+        metrics.AUDIT_CHECKPOINTS.labels("success").inc()
         return _encode(chain.SignedCheckpoint(msgspec.Raw(checkpoint), signature.hex()))
 
 

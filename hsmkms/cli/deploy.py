@@ -18,12 +18,14 @@ import typer
 import uvicorn
 
 from hsmkms.api.protocol import Protocol
+from hsmkms.api.serving import serve as run_server
 from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid, StoreRefused
 from hsmkms.opening import ENVIRONMENT, parts_of
 from hsmkms.settings import FILE_NAME, Settings, load, state_dir
+from hsmkms.telemetry.endpoint import DIRECTORY_VARIABLE, Access, Endpoint, discard, prepare
 from hsmkms.token.provision import has_token, init_token
 from hsmkms.wiring import configure_logs, open_rooms, pin_of
 
@@ -109,7 +111,7 @@ def up(softhsm: Softhsm = None) -> None:
 def _serve(settings: Settings) -> None:
     """Open the rooms once before any worker does, so that a wrong PIN costs one try and the schema is there."""
     _require_safe_bind(settings)
-    configure_logs()
+    configure_logs(settings)
     pins = pin_of(settings)
     if sys.stdin.isatty():
         pins.ask(parts_of(settings), _ask_pin)
@@ -125,8 +127,8 @@ def _serve(settings: Settings) -> None:
     if settings.shorten_waits_for_tests:
         typer.echo("WARNING: waits are shortened for tests. Deleted keys may be purged at once.", err=True)
     # Ctrl-C is how serving ends; by then uvicorn has answered what was under way.
-    with contextlib.suppress(KeyboardInterrupt), _hearing_logins(settings):
-        uvicorn.run(
+    with _metrics(settings), contextlib.suppress(KeyboardInterrupt), _hearing_logins(settings):
+        config = uvicorn.Config(
             "hsmkms.worker:application",
             factory=True,
             host=settings.host,
@@ -142,13 +144,45 @@ def _serve(settings: Settings) -> None:
             timeout_worker_healthcheck=60,
             loop="uvloop",
             http=Protocol,
+            # Its lines come by way of ours, and a request has a line only where the setting says so.
+            log_config=None,
             access_log=False,
             log_level="warning",
             # Nobody in front is believed about who is calling.
             proxy_headers=False,
             server_header=False,
             date_header=False,
+            timeout_graceful_shutdown=settings.stop_within_s,
         )
+        run_server(config)
+
+
+@contextlib.contextmanager
+def _metrics(settings: Settings) -> Iterator[None]:
+    """Metrics are served for the block, if they are asked for."""
+    if settings.metrics_port is None:
+        yield
+        return
+    loopback = _is_loopback(settings.metrics_host)
+    tls = None
+    if not loopback:
+        if settings.tls_cert is None or settings.tls_key is None or settings.metrics_client_ca is None:
+            raise SettingsInvalid(
+                f"Metrics at {settings.metrics_host} would be anybody's. Set metrics_client_ca, tls_cert and tls_key, "
+                "or a metrics_host of this host alone."
+            )
+        tls = (settings.tls_cert, settings.tls_key, settings.metrics_client_ca)
+    directory = None
+    if settings.workers > 1:
+        directory = prepare(settings.metrics_directory)
+        os.environ[DIRECTORY_VARIABLE] = str(directory)
+    endpoint = Endpoint(Access(settings.metrics_host, settings.metrics_port, tls), directory)
+    try:
+        yield
+    finally:
+        endpoint.close()
+        if directory is not None:
+            discard(directory)
 
 
 @contextlib.contextmanager
@@ -180,15 +214,18 @@ def _require_safe_bind(settings: Settings) -> None:
         raise SettingsInvalid("TLS needs both tls_cert and tls_key.")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise SettingsInvalid("Client certificates need TLS: set tls_cert and tls_key beside tls_client_ca.")
-    try:
-        loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and settings.tls_cert is None and not settings.allow_plain_http_from_other_hosts:
+    if not _is_loopback(settings.host) and settings.tls_cert is None and not settings.allow_plain_http_from_other_hosts:
         raise SettingsInvalid(
             f"Binding {settings.host} without TLS would send keys in clear. Give --tls-cert and --tls-key, or say "
             "--allow-plain-http-from-other-hosts if something in front does TLS."
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _make_state_dir() -> None:
@@ -205,16 +242,16 @@ def _make_softhsm(template: Path) -> None:
         configuration = template.read_text().replace("@TOKENDIR@", str(tokens))
     except OSError as error:
         raise SettingsInvalid(f"The template {template} cannot be read.") from error
-    _write_private(place / "softhsm2.conf", configuration)
+    write_private(place / "softhsm2.conf", configuration)
     for name in ("so-pin", "pin"):
         if not (place / name).exists():
-            _write_private(place / name, _random_pin() + "\n")
+            write_private(place / name, _random_pin() + "\n")
     module = Settings().pkcs11_module
     os.environ["SOFTHSM2_CONF"] = str(place / "softhsm2.conf")
     if not has_token(module, LABEL):
         so_pin, pin = (SecretText((place / name).read_text().strip()) for name in ("so-pin", "pin"))
         init_token(module, LABEL, so_pin, pin)
-    _write_private(
+    write_private(
         place / FILE_NAME,
         f'pkcs11_module = "{module}"\ntoken_label = "{LABEL}"\n'
         f'softhsm2_conf = "{place / "softhsm2.conf"}"\npin_file = "{place / "pin"}"\n',
@@ -225,7 +262,7 @@ def _random_pin() -> str:
     return base64.b32encode(secrets.token_bytes(20)).decode()
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Create or replace a file that only its owner can read, from its first byte on."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
@@ -239,7 +276,7 @@ def _write_private(path: Path, text: str) -> None:
 
 def _write_client_env(settings: Settings, instance_id: str, api_key: SecretText) -> None:
     """Credentials as every official SDK reads them through IBM_CREDENTIALS_FILE."""
-    _write_private(
+    write_private(
         settings.state_dir / CLIENT_ENV,
         f"IBM_KEY_PROTECT_API_URL={settings.base_url}\n"
         f"IBM_KEY_PROTECT_API_AUTH_URL={settings.base_url}\n"
@@ -257,7 +294,7 @@ def _follow_address(settings: Settings) -> None:
         f"{name}={settings.base_url}" if (name := line.partition("=")[0]).endswith("_URL") else line for line in lines
     ]
     if moved != lines:
-        _write_private(path, "\n".join(moved) + "\n")
+        write_private(path, "\n".join(moved) + "\n")
 
 
 def _tour(settings: Settings) -> str:

@@ -18,6 +18,7 @@ from hsmkms.clock import Clock
 from hsmkms.domain.jobs import Done, JobRun
 from hsmkms.errors import HsmkmsError
 from hsmkms.service.jobs import JobService
+from hsmkms.telemetry import metrics
 
 LEASE: Final = timedelta(seconds=20)
 RENEWED_EVERY_S: Final = 4.0
@@ -76,7 +77,12 @@ class JobRunner:
         for name, job in self._jobs.items():
             if not self._may_go_on():
                 return
-            done = job(self._may_go_on)
+            try:
+                done = job(self._may_go_on)
+            except HsmkmsError:
+                metrics.job_broke_off(name)
+                raise
+            metrics.job_ran(name, done.changed, done.failed)
             # A run that found nothing to do is worth a row now and then, not a write every few seconds.
             if done.changed or done.failed or time.monotonic() >= self._noted_until.get(name, 0.0):
                 self._noted_until[name] = time.monotonic() + NOTED_FOR_S

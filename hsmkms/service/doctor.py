@@ -102,7 +102,8 @@ class Doctor:
 
     def _revision(self) -> Finding:
         found, wanted = self._database.revision(), self._database.newest_revision()
-        return Finding("database", found == wanted, f"revision {found}, this version wants {wanted}")
+        unfit = self._database.unfit()
+        return Finding("database", unfit is None, unfit or f"revision {found}, this version knows {wanted}")
 
     def _clock_plausible(self) -> Finding:
         now = self._clock()

@@ -67,6 +67,16 @@ class Snapshot:
             self._poller.join()
 
     @property
+    def age_s(self) -> float:
+        """Seconds since the change feed was last asked with success."""
+        return time.monotonic() - self._fresh_until + MAX_AGE_S
+
+    @property
+    def key_count(self) -> int:
+        """How many keys are remembered, by id or alias."""
+        return len(self._keys)
+
+    @property
     def fresh(self) -> bool:
         """Whether what is remembered may be believed now."""
         return time.monotonic() < self._fresh_until
@@ -75,6 +85,10 @@ class Snapshot:
         """An instance by id, from memory alone. Raises StoreUnavailable when the feed has been silent for too long."""
         if not self.fresh:
             raise StoreUnavailable("The database does not answer. Try again.")
+        return self._instances.get(instance_id)
+
+    def last_known(self, instance_id: str) -> Instance | None:
+        """The same however old it is: to name an instance in a record, never to decide anything."""
         return self._instances.get(instance_id)
 
     def all_instances(self) -> list[Instance]:

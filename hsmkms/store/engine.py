@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,17 +16,20 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, event, select, text
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from hsmkms.errors import StoreRefused, StoreUnavailable
+from hsmkms.store.postgresql import make_engine, make_url, patient
+from hsmkms.store.tables import schema_support
+from hsmkms.telemetry import metrics
 
 _SQLITE_BUSY_MS: Final = 10_000
-_STATEMENT_MS: Final = 10_000
-# Sorts of all keys stay in memory, statements of milliseconds are not compiled first, and indexes are believed to be in
-# memory or on a disk without a head to move.
-_PLANNER: Final = "-c work_mem=16MB -c jit=off -c random_page_cost=1.1"
+_LOCK_MS: Final = 100
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+_MIGRATION_S: Final = 60.0
+_MIGRATION_LOCK: Final = 0x68736D6B
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
@@ -32,8 +37,8 @@ class Database:
     """SQLite (WAL, every commit synced) or PostgreSQL. Nothing else keeps state that another node needs."""
 
     def __init__(self, url: str) -> None:
-        """`url` as SQLAlchemy writes it. Raises StoreRefused for another database than these two."""
-        self.url = sqlalchemy.engine.make_url(url)
+        """`url` as SQLAlchemy or libpq writes it. Raises StoreRefused for another database than these two."""
+        self.url = make_url(url)
         backend = self.url.get_backend_name()
         self._one_writer: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if backend == "sqlite":
@@ -41,17 +46,7 @@ class Database:
             # SQLite has one writer, and its waiting is a lottery: threads queue here so that only processes draw lots.
             self._one_writer = threading.Lock()
         elif backend == "postgresql":
-            self._engine = sqlalchemy.create_engine(
-                self.url.set(drivername="postgresql+psycopg"),
-                pool_pre_ping=True,
-                pool_size=10,
-                connect_args={
-                    "connect_timeout": 5,
-                    "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS} {_PLANNER}",
-                    # A server that vanished without a word is noticed too.
-                    "tcp_user_timeout": _STATEMENT_MS,
-                },
-            )
+            self._engine = make_engine(self.url)
         else:
             raise StoreRefused(f"{backend} is not supported. Use sqlite:/// or postgresql:// in database_url.")
 
@@ -78,23 +73,101 @@ class Database:
         with self.read() as connection:
             connection.execute(text("SELECT 1"))
 
-    def migrate(self) -> None:
-        """Bring the schema to this version's revision (Alembic)."""
-        with _translated(), self._engine.connect() as connection:
-            config = Config()
-            config.set_main_option("script_location", str(_MIGRATIONS))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+    def migrate(self, target: str = "head") -> None:
+        """Bring the schema to this version's revision (Alembic), in one transaction and by one process at a time, while
+        others work on it. A schema that a newer version made is left as it is. Raises StoreUnavailable."""
+        give_up_at = time.monotonic() + _MIGRATION_S
+        while True:
+            try:
+                with self.write() as connection, self._patience(connection):
+                    upgrade(connection, target)
+            except StoreUnavailable as error:
+                state = getattr(getattr(error.__cause__, "orig", None), "sqlstate", None)
+                if state != _LOCK_NOT_AVAILABLE or time.monotonic() > give_up_at:
+                    raise
+                # Everything is given back, so that those who were in the way can end.
+                time.sleep(random.uniform(0.02, 0.1))  # noqa: S311  # which of two goes first is no secret
+            else:
+                return
+
+    def _patience(self, connection: Connection) -> contextlib.AbstractContextManager[None]:
+        return patient(connection) if self._engine.dialect.name == "postgresql" else contextlib.nullcontext()
 
     def revision(self) -> str | None:
         """Revision of the schema in the database; None if it is empty."""
         with self.read() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+            return _revision_of(connection)
+
+    def unfit(self) -> str | None:
+        """Why this program cannot work on the schema, and what to do; None if it can.
+
+        It can on its own revision, and on a newer one whose `schema_support` says so: a new version has migrated while
+        this one still runs on other nodes, or starts once more.
+        """
+        newest = str(self.newest_revision())
+        with self.read() as connection:
+            found = _revision_of(connection)
+            if found == newest:
+                return None
+            if found is None or is_known(found):
+                return "The database is not of this version. Run `hsmkms init` (new) or `hsmkms serve` (old)."
+            oldest = connection.execute(select(schema_support.c.oldest)).scalar_one_or_none()
+        # Revisions are numbers of four digits, so that their texts stand in their order.
+        if oldest is not None and oldest <= newest:
+            return None
+        return (
+            f"A newer version has migrated the database to revision {found}; this one knows {newest} and is too old "
+            "for it. Install the newer version."
+        )
 
     @staticmethod
     def newest_revision() -> str | None:
         """Revision that this version of the software wants."""
         return ScriptDirectory(str(_MIGRATIONS)).get_current_head()
+
+
+def upgrade(connection: Connection, target: str = "head") -> None:
+    """Migrate within a transaction that writes."""
+    postgresql = connection.dialect.name == "postgresql"
+    if postgresql:
+        # Two nodes that are started together: the second waits, and finds the work done. An index on many rows takes
+        # longer than a statement of a request may.
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATION_LOCK})
+    found = _revision_of(connection)
+    scripts = ScriptDirectory(str(_MIGRATIONS))
+    if found == scripts.get_revision(target).revision or (found is not None and not is_known(found)):
+        return
+    if postgresql and found is not None:
+        _take_all_tables(connection)
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, target)
+
+
+def _take_all_tables(connection: Connection) -> None:
+    """Lock every table before the first is changed: who holds one and waits for another would end in a deadlock, of
+    which PostgreSQL ends either side. It looks for one after a second, so this gives up long before.
+
+    Writers take their number from `change_clock`; once that is ours only those are left that had begun before.
+    """
+    quote = connection.dialect.identifier_preparer.quote
+    names = sorted(sqlalchemy.inspect(connection).get_table_names(), key=lambda name: (name != "change_clock", name))
+    for name in names:
+        connection.execute(text(f"LOCK TABLE {quote(name)} IN ACCESS EXCLUSIVE MODE"))
+        connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_MS}"))
+
+
+def _revision_of(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def is_known(revision: str) -> bool:
+    """Whether this version knows how to make the schema of a revision."""
+    scripts = ScriptDirectory(str(_MIGRATIONS))
+    return revision in {script.revision for script in scripts.walk_revisions()}
 
 
 @contextlib.contextmanager
@@ -104,6 +177,7 @@ def _translated() -> Iterator[None]:
     except IntegrityError:
         raise
     except SQLAlchemyError as error:
+        metrics.DATABASE_ERRORS.inc()
         raise StoreUnavailable("The database does not answer. Try again.") from error
 
 

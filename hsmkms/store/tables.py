@@ -353,6 +353,13 @@ change_clock = Table(
     Column("sequence", BigInteger, nullable=False),
 )
 
+schema_support = Table(
+    "schema_support",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("oldest", String(32), nullable=False),
+)
+
 change = Table(
     "change",
     metadata,

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from hsmkms.errors import TokenAway
+from hsmkms.telemetry import metrics
 
 _PROBE_EVERY_S: Final = 0.25
 
@@ -68,6 +69,7 @@ class Breaker:
                 return
             self._probe_at = time.monotonic() + _PROBE_EVERY_S
             self.is_open = True
+        metrics.TOKEN_AWAY.inc()
         _log.error("the token does not answer", token=self._token)
 
     def close(self) -> None:
@@ -76,6 +78,7 @@ class Breaker:
             if not self.is_open or self._held:
                 return
             self.is_open = False
+        metrics.TOKEN_AWAY.dec()
         _log.warning("the token answers again", token=self._token)
 
     def renew_after_fork(self) -> None:

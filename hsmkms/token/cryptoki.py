@@ -14,6 +14,7 @@ import cffi
 
 from hsmkms.domain.frame import MAX_FRAME_BYTES
 from hsmkms.errors import TokenRefused
+from hsmkms.telemetry.metrics import token_call
 from hsmkms.token.returned import CKR_ALREADY_INITIALIZED, CKR_NOT_INITIALIZED, CKR_OK, CryptokiError
 
 CKF_RW_SESSION, CKF_SERIAL_SESSION, CKF_OS_LOCKING_OK = 0x2, 0x4, 0x2
@@ -55,7 +56,7 @@ _SIGNATURES: Final = {
     "SetPIN": None,
     "OpenSession": "CK_ULONG, CK_ULONG, void *, void *, CK_ULONG *",
     "CloseSession": "CK_ULONG",
-    "CloseAllSessions": None,
+    "CloseAllSessions": "CK_ULONG",
     "GetSessionInfo": None,
     "GetOperationState": None,
     "SetOperationState": None,
@@ -266,6 +267,7 @@ class Session:
         """C_CloseSession."""
         check("C_CloseSession", self._c.C_CloseSession(self._session))
 
+    @token_call("login")
     def login(self, pin: bytes) -> int:
         """C_Login as the normal user; returns the CK_RV, because its refusals are told apart by the caller."""
         return int(self._c.C_Login(self._session, CKU_USER, pin, len(pin)))
@@ -275,6 +277,7 @@ class Session:
         check("C_Login", self._c.C_Login(self._session, 0, so_pin, len(so_pin)))
         check("C_InitPIN", self._c.C_InitPIN(self._session, pin, len(pin)))
 
+    @token_call("wrap")
     def seal(self, key: int, frame: bytes) -> bytes:
         """CKM_AES_KEY_WRAP of `frame` (a multiple of 8 bytes) under `key`: 8 bytes longer."""
         length = len(frame)
@@ -294,6 +297,7 @@ class Session:
         check("C_DestroyObject", destroyed)
         return bytes(self._out_view[0 : self._number[0]])
 
+    @token_call("unwrap")
     def open(self, key: int, sealed: bytes) -> bytes:
         """The frame that `seal` took. Raises CryptokiError when RFC 3394's integrity check fails, and otherwise."""
         c, session = self._c, self._session
@@ -320,12 +324,14 @@ class Session:
         check("C_DestroyObject", destroyed)
         return frame
 
+    @token_call("random")
     def random(self, length: int) -> bytes:
         """`length` bytes of the token's C_GenerateRandom."""
         data = ffi.new("CK_BYTE[]", length)
         check("C_GenerateRandom", self._c.C_GenerateRandom(self._session, data, length))
         return bytes(ffi.buffer(data))
 
+    @token_call("generate_key")
     def generate_key(self, kind: int, template: Template) -> int:
         """C_GenerateKey; the handle."""
         attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
@@ -333,6 +339,7 @@ class Session:
         check("C_GenerateKey", returned)
         return int(handle[0])
 
+    @token_call("generate_key_pair")
     def generate_key_pair(self, kind: int, public: Template, private: Template) -> tuple[int, int]:
         """C_GenerateKeyPair; the handles of the public and the private key."""
         first, second = Attributes(public), Attributes(private)
@@ -350,24 +357,28 @@ class Session:
         check("C_GenerateKeyPair", returned)
         return int(handles[0]), int(handles[1])
 
+    @token_call("create_object")
     def create_object(self, template: Template) -> int:
         """C_CreateObject; the handle."""
         attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
         check("C_CreateObject", self._c.C_CreateObject(self._session, attributes.array, attributes.count, handle))
         return int(handle[0])
 
+    @token_call("copy_object")
     def copy_object(self, source: int, template: Template) -> int:
         """C_CopyObject; the handle of the copy."""
         attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
         check("C_CopyObject", self._c.C_CopyObject(self._session, source, attributes.array, attributes.count, handle))
         return int(handle[0])
 
+    @token_call("wrap_key")
     def wrap_key(self, wrapping: int, wrapped: int) -> bytes:
         """C_WrapKey of an object by CKM_AES_KEY_WRAP, as an attacker would call it (see `selftest`)."""
         out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)
         check("C_WrapKey", self._c.C_WrapKey(self._session, self._key_wrap, wrapping, wrapped, out, length))
         return bytes(ffi.buffer(out, length[0]))
 
+    @token_call("unwrap_key")
     def unwrap(self, how: Mechanism, key: int, wrapped: bytes, template: Template) -> int:
         """C_UnwrapKey; the handle of the key that was inside."""
         attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
@@ -377,6 +388,7 @@ class Session:
         check("C_UnwrapKey", returned)
         return int(handle[0])
 
+    @token_call("encrypt")
     def encrypt(self, kind: int, key: int, data: bytes) -> bytes:
         """C_EncryptInit and C_Encrypt of at most 512 bytes."""
         out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)
@@ -384,6 +396,7 @@ class Session:
         check("C_Encrypt", self._c.C_Encrypt(self._session, data, len(data), out, length))
         return bytes(ffi.buffer(out, length[0]))
 
+    @token_call("decrypt")
     def decrypt(self, how: Mechanism, key: int, data: bytes) -> bytearray:
         """C_DecryptInit and C_Decrypt of at most 1,024 bytes; the memory of the library is wiped."""
         out, length = ffi.new("CK_BYTE[]", 1024), ffi.new("CK_ULONG *", 1024)
@@ -394,6 +407,7 @@ class Session:
         finally:
             ffi.memmove(out, bytes(1024), 1024)
 
+    @token_call("create_key")
     def create_from(self, template: Template, value: bytearray) -> int:
         """C_CreateObject of a key whose CKA_VALUE is `value`; the copy that the call needs is wiped. The handle."""
         attributes, handle = Attributes({**template, CKA_VALUE: b""}), ffi.new("CK_ULONG *")
@@ -407,11 +421,13 @@ class Session:
         finally:
             ffi.memmove(memory, bytes(len(value)), len(value))
 
+    @token_call("destroy")
     def destroy(self, handle: int) -> None:
         """C_DestroyObject."""
         check("C_DestroyObject", self._c.C_DestroyObject(self._session, handle))
         self.destroyed_objects += 1
 
+    @token_call("read")
     def read(self, handle: int, kinds: Sequence[int]) -> dict[int, bytes]:
         """Attributes of an object as raw bytes; those that are sensitive or unknown to the token are left out."""
         found: dict[int, bytes] = {}
@@ -425,6 +441,7 @@ class Session:
                 raise CryptokiError("C_GetAttributeValue", returned)
         return found
 
+    @token_call("find")
     def find(self, template: Template) -> list[int]:
         """Handles of all objects that match. The search is ended before the caller does anything else."""
         attributes = Attributes(template)
@@ -441,6 +458,7 @@ class Session:
         finally:
             self._c.C_FindObjectsFinal(self._session)
 
+    @token_call("sign")
     def sign(self, kind: int, key: int, digest: bytes) -> bytes:
         """C_SignInit and C_Sign of a digest or, for a MAC, of a message; at most 512 bytes."""
         out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)

@@ -23,6 +23,7 @@ from hsmkms.errors import (
     Unavailable,
     UnprocessableCiphertext,
 )
+from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import selftest, templates
 from hsmkms.token.breaker import Breaker
@@ -202,7 +203,7 @@ class RecoveringToken:
             try:
                 return act(session)
             except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
-                failure = error
+                failure = _counted(error)
             finally:
                 self._pool.give(session)
             self._require_other_than_call(failure)
@@ -229,7 +230,7 @@ class RecoveringToken:
             try:
                 return act(session, self._resolve(session, generation, version))
             except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
-                failure = error
+                failure = _counted(error)
             finally:
                 self._pool.give(session)
             if not input_is_ours and self._is_bad_input(failure) and self._fails_again(version, act, failure):
@@ -351,7 +352,10 @@ class RecoveringToken:
             if fresh or self._canary is None or self._canary[0] != generation:
                 self._canary = (generation, session.seal(handle, _CANARY_FRAME))
             return session.open(handle, self._canary[1]) == _CANARY_FRAME
-        except (CryptokiError, ObjectMissing, ObjectAmbiguous, _OtherSentinel):
+        except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
+            _counted(error)
+            return False
+        except _OtherSentinel:
             return False
         finally:
             self._pool.give(session)
@@ -370,6 +374,15 @@ class RecoveringToken:
 
 class _OtherSentinel(Exception):
     """The token has a sentinel, and not the one that it had."""
+
+
+def _counted(failure: Exception) -> Exception:
+    """The failure, after it was counted."""
+    if isinstance(failure, CryptokiError):
+        metrics.token_error(failure.function, failure.name, failure.meaning.name.lower())
+    else:
+        metrics.token_error("C_FindObjects", type(failure).__name__, "object")
+    return failure
 
 
 def _explain(failure: Exception, missing: Unavailable | None = None) -> HsmkmsError:

@@ -131,8 +131,13 @@ class CryptokiError(Exception):
     def __init__(self, function: str, returned: int) -> None:
         self.function = function
         self.returned = returned
-        known = TABLE.get(returned)
-        super().__init__(f"{function}: {known.name if known is not None else hex(returned)}")
+        super().__init__(f"{function}: {self.name}")
+
+    @property
+    def name(self) -> str:
+        """The return value as the standard spells it, or in hexadecimal."""
+        known = TABLE.get(self.returned)
+        return hex(self.returned) if known is None else known.name
 
     @property
     def may_be_input(self) -> bool:

@@ -74,6 +74,16 @@ class Token(CarryingToken):
         return self.is_proved and not self.breaker.is_refused
 
     @property
+    def open_sessions(self) -> int:
+        """How many sessions there are with this token, without those of a standby."""
+        return self._pool.open_sessions
+
+    @property
+    def lent_sessions(self) -> int:
+        """How many of them somebody has."""
+        return self._pool.lent_sessions
+
+    @property
     def call_s(self) -> float:
         """Median seconds of one seal, as the self-test found; infinite before it."""
         return self.capabilities.call_s
@@ -96,8 +106,8 @@ class Token(CarryingToken):
             refused=self.breaker.is_refused,
             away=self.breaker.is_open,
             pin_refused=pool.guard.reason,
-            sessions=pool.session_count,
-            sessions_lent=pool.sessions_lent,
+            sessions=pool.open_sessions,
+            sessions_lent=pool.lent_sessions,
             openings=pool.generation,
         )
 

@@ -23,6 +23,7 @@ import structlog
 
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import PinRefused, TokenBusy, TokenRefused, TokenUnavailable, Unavailable
+from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
 from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.returned import (
@@ -142,16 +143,6 @@ class SessionPool:
         """Whether there are sessions."""
         return self._open_count > 0
 
-    @property
-    def session_count(self) -> int:
-        """How many sessions there are."""
-        return self._open_count
-
-    @property
-    def sessions_lent(self) -> int:
-        """How many sessions callers have now."""
-        return self._open_count - len(self._free)
-
     def open(self) -> None:
         """Open the sessions for the first time. Raises TokenRefused, PinRefused or TokenUnavailable."""
         self._open()
@@ -228,18 +219,22 @@ class SessionPool:
                 self._condition.notify_all()
 
     def close(self) -> None:
-        """Finalise the module. Sessions that are still out become invalid. A library that somebody just opens, perhaps
-        for ever, is left alone: to call it could hang as well."""
+        """Close all sessions and finalise the module. Sessions that are still out become invalid. A library that
+        somebody just opens, perhaps for ever, is left alone: to call it could hang as well."""
         if not math.isinf(self._opening_at):
             return
         with self._condition:
+            self._opening_at = time.monotonic()
             self._free.clear()
+            self._sessions = []
             self._open_count = 0
-            try:
+            # C_Finalize closes them too; but a device in the network may not hear of that, and has few. One that is
+            # away has none to close.
+            if self._serial is not None:
+                self._functions.C_CloseAllSessions(self.info.slot)
+            with contextlib.suppress(CryptokiError):
                 ck.finalize(self._functions)
-            except CryptokiError as error:
-                # Of a device that is away: there is nothing left to close.
-                _log.warning("the token could not be closed", token=str(self.address), reason=str(error))
+            self._opening_at = math.inf
 
     @contextlib.contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
@@ -262,6 +257,16 @@ class SessionPool:
         patience_s = 0.0 if self._serial is None else _OPENING_PATIENCE_S
         return max((now - self._opening_at - patience_s, *waited))
 
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions there are."""
+        return self._open_count
+
+    @property
+    def lent_sessions(self) -> int:
+        """How many of them somebody has."""
+        return max(0, self._open_count - len(self._free))
+
     def mechanisms(self) -> frozenset[int]:
         """Mechanism numbers of the token (C_GetMechanismList)."""
         count = ck.ffi.new("CK_ULONG *")
@@ -271,6 +276,7 @@ class SessionPool:
         return frozenset(int(kind) for kind in kinds[0 : count[0]])
 
     def _wait_for_session(self) -> ck.Session:
+        metrics.TOKEN_SESSION_WAITS.inc()
         with self._condition:
             if self._open_count == 0 and not self._draining:
                 self._open_again()
@@ -318,7 +324,9 @@ class SessionPool:
             sessions = [first]
             sessions += [ck.Session(self._functions, self.info.slot) for _ in range(min(self._size, bound) - 1)]
         except CryptokiError as error:
+            metrics.token_error(error.function, error.name, error.meaning.name.lower())
             raise TokenUnavailable(NOT_OPENED) from error
+        metrics.TOKEN_OPENED.inc()
         self._serial, self._told = self.info.serial, ""
         self._sessions = sessions
         self._free.extend(sessions)

@@ -15,6 +15,15 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+contracts = frozenset(
+    {
+        "table api_key is gone",
+        "table signing_key is gone",
+        "column change.key_id is gone",
+        "column change.kind is demanded",
+        "column change.subject_id is demanded",
+    }
+)
 
 
 def upgrade() -> None:

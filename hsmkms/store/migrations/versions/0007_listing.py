@@ -12,6 +12,13 @@ revision = "0007"
 down_revision = "0006"
 branch_labels = None
 depends_on = None
+contracts = frozenset(
+    {
+        "index ix_key_instance_id_state is gone",
+        "index ix_key_deleted_at is gone",
+        "index ix_key_expires_at is gone",
+    }
+)
 
 _FILTERED = (
     "state",
