@@ -90,6 +90,12 @@ class Settings(BaseSettings):
     token_serial: str | None = None
     pin: pydantic.SecretStr | None = None
     pin_file: Path | None = None
+    standby_pkcs11_module: str | None = None
+    standby_token_label: str | None = None
+    standby_token_serial: str | None = None
+    standby_pin: pydantic.SecretStr | None = None
+    standby_pin_file: Path | None = None
+    standby_proof_s: float = pydantic.Field(default=10.0, gt=0, le=300)
     softhsm2_conf: Path | None = None
     database_url: str | None = None
     host: str = "127.0.0.1"
@@ -180,11 +186,17 @@ class Settings(BaseSettings):
 
         Raises SettingsInvalid.
         """
-        if self.pin is not None:
-            return SecretText(self.pin.get_secret_value())
-        if self.pin_file is None:
-            return None
-        return read_secret("pin_file", self.pin_file)
+        return _read_pin("pin_file", self.pin, self.pin_file)
+
+    def read_standby_pin(self) -> SecretText | None:
+        """The same for the standby token. Raises SettingsInvalid."""
+        return _read_pin("standby_pin_file", self.standby_pin, self.standby_pin_file)
+
+
+def _read_pin(name: str, pin: pydantic.SecretStr | None, file: Path | None) -> SecretText | None:
+    if pin is not None:
+        return SecretText(pin.get_secret_value())
+    return None if file is None else read_secret(name, file)
 
 
 def read_secret(setting: str, path: Path) -> SecretText:
