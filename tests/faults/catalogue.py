@@ -11,8 +11,8 @@ from enum import Enum
 from typing import Final
 
 from tests.faults.places import CALL_TIMEOUT_S, Place
+from tests.support.caller import WITH_TOKEN, WRITE, Call
 from tests.support.injector import Injector
-from tests.support.load import WITH_TOKEN, WRITE, Call
 
 CRYPTO: Final = ("C_WrapKey", "C_UnwrapKey")
 IN_SESSION: Final = (*CRYPTO, "C_CreateObject")

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.caller import WITH_TOKEN
 from tests.support.deployment import Service, State, create_key
 from tests.support.injector import Injector
-from tests.support.load import WITH_TOKEN, Load, seed_of_today
+from tests.support.load import Load, seed_of_today
 
 pytestmark = pytest.mark.alone
 
