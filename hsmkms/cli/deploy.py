@@ -30,8 +30,8 @@ from hsmkms.wiring import configure_logs, open_rooms, pin_of
 LABEL: Final = "hsmkms"
 CLIENT_ENV: Final = "client.env"
 WORKER_ANSWERS_S: Final = 30
-"""A worker that says nothing for so long is replaced. On a host that is overloaded one takes 10 s and more to start, and
-uvicorn's 5 s had it killed and started again for ever."""
+"""A worker that says nothing for so long is replaced. On an overloaded host one takes 10 s and more to start, and with
+uvicorn's 5 s was killed and started again for ever."""
 _CREATE: Final = (
     '{"metadata":{"collectionType":"application/vnd.ibm.kms.key+json","collectionTotal":1},'
     '"resources":[{"type":"application/vnd.ibm.kms.key+json","name":"first","extractable":false}]}'

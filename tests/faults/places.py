@@ -19,7 +19,7 @@ from tests.support.postgresql import PostgresServer
 
 CLIENTS: Final = 8
 WORKERS: Final = 2
-CALL_TIMEOUT_S: Final = 1.0
+CALL_TIMEOUT_S: Final = 2.0
 """How long a call of the token may take; a worker that hangs is noticed after that and a tenth."""
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
@@ -179,6 +179,7 @@ def soak_place(state: State, directory: Path, injector: Injector, *, clients: in
             "HSMKMS_PKCS11_MODULE": str(injector.library),
             # SoftHSM keeps 240 bytes of each object until the module is opened anew: often, so that it does not show.
             "HSMKMS_RECYCLE_AFTER_OBJECTS": "5000",
+            "HSMKMS_TOKEN_CALL_TIMEOUT_S": "5",
             **injector.environment,
         }
         place = stack.enter_context(_serve(state, settings, clients=clients, seed=seed))

@@ -25,7 +25,7 @@ from tests.support.deployment import make_state
 from tests.support.injector import Injector, compile_injector
 from tests.support.load import seed_of_today
 
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 """A fault that is not over by then is a failure; in the bench each fault has a shorter bound of its own."""
 WARM_S = 60.0
 """How old a worker is before its memory is looked at."""

@@ -80,7 +80,7 @@ def test_fault(place: Place | str, fault: Fault, request: pytest.FixtureRequest)
         pytest.skip(place)
     load, log = place.load, place.service.log
     load.go_on()
-    load.wait_until_well(time.monotonic(), 30)
+    load.wait_until_well(time.monotonic(), 60)
     known, wrong, logged = len(load.calls), len(load.wrong), log.stat().st_size
     began, cured = time.monotonic(), math.inf
     try:

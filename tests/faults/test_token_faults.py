@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -72,3 +73,15 @@ def test_no_stampede(service: Service, injector: Injector, state: State) -> None
     assert after["C_Login"] - before["C_Login"] <= WORKERS * (away_s + 1)
     assert sum(after.values()) - sum(before.values()) <= WORKERS * 30 * (away_s + 1)
     assert well["C_Initialize"] - after["C_Initialize"] <= WORKERS * 2
+
+
+def test_who_waits_for_others_does_not_hang(state: State, injector: Injector) -> None:
+    """Keys are made one at a time: on a slow token many take longer than one call may, and yet none of them hangs."""
+    injector.fail("C_GenerateKey", wait_ms=700)
+    environment = {"HSMKMS_PKCS11_MODULE": str(injector.library), **injector.environment}
+    settings = {"HSMKMS_TOKEN_CALL_TIMEOUT_S": "2", "HSMKMS_SESSION_WAIT_S": "60"}
+    with Service(state, workers=1, tls_ca="", **environment, **settings) as service, service.client() as client:
+        with ThreadPoolExecutor(6) as threads:
+            made = list(threads.map(lambda _: create_key(client), range(6)))
+        assert len(set(made)) == 6
+    assert "the token hangs" not in service.log.read_text()
