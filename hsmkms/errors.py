@@ -16,7 +16,7 @@
     │   └── NotFound · Conflict · Invalid · VersionRequired · VersionStale · LastAdministrator     IAM, instances
     ├── KeyIncomplete              what is stored of a key is damaged
     ├── Unavailable                a part this service stands on does not answer: try again
-    │   ├── TokenUnavailable · TokenAway · SigningKeyMissing · TokenBusy · KeyMaterialMissing
+    │   ├── TokenUnavailable · TokenAway · NotOpen · SigningKeyMissing · TokenBusy · KeyMaterialMissing
     │   └── StoreUnavailable · IssuerUnavailable · AuditUnavailable
     └── OperatorError              for the person at the command line: settings, set-up, token
 
@@ -525,6 +525,10 @@ class TokenAway(TokenUnavailable):
         super().__init__("The HSM does not answer. Try again.")
 
 
+class NotOpen(TokenAway):
+    """This process has not opened token and database yet."""
+
+
 class SigningKeyMissing(TokenUnavailable):
     """The token answers, and a signing key is not on it."""
 
@@ -584,3 +588,7 @@ class AdoptionRefused(OperatorError):
 
 class StoreRefused(OperatorError):
     """The database cannot be used as it stands."""
+
+
+class BackupRefused(OperatorError):
+    """A backup cannot be made, read, or brought back here."""

@@ -10,6 +10,7 @@ import os
 import stat
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pydantic
 from pydantic_settings import (
@@ -53,6 +54,12 @@ class Settings(BaseSettings):
     token_serial: str | None = None
     pin: pydantic.SecretStr | None = None
     pin_file: Path | None = None
+    standby_pkcs11_module: str | None = None
+    standby_token_label: str | None = None
+    standby_token_serial: str | None = None
+    standby_pin: pydantic.SecretStr | None = None
+    standby_pin_file: Path | None = None
+    standby_proof_s: float = pydantic.Field(default=10.0, gt=0, le=300)
     softhsm2_conf: Path | None = None
     database_url: str | None = None
     host: str = "127.0.0.1"
@@ -129,23 +136,46 @@ class Settings(BaseSettings):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'http' if self.tls_cert is None else 'https'}://{host}:{self.port}"
 
+    def without_secrets(self) -> dict[str, Any]:
+        """What was set by file, environment or command line, for a backup: no PIN, no password, no state_dir."""
+        secret = {name for name in self.model_fields_set if isinstance(getattr(self, name), pydantic.SecretStr)}
+        kept = self.model_dump(mode="json", exclude={*secret, "state_dir"}, exclude_unset=True, exclude_none=True)
+        if self.database_url is not None:
+            kept["database_url"] = _without_password(self.database_url)
+        return kept
+
     def read_pin(self) -> SecretText | None:
         """The token's user PIN from the environment or a file that only its owner can read; None if neither is set.
 
         Raises SettingsInvalid.
         """
-        if self.pin is not None:
-            return SecretText(self.pin.get_secret_value())
-        if self.pin_file is None:
-            return None
-        try:
-            mode = self.pin_file.stat().st_mode
-            text = self.pin_file.read_text()
-        except OSError as error:
-            raise SettingsInvalid(f"The pin_file {self.pin_file} cannot be read. Check its path and owner.") from error
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise SettingsInvalid(f"Others can read the pin_file {self.pin_file}. Run chmod 600 on it.")
-        return SecretText(text.strip())
+        return _read_pin("pin_file", self.pin, self.pin_file)
+
+    def read_standby_pin(self) -> SecretText | None:
+        """The same for the standby token. Raises SettingsInvalid."""
+        return _read_pin("standby_pin_file", self.standby_pin, self.standby_pin_file)
+
+
+def _read_pin(name: str, pin: pydantic.SecretStr | None, file: Path | None) -> SecretText | None:
+    if pin is not None:
+        return SecretText(pin.get_secret_value())
+    if file is None:
+        return None
+    try:
+        mode = file.stat().st_mode
+        text = file.read_text()
+    except OSError as error:
+        raise SettingsInvalid(f"The {name} {file} cannot be read. Check its path and owner.") from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise SettingsInvalid(f"Others can read the {name} {file}. Run chmod 600 on it.")
+    return SecretText(text.strip())
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    asked = [(name, value) for name, value in parse_qsl(parts.query) if "password" not in name]
+    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + at + host, query=urlencode(asked)))
 
 
 def load(**overrides: Any) -> Settings:

@@ -72,8 +72,10 @@ _EVENT_ACKNOWLEDGE = "application/vnd.ibm.kms.event_acknowledge+json"
 class KeyServiceClient:
     """Calls of one instance with one identity. Threads may share it; processes make one each, after a fork."""
 
-    def __init__(self, connection: Connection, transport: Transport | None = None) -> None:
-        self.connection = connection
+    def __init__(
+        self, connection: Connection, transport: Transport | None = None, correlation_id: str | None = None
+    ) -> None:
+        self.connection, self._correlation_id = connection, correlation_id
         self._transport = transport or Transport(connection)
 
     def __enter__(self) -> KeyServiceClient:
@@ -88,7 +90,14 @@ class KeyServiceClient:
 
     def for_instance(self, instance_id: str) -> KeyServiceClient:
         """A client of another instance of the same service with the same identity, token and connections."""
-        return KeyServiceClient(self.connection.model_copy(update={"instance_id": instance_id}), self._transport)
+        connection = self.connection.model_copy(update={"instance_id": instance_id})
+        return KeyServiceClient(connection, self._transport, self._correlation_id)
+
+    def within(self, timeout_s: float, correlation_id: str | None = None) -> KeyServiceClient:
+        """The same client for calls that take at most so long, tries included; the service's audit trail shows them
+        under `correlation_id`, a UUID."""
+        connection = self.connection.model_copy(update={"timeout_s": timeout_s})
+        return KeyServiceClient(connection, self._transport, correlation_id)
 
     def at_key(self, key: str) -> tuple[KeyServiceClient, str]:
         """For a key's CRN: a client of its instance, and its id. An id or alias stays as it is, and so does the client.
@@ -216,7 +225,7 @@ class KeyServiceClient:
         self._request(method, f"{_key_path(key_id)}/registrations/{quote(crn, safe='')}", json=body)
 
     def _request(self, method: str, path: str, **parts: Any) -> httpx.Response:
-        return self._transport.request(method, path, self.connection.instance_id, **parts)
+        return self._transport.request(method, path, self.connection, correlation_id=self._correlation_id, **parts)
 
 
 def _key_path(key_id: str) -> str:

@@ -61,26 +61,33 @@ class Transport:
         self,
         method: str,
         path: str,
-        instance_id: str,
+        connection: Connection,
         *,
         json: Any = None,
         params: Mapping[str, str | int] | None = None,
         wait_s: float = 0,
+        correlation_id: str | None = None,
     ) -> httpx.Response:
-        """The answer to a request of the key API, which is a 2xx. It takes `wait_s` longer than others.
+        """The answer to a request of the key API, which is a 2xx. `connection` says the instance and the time, to which
+        `wait_s` is added.
 
         Raises KeyServiceAway, KeyRefused, CiphertextRefused, ConnectionInvalid.
         """
-        until = time.monotonic() + self._connection.timeout_s + wait_s
-        answer = self._authorized(method, path, instance_id, until, json=json, params=params)
+        until = time.monotonic() + connection.timeout_s + wait_s
+        headers = {"Bluemix-Instance": connection.instance_id}
+        if correlation_id is not None:
+            headers["Correlation-Id"] = correlation_id
+        answer = self._authorized(method, path, headers, until, json=json, params=params)
         if not answer.is_success:
             _refuse(answer)
         return answer
 
-    def _authorized(self, method: str, path: str, instance_id: str, until: float, **parts: Any) -> httpx.Response:
+    def _authorized(
+        self, method: str, path: str, headers: dict[str, str], until: float, **parts: Any
+    ) -> httpx.Response:
         access = self._current(until)
         for last in (False, True):
-            headers = {"Authorization": f"Bearer {access.token.reveal()}", "Bluemix-Instance": instance_id}
+            headers["Authorization"] = f"Bearer {access.token.reveal()}"
             answer = self._tried(method, f"{self._connection.api_url}{path}", until, headers=headers, **parts)
             if answer.status_code != 401 or last or time.monotonic() - access.got_at < _FRESH_S:
                 break

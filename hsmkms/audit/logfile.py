@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from hsmkms.audit import chain
 from hsmkms.errors import AuditUnavailable
 
 _BLOCK: Final = 1 << 20
+_SEQUENCE: Final = re.compile(rb'"seq":(\d+),')
 
 
 @dataclass(slots=True)
@@ -108,6 +110,20 @@ class LogFile:
     def close(self) -> None:
         """Give the lock back."""
         os.close(self._descriptor)
+
+
+def head_of(path: Path) -> chain.Head | None:
+    """The last whole record of a log, as it stands there; None if there is none. Raises OSError."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _BLOCK))
+        whole = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+    parts = chain.split(whole)
+    number = None if parts is None else _SEQUENCE.match(parts[1])
+    if parts is None or number is None:
+        return None
+    kind = chain.kind_of(parts[1], int(number[1]))
+    closed = kind is not None and chain.is_final(*kind)
+    return chain.Head(path.name.removesuffix(chain.SUFFIX), int(number[1]), parts[0].decode("latin-1"), closed)
 
 
 def is_held(path: Path) -> bool:

@@ -18,16 +18,17 @@ from hsmkms.adopters.connection import Connection
 from hsmkms.adopters.core import memory, passphrase
 from hsmkms.adopters.core.dek_file import WrappedDekFile
 from hsmkms.adopters.core.monitor import Monitor
+from hsmkms.adopters.objectstorage.status import describe as describe_buckets
 from hsmkms.adopters.volume import operations
 from hsmkms.adopters.volume.choice import AUTO, backend_of
 from hsmkms.adopters.volume.layout import Volume, VolumeLock, VolumeRefused
 from hsmkms.adopters.volume.reencrypt import Progress
 from hsmkms.adopters.volume.reencrypt import reencrypt as run_reencrypt
 from hsmkms.adopters.volume.server import Server
-from hsmkms.adopters.volume.status import describe, describe_file
+from hsmkms.adopters.volume.status import COLUMNS, describe, describe_file
 from hsmkms.adopters.volume.supervisor import Supervisor
-from hsmkms.cli.local import JsonOption, show
-from hsmkms.wiring import configure_logs
+from hsmkms.cli.output import JsonOption, show
+from hsmkms.telemetry import logs
 
 app = typer.Typer(help="Protect data of other programs with a root key.", no_args_is_help=True)
 volume_app = typer.Typer(help="Keep a directory encrypted, and run a server on it.", no_args_is_help=True)
@@ -184,25 +185,31 @@ def show_passphrase(
 
 @app.command("status")
 def status(
-    places: Annotated[list[Path], typer.Argument(help="Directories of volumes, files with a wrapped DEK.")],
+    places: Annotated[
+        list[Path],
+        typer.Argument(help="Directories of volumes, files with a wrapped DEK, TOML files of the object storage."),
+    ],
     json: JsonOption = False,
 ) -> None:
     """Show protected resources, their keys and key versions, and the last event of each; 1 if one cannot be read."""
-    rows = [_row(place) for place in places]
+    rows = [row for place in places for row in _rows(place)]
     show(rows, json)
     if any(row["condition"] == _DAMAGED for row in rows):
         raise typer.Exit(1)
 
 
-def _row(place: Path) -> dict[str, Any]:
+def _rows(place: Path) -> list[dict[str, Any]]:
     try:
-        return describe(Volume.read(place)) if place.is_dir() else describe_file(place)
+        if place.is_dir():
+            return [describe(Volume.read(place))]
+        return describe_buckets(place) if place.suffix == ".toml" else [describe_file(place)]
     except AdopterError as error:
-        return {"protected": str(place), "condition": _DAMAGED, "reason": error.message}
+        empty = dict.fromkeys(COLUMNS)
+        return [{**empty, "volume": str(place), "condition": _DAMAGED, "reason": error.message}]
 
 
 def _begin() -> None:
-    configure_logs()
+    logs.configure()
     if not memory.guard():
         _log.warning("memory is not locked, so keys may be swapped out", remedy="raise the limit RLIMIT_MEMLOCK")
 

@@ -24,11 +24,11 @@ from hsmkms.ceremony.refusals import CeremonyRefused, PlanRefused
 from hsmkms.ceremony.screen import Answers, Terminal
 from hsmkms.cli.imports import fetched
 from hsmkms.domain.secrets import SecretText
+from hsmkms.opening import address_of
 from hsmkms.settings import Settings, load
 from hsmkms.token.provision import init_token
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
-from hsmkms.wiring import address_of
 
 app = typer.Typer(help="Hold key ceremonies, and prove later how they went.", no_args_is_help=True)
 plan_app = typer.Typer(help="Sign the plan of a ceremony beforehand.", no_args_is_help=True)
@@ -151,9 +151,9 @@ def _means(record_file: Path, sheets: Path | None, import_token: Path | None) ->
 
 def _hold(read: ReadPlan, token: Token, means: Means, answers: Path | None, *, rehearsal: bool) -> None:
     run.require_allowed(token.info, memory_locked=means.locked, answers=answers is not None)
-    console = Terminal() if answers is None else Answers.read(answers)
     try:
-        run.hold(read, token, means, console, lambda: datetime.now(UTC), rehearsal=rehearsal)
+        with Terminal() if answers is None else contextlib.nullcontext(Answers.read(answers)) as console:
+            run.hold(read, token, means, console, lambda: datetime.now(UTC), rehearsal=rehearsal)
     except KeyboardInterrupt:
         raise CeremonyRefused("Stopped. Start again with the same plan to go on.") from None
 

@@ -19,9 +19,11 @@ import uvicorn
 
 from hsmkms.api.protocol import Protocol
 from hsmkms.api.serving import serve as run_server
+from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid, StoreRefused
+from hsmkms.opening import ENVIRONMENT, parts_of
 from hsmkms.settings import FILE_NAME, Settings, load, state_dir
 from hsmkms.telemetry.endpoint import DIRECTORY_VARIABLE, Access, Endpoint, discard, prepare
 from hsmkms.token.provision import has_token, init_token
@@ -113,21 +115,24 @@ def _serve(settings: Settings) -> None:
     """Open the rooms once before any worker does, so that a wrong PIN costs one try and the schema is there."""
     _require_safe_bind(settings)
     configure_logs(settings)
-    pin = _ask_pin() if settings.read_pin() is None and sys.stdin.isatty() else pin_of(settings)
+    pins = pin_of(settings)
+    if sys.stdin.isatty():
+        pins.ask(parts_of(settings), _ask_pin)
     # Workers inherit the environment; a command line would show the PIN to everybody on the host.
     os.environ["HSMKMS_STATE_DIR"] = str(settings.state_dir)
-    os.environ["HSMKMS_PIN"] = pin.reveal()
+    for part in parts_of(settings):
+        os.environ[ENVIRONMENT[part]] = pins.of(part).reveal()
     # They read the file and not the command line; this is what they tell clients of where the service is.
     os.environ["HSMKMS_PUBLIC_URL"] = settings.base_url
-    rooms = open_rooms(settings, pin, migrate=True)
+    rooms = open_rooms(settings, pins, migrate=True, watch=True)
     with rooms.close:
         rooms.deployment.require_founded()
     if settings.shorten_waits_for_tests:
         typer.echo("WARNING: waits are shortened for tests. Deleted keys may be purged at once.", err=True)
     # Ctrl-C is how serving ends; by then uvicorn has answered what was under way.
-    with _metrics(settings), contextlib.suppress(KeyboardInterrupt):
+    with _metrics(settings), contextlib.suppress(KeyboardInterrupt), _hearing_logins(settings):
         config = uvicorn.Config(
-            "hsmkms.wiring:worker",
+            "hsmkms.worker:application",
             factory=True,
             host=settings.host,
             port=settings.port,
@@ -137,6 +142,9 @@ def _serve(settings: Settings) -> None:
             ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
             # Asked for, not required: most clients bring a token.
             ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_OPTIONAL,
+            # A thread of the worker answers this, also while the token hangs; but not before Python has imported all,
+            # which takes a busy machine more than the five seconds after which uvicorn would begin again.
+            timeout_worker_healthcheck=60,
             loop="uvloop",
             http=Protocol,
             # Its lines come by way of ours, and a request has a line only where the setting says so.
@@ -181,8 +189,28 @@ def _metrics(settings: Settings) -> Iterator[None]:
             discard(directory)
 
 
-def _ask_pin() -> SecretText:
-    return SecretText(typer.prompt("PIN of the token", hide_input=True, err=True))
+@contextlib.contextmanager
+def _hearing_logins(settings: Settings) -> Iterator[None]:
+    """The process that starts workers gives each the PIN of its own environment, so it has to hear of a new one. A
+    single worker is this same process, and hears it itself."""
+
+    def answer(request: Request) -> Answer:
+        if isinstance(request, LoginRequest):
+            os.environ[ENVIRONMENT[request.part]] = request.pin
+        return {"serves": True, "tokens": {}}
+
+    if settings.workers == 1:
+        yield
+        return
+    control = ControlSocket(settings.state_dir, answer)
+    try:
+        yield
+    finally:
+        control.close()
+
+
+def _ask_pin(part: str) -> SecretText:
+    return SecretText(typer.prompt(f"PIN of the {part} token", hide_input=True, err=True))
 
 
 def _require_safe_bind(settings: Settings) -> None:
@@ -218,16 +246,16 @@ def _make_softhsm(template: Path) -> None:
         configuration = template.read_text().replace("@TOKENDIR@", str(tokens))
     except OSError as error:
         raise SettingsInvalid(f"The template {template} cannot be read.") from error
-    _write_private(place / "softhsm2.conf", configuration)
+    write_private(place / "softhsm2.conf", configuration)
     for name in ("so-pin", "pin"):
         if not (place / name).exists():
-            _write_private(place / name, _random_pin() + "\n")
+            write_private(place / name, _random_pin() + "\n")
     module = Settings().pkcs11_module
     os.environ["SOFTHSM2_CONF"] = str(place / "softhsm2.conf")
     if not has_token(module, LABEL):
         so_pin, pin = (SecretText((place / name).read_text().strip()) for name in ("so-pin", "pin"))
         init_token(module, LABEL, so_pin, pin)
-    _write_private(
+    write_private(
         place / FILE_NAME,
         f'pkcs11_module = "{module}"\ntoken_label = "{LABEL}"\n'
         f'softhsm2_conf = "{place / "softhsm2.conf"}"\npin_file = "{place / "pin"}"\n',
@@ -238,7 +266,7 @@ def _random_pin() -> str:
     return base64.b32encode(secrets.token_bytes(20)).decode()
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Create or replace a file that only its owner can read, from its first byte on."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
@@ -252,7 +280,7 @@ def _write_private(path: Path, text: str) -> None:
 
 def _write_client_env(settings: Settings, instance_id: str, api_key: SecretText) -> None:
     """Credentials as every official SDK reads them through IBM_CREDENTIALS_FILE."""
-    _write_private(
+    write_private(
         settings.state_dir / CLIENT_ENV,
         f"IBM_KEY_PROTECT_API_URL={settings.base_url}\n"
         f"IBM_KEY_PROTECT_API_AUTH_URL={settings.base_url}\n"
@@ -270,7 +298,7 @@ def _follow_address(settings: Settings) -> None:
         f"{name}={settings.base_url}" if (name := line.partition("=")[0]).endswith("_URL") else line for line in lines
     ]
     if moved != lines:
-        _write_private(path, "\n".join(moved) + "\n")
+        write_private(path, "\n".join(moved) + "\n")
 
 
 def _tour(settings: Settings) -> str:

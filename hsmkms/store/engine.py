@@ -109,7 +109,7 @@ class Database:
             found = _revision_of(connection)
             if found == newest:
                 return None
-            if found is None or _is_known(found):
+            if found is None or is_known(found):
                 return "The database is not of this version. Run `hsmkms init` (new) or `hsmkms serve` (old)."
             oldest = connection.execute(select(schema_support.c.oldest)).scalar_one_or_none()
         # Revisions are numbers of four digits, so that their texts stand in their order.
@@ -137,7 +137,7 @@ def upgrade(connection: Connection, target: str = "head") -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATION_LOCK})
     found = _revision_of(connection)
     scripts = ScriptDirectory(str(_MIGRATIONS))
-    if found == scripts.get_revision(target).revision or (found is not None and not _is_known(found)):
+    if found == scripts.get_revision(target).revision or (found is not None and not is_known(found)):
         return
     if postgresql and found is not None:
         _take_all_tables(connection)
@@ -164,7 +164,8 @@ def _revision_of(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def _is_known(revision: str) -> bool:
+def is_known(revision: str) -> bool:
+    """Whether this version knows how to make the schema of a revision."""
     scripts = ScriptDirectory(str(_MIGRATIONS))
     return revision in {script.revision for script in scripts.walk_revisions()}
 

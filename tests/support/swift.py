@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -62,7 +67,7 @@ class Swift:
         users = [part for name, user in USERS.items() for part in ("--user", f"{name}:{user}:{PASSWORD}")]
         command = [ROOT / "scripts" / "swift-one-node", self.directory / "node", self.configuration]
         self.log = self.directory / "node.log"
-        with self.log.open("ab") as log:
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*map(str, command), "--port", str(self.port), "--min-segment-size", "1024", *users],
                 stdin=subprocess.DEVNULL,
@@ -77,6 +82,45 @@ class Swift:
     ) -> None:
         self.process.terminate()
         self.process.wait(30)
+
+    def kill(self) -> None:
+        """kill -9 all its processes at once."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def python(self, code: str) -> None:
+        """Run code as Swift's operator, with `client` an InternalClient."""
+        head = (
+            "import sys; from swift.common.utils import monkey_patch, set_swift_dir; monkey_patch()\n"
+            "from swift.common.internal_client import InternalClient\n"
+            "set_swift_dir(sys.argv[1]); client = InternalClient(sys.argv[1] + '/internal-client.conf', 'test', 1)\n"
+        )
+        program = str(ROOT / ".venv-swift" / "bin" / "python")
+        done = subprocess.run(
+            [program, "-W", "ignore", "-c", head + code, str(self.node)], capture_output=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stderr.decode()
+
+    def forget(self) -> None:
+        """What Swift remembers of containers, which it otherwise does for a minute."""
+        port = re.search(r"memcache_servers = 127.0.0.1:(\d+)", (self.node / "proxy-server.conf").read_text())
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", int(port[1]))) as memcached:
+            memcached.sendall(b"flush_all\r\n")
+            assert memcached.recv(100) == b"OK\r\n"
+
+    def processes(self) -> list[int]:
+        """Its processes; Swift's make sessions of their own."""
+        parents = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parents[int(stat.parent.name)] = int(stat.read_text().rsplit(") ", 1)[1].split()[1])
+        found = [self.process.pid]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found
 
     def _serves(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -108,9 +152,14 @@ class Swift:
         )
 
     @property
+    def node(self) -> Path:
+        """What swift-one-node makes."""
+        return self.directory / "node"
+
+    @property
     def devices(self) -> Path:
         """Where the servers keep everything."""
-        return self.directory / "node" / "devices"
+        return self.node / "devices"
 
 
 def wait_until(what: str, done: Callable[[], bool], timeout_s: float = 60) -> None:

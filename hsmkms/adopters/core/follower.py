@@ -28,6 +28,7 @@ from hsmkms.adopters.client import (
     KeyState,
 )
 from hsmkms.adopters.core.dek_file import WrappedDekFile
+from hsmkms.adopters.core.notices import Notices
 from hsmkms.adopters.refusals import LockFailed
 from hsmkms.domain.secrets import SecretBytes
 
@@ -82,14 +83,6 @@ class Report:
     behind: bool = False
 
 
-@dataclass
-class _Pending:
-    """Events of this resource that nobody acknowledged yet."""
-
-    events: dict[str, Event]
-    last: Event | None = None
-
-
 class Follower:
     """Follows the key of one resource. One thread uses it."""
 
@@ -104,16 +97,16 @@ class Follower:
     ) -> None:
         self._client, self._file, self._resource = client, file, resource
         self._away_limit_s, self._monotonic = away_limit_s, monotonic
-        self._pending = _Pending({})
         self._heard_at: float | None = None
         self._registered: str | None = None
         self._barred: str | None = None
         self.dek = WrappedDekFile.read(file)
+        self._notices = Notices(client, self.dek.key_id, self.dek.resource_crn)
 
     @property
     def last_event(self) -> Event | None:
         """The newest event that was seen."""
-        return self._pending.last
+        return self._notices.last
 
     def start(self) -> Report:
         """Open the resource, or refuse. Raises AdopterError with the reason in words; nothing is open then."""
@@ -132,16 +125,8 @@ class Follower:
             raise
 
     def take(self, events: Iterable[Event]) -> bool:
-        """Note events; whether one asks for a look. Those of other resources are not ours to answer."""
-        asks = False
-        for event in events:
-            if event.resource_crn != self.dek.resource_crn or event.key_id != self.dek.key_id:
-                continue
-            self._pending.last = event
-            if not event.acknowledged:
-                self._pending.events[event.id] = event
-                asks = True
-        return asks
+        """Note events; whether one asks for a look."""
+        return self._notices.take(events)
 
     def reconcile(self) -> Report:
         """Look at the key, make the resource be as it says, acknowledge."""
@@ -239,17 +224,7 @@ class Follower:
             state, version = _LOCKS[report.key_state], None
         else:
             return
-        for event in list(self._pending.events.values()):
-            try:
-                self._client.acknowledge(event.id, state, key_version=version)
-            except KeyServiceAway:
-                return
-            except KeyRefused as refused:
-                # Such as an event of a registration that is gone by now: nothing is left to be said about it.
-                _log.warning("acknowledgement refused", event_id=event.id, type=event.type, reason=refused.message)
-            else:
-                _log.info("acknowledged", event_id=event.id, type=event.type, correlation_id=event.correlation_id)
-            del self._pending.events[event.id]
+        self._notices.acknowledge(state, version)
 
     def _why(self, key: Key) -> str:
         if key.state is KeyState.SUSPENDED:

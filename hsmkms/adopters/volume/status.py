@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hsmkms.adopters.client import Event
 from hsmkms.adopters.core import atomic
@@ -15,6 +15,20 @@ from hsmkms.adopters.core.dek_file import WrappedDekFile
 from hsmkms.adopters.core.follower import Report
 from hsmkms.adopters.volume.choice import backend_of
 from hsmkms.adopters.volume.layout import Volume, VolumeRefused, is_locked
+
+COLUMNS: Final = (
+    "volume",
+    "resource",
+    "backend",
+    "condition",
+    "key",
+    "key version",
+    "wrapped at",
+    "last look",
+    "last event",
+    "reason",
+)
+"""What `adopt status` shows of each resource, in this order."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Status:
 
     def write(self, volume: Volume) -> None:
         """Raises OSError."""
-        atomic.replace(volume.status_file, json.dumps(asdict(self)).encode())
+        atomic.replace(volume.status_file, json.dumps(asdict(self)).encode(), lasting=False)
 
 
 def describe(volume: Volume) -> dict[str, Any]:
@@ -56,9 +70,9 @@ def describe(volume: Volume) -> dict[str, Any]:
     dek = WrappedDekFile.read(volume.dek_file)
     found = _last(volume) or {}
     row: dict[str, Any] = {
-        "protected": str(volume.directory),
+        "volume": str(volume.directory),
         "resource": dek.resource_crn,
-        "kind": f"{dek.kind}, {volume.backend}",
+        "backend": volume.backend,
         "condition": "open, key not followed" if _is_open(volume) else "closed",
         "key": dek.key_crn,
         "key version": dek.key_version,
@@ -76,13 +90,16 @@ def describe_file(file: Path) -> dict[str, Any]:
     """A resource of which there is a wrapped DEK alone, such as a passphrase. Raises AdopterError."""
     dek = WrappedDekFile.read(file)
     return {
-        "protected": str(file),
+        "volume": str(file),
         "resource": dek.resource_crn,
-        "kind": dek.kind,
+        "backend": dek.kind,
         "condition": "at rest",
         "key": dek.key_crn,
         "key version": dek.key_version,
         "wrapped at": dek.wrapped_at,
+        "last look": None,
+        "last event": None,
+        "reason": None,
     }
 
 

@@ -7,12 +7,12 @@ file system, an event of the key, or a minute.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import selectors
 import signal
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +21,9 @@ from typing import Final
 
 import structlog
 
-from hsmkms.adopters.client import MAX_WAIT_S, AdopterError, Event, KeyRefused, KeyServiceClient
+from hsmkms.adopters.client import Event, KeyServiceClient
 from hsmkms.adopters.core.follower import AWAY_LIMIT_S, Condition, Follower, Report
+from hsmkms.adopters.core.listener import EventListener
 from hsmkms.adopters.volume.backend import Backend
 from hsmkms.adopters.volume.layout import Volume, VolumeLock, VolumeRefused
 from hsmkms.adopters.volume.operations import drop_older
@@ -33,8 +34,6 @@ from hsmkms.domain.secrets import SecretBytes
 
 LOOK_S: Final = 60.0
 _LOOK_AGAIN_S: Final = 5.0
-_LISTEN_PAUSE_S: Final = 2.0
-_LISTEN_MOST_S: Final = 30.0
 _DEATHS: Final = 3
 _DEATHS_WITHIN_S: Final = 300.0
 
@@ -62,7 +61,6 @@ class Supervisor:
         self._filesystem: int | None = None
         self._deaths: deque[float] = deque(maxlen=_DEATHS)
         self._events: queue.SimpleQueue[tuple[Event, ...]] = queue.SimpleQueue()
-        self._ending = threading.Event()
 
     @property
     def is_open(self) -> bool:
@@ -96,12 +94,13 @@ class Supervisor:
         """Until the server ends by itself or is told to; its exit code. Raises AdopterError when it may not start."""
         with _signals() as signalled, _waker() as (woken, wake):
             drop_older(self._volume)
+            listener = EventListener(self._client, functools.partial(self._tell, wake))
             try:
                 report = self._reported(self._follower.start())
-                threading.Thread(target=self._listen, args=(wake,), daemon=True).start()
+                listener.start()
                 return self._watch(report, signalled, woken)
             finally:
-                self._ending.set()
+                listener.stop()
                 self.lock()
 
     def _watch(self, report: Report, signalled: socket.socket, woken: int) -> int:
@@ -172,26 +171,7 @@ class Supervisor:
             self._on_report(report)
         return report
 
-    def _listen(self, wake: int) -> None:
-        """Read events until the end; a page without events stands for a failure, which is news too."""
-        cursor, pause_s = 0, _LISTEN_PAUSE_S
-        while not self._ending.is_set():
-            try:
-                page = self._client.events(cursor, wait_s=MAX_WAIT_S)
-            except AdopterError as error:
-                if isinstance(error, KeyRefused) or pause_s == _LISTEN_PAUSE_S:
-                    self._tell((), wake)
-                self._ending.wait(pause_s)
-                pause_s = min(pause_s * 2, _LISTEN_MOST_S)
-                # A service that was restored from a backup counts from an earlier number.
-                cursor = 0
-                continue
-            pause_s = _LISTEN_PAUSE_S
-            if page.events:
-                self._tell(page.events, wake)
-            cursor = page.cursor
-
-    def _tell(self, events: tuple[Event, ...], wake: int) -> None:
+    def _tell(self, wake: int, events: tuple[Event, ...]) -> None:
         self._events.put(events)
         with contextlib.suppress(OSError):
             os.write(wake, b"!")

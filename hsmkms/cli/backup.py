@@ -1,0 +1,83 @@
+"""`hsmkms backup` and `restore`: everything but the token, which has a backup of its own."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import tomli_w
+import typer
+
+from hsmkms.cli.deploy import write_private
+from hsmkms.cli.local import rooms
+from hsmkms.clock import system_clock
+from hsmkms.opening import token_alone
+from hsmkms.service.archive import Archive
+from hsmkms.service.backup import bring_back, require_token
+from hsmkms.settings import FILE_NAME, Settings, load, state_dir
+from hsmkms.store.engine import Database
+from hsmkms.wiring import backup_of, configure_logs, pin_of
+
+
+def backup(
+    file: Annotated[
+        Path, typer.Argument(help="A new file; 0600. It holds metadata and sealed payloads, no plaintext.")
+    ],
+) -> None:
+    """Back up database, settings and audit heads while the service runs.
+
+    What callers were told about before the command began is in it. The token and the audit logs have backups of their
+    own: take the token's afterwards, so that it has every key that this one names.
+    """
+    with rooms() as here:
+        manifest = backup_of(here).make(file, tomli_w.dumps(load().without_secrets()).encode())
+    typer.echo(
+        f"{file}: {manifest.rows['key']} keys, revision {manifest.revision}; needs {len(manifest.token.wrapping_keys)} "
+        f"keys of the token {manifest.token.label!r}, serial {manifest.token.serial}"
+    )
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file of `hsmkms backup`.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put aside what the database holds; no process may use it.")
+    ] = False,
+    accept_missing: Annotated[
+        bool, typer.Option("--accept-missing", help="Go on although the token lacks keys, such as those purged since.")
+    ] = False,
+) -> None:
+    """Bring a backup back, with the token that holds its keys.
+
+    Settings come from this host's environment and file, and where these say nothing from the backup. Nothing is changed
+    before token, backup and database have been found to fit.
+    """
+    configure_logs()
+    archive = Archive(file)
+    settings = _settings(archive)
+    configure_logs(settings)
+    with token_alone(settings, pin_of(settings)) as token:
+        missing = require_token(token, archive, accept_missing=accept_missing)
+        state_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
+        database = Database(settings.database)
+        try:
+            kept = bring_back(database, archive, system_clock, replace=replace)
+        finally:
+            database.close()
+    if not (state_dir() / FILE_NAME).exists():
+        write_private(state_dir() / FILE_NAME, tomli_w.dumps(settings.without_secrets()))
+    # The audit trail of the deployment that is there again.
+    with rooms():
+        typer.echo(f"{file} of {archive.manifest.created_at:%Y-%m-%dT%H:%M:%SZ} is back in the database.")
+    if kept is not None:
+        typer.echo(f"What was there is in {kept}; delete it when nobody needs it.")
+    for one in missing:
+        typer.echo(f"MISSING  {one}")
+    typer.echo("Now: hsmkms doctor, hsmkms audit verify, hsmkms serve.")
+
+
+def _settings(archive: Archive) -> Settings:
+    """This host's, before the backup's."""
+    kept = tomllib.loads(archive.settings().decode())
+    here = load().model_fields_set
+    return load(**{name: value for name, value in kept.items() if name not in here})

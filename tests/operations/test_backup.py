@@ -1,0 +1,194 @@
+"""A backup that was made under load brings back every key that anybody was told of, and what they sealed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import stat
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.deployment import Service, State, create_key, make_state
+from tests.support.postgresql import PostgresServer
+
+ROUNDS = 1
+
+
+def _members(file: Path) -> dict[str, bytes]:
+    with tarfile.open(file) as archive:
+        return {one.name: archive.extractfile(one).read() for one in archive.getmembers()}  # type: ignore[union-attr]
+
+
+def _pack(file: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(file, "w:gz") as archive:
+        for name, content in members.items():
+            information = tarfile.TarInfo(name)
+            information.size = len(content)
+            archive.addfile(information, io.BytesIO(content))
+    return file
+
+
+def _keys_in(file: Path) -> set[str]:
+    table, found = "", set()
+    for line in _members(file)["rows.jsonl"].splitlines():
+        read = json.loads(line)
+        if isinstance(read, dict):
+            table = read["table"]
+        elif table == "key":
+            found.add(read[0])
+    return found
+
+
+def _host_with_token_of(state: State, path: Path) -> State:
+    """Another host, to which nothing but the token came."""
+    path.mkdir()
+    shutil.copytree(state.path / "tokens", path / "tokens")
+    for name in ("softhsm2.conf", "hsmkms.toml", "pin"):
+        (path / name).write_text((state.path / name).read_text().replace(str(state.path), str(path)))
+        (path / name).chmod(0o600)
+    return State(path)
+
+
+class _Creating:
+    """Somebody who creates keys and remembers which he was told of."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._stop = threading.Event()
+        self.told: list[str] = []
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+
+    def _work(self) -> None:
+        with self._service.client() as client:
+            while not self._stop.is_set():
+                self.told.append(create_key(client))
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize(("source", "target"), [("sqlite", "postgresql"), ("postgresql", "sqlite")])
+def test_a_backup_under_load_brings_the_service_back(
+    source: str,
+    target: str,
+    state: State,
+    tmp_path: Path,
+    postgres: PostgresServer,
+    run_service: Callable[..., Service],
+) -> None:
+    extra: dict[str, str] = {}
+    if source == "postgresql":
+        url = postgres.new_database("source").replace("hsmkms@", "hsmkms:word-of-the-database@")
+        extra["HSMKMS_DATABASE_URL"] = url
+        state = make_state(tmp_path / "on a server", **extra)
+    service = run_service(state, **extra)
+    with service.client() as client:
+        key = create_key(client, aliases=["mine"])
+        standard = create_key(client, "a secret", extractable=True, payload="c2VjcmV0")
+        sealed = client.post(f"/keys/{key}/actions/wrap", json={}).json()
+        assert client.post(f"/keys/{key}/actions/rotate", json={}).status_code == 204
+        creating = _Creating(service)
+        try:
+            for number in range(ROUNDS):
+                while len(creating.told) < 5 * (number + 1):
+                    creating._thread.join(0.05)
+                told = set(creating.told)
+                done = state.run("backup", str(tmp_path / f"{number}.backup"), stdin=b"", **extra)
+                assert done.returncode == 0, done.stderr.decode()
+                assert done.stderr == b""
+                assert told <= _keys_in(tmp_path / f"{number}.backup")
+        finally:
+            creating.stop()
+        assert len(creating.told) > len(told), "nothing was written meanwhile"
+        file = tmp_path / "last.backup"
+        assert state.run("backup", str(file), stdin=b"", **extra).returncode == 0
+    service.__exit__(None, None, None)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not list(tmp_path.glob(".hsmkms-backup-*"))
+    content = b"".join(_members(file).values())
+    for secret in (state.pin, state.api_key, "word-of-the-database", "c2VjcmV0", sealed["plaintext"]):
+        assert secret.encode() not in content
+    assert state.run("backup", str(file), stdin=b"", **extra).returncode == 1, "a backup took the place of another"
+
+    host = _host_with_token_of(state, tmp_path / "host")
+    where = {
+        "HSMKMS_DATABASE_URL": postgres.new_database("target")
+        if target == "postgresql"
+        else f"sqlite:///{host.path}/b.db"
+    }
+    done = host.run("restore", str(file), stdin=b"", **where)
+    assert done.returncode == 0, done.stderr.decode()
+    done = host.run("doctor", stdin=b"", **where)
+    assert done.returncode == 0, done.stdout.decode()
+    (host.path / "client.env").write_text((state.path / "client.env").read_text())
+    restored = run_service(host, **where)
+    with restored.client() as client:
+        opened = client.post("/keys/mine/actions/unwrap", json={"ciphertext": sealed["ciphertext"]})
+        assert opened.json()["plaintext"] == sealed["plaintext"]
+        assert "rewrappedKeyVersion" in opened.json()
+        assert client.get(f"/keys/{standard}").json()["resources"][0]["payload"] == "c2VjcmV0"
+        assert client.get("/keys", params={"limit": 5000}).json()["metadata"]["collectionTotal"] == 2 + len(
+            creating.told
+        )
+        assert create_key(client)
+    refused = host.run("restore", str(file), stdin=b"", **where)
+    assert (refused.returncode, b"not empty" in refused.stderr) == (1, True)
+    refused = host.run("restore", str(file), "--replace", stdin=b"", **where)
+    assert (refused.returncode, b"Stop the service" in refused.stderr) == (1, True)
+    restored.__exit__(None, None, None)
+    done = host.run("restore", str(file), "--replace", stdin=b"", **where)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"delete it when nobody needs it" in done.stdout
+    # Its log was closed by the service before this command wrote on; the deployment's first log is on another host.
+    verified = host.run("audit", "verify", stdin=b"", **where)
+    assert verified.returncode == 1
+    assert json.loads(_members(file)["manifest.json"])["audit_heads"][0]["log"].encode() in verified.stdout
+
+
+def test_a_restore_that_does_not_fit_changes_nothing(
+    seed_state: State, state: State, tmp_path: Path, run_service: Callable[..., Service]
+) -> None:
+    with Service(state) as service, service.client() as client:
+        key = create_key(client)
+        version = client.get(f"/keys/{key}/versions").json()["resources"][0]["id"]
+    file = tmp_path / "good.backup"
+    assert state.run("backup", str(file)).returncode == 0
+    members = _members(file)
+    manifest: dict[str, Any] = json.loads(members["manifest.json"])
+    assert version in {one["id"] for one in manifest["token"]["wrapping_keys"]}
+
+    def refused(host: State, file: Path, *words: str) -> str:
+        done = host.run("restore", str(file), *words)
+        assert done.returncode == 1
+        assert not (host.path / "hsmkms.db").exists()
+        assert not list(host.path.glob("*.restoring*"))
+        return done.stderr.decode()
+
+    older = _host_with_token_of(seed_state, tmp_path / "older")
+    assert f"lacks {version} (" in refused(older, file)
+    host = _host_with_token_of(state, tmp_path / "host")
+    changed = members | {"rows.jsonl": members["rows.jsonl"].replace(b'"a root key"', b'"a root kez"')}
+    assert "is not what the backup held" in refused(host, _pack(tmp_path / "rows", changed))
+    resealed = members | {"manifest.json": members["manifest.json"].replace(b'"audit_heads"', b' "audit_heads"')}
+    assert "token sealed" in refused(host, _pack(tmp_path / "manifest", resealed))
+    newer = json.dumps(manifest | {"revision": "9999"}).encode()
+    assert refused(host, _pack(tmp_path / "newer", members | {"manifest.json": newer}))
+    (tmp_path / "cut").write_bytes(file.read_bytes()[:-200])
+    assert "cannot be read as a backup" in refused(host, tmp_path / "cut")
+    (tmp_path / "text").write_bytes(gzip.compress(b"no archive"))
+    assert "cannot be read as a backup" in refused(host, tmp_path / "text")
+
+    done = older.run("restore", str(file), "--accept-missing")
+    assert done.returncode == 0, done.stderr.decode()
+    assert f"MISSING  {version}" in done.stdout.decode()
+    examined = older.run("doctor").stdout.decode().splitlines()
+    assert any("row without object" in line and version in line for line in examined)
