@@ -264,7 +264,7 @@ FAULTS: Final = (
     ),
     Fault("no call returns", "token", _all_hang, _well, While.ANYTHING, back_within_s=30, seconds=3),
     Fault("a worker is killed", "token", _kill_one, _nothing, back_within_s=5, seconds=0, short=True),
-    Fault("a worker stands still", "token", _stop_one, _nothing, back_within_s=45, seconds=0),
+    Fault("a worker stands still", "token", _stop_one, _nothing, back_within_s=90, seconds=0),
     Fault("all are killed, and started again", "token", _kill_all, _start, While.ANYTHING, 30, seconds=0.2, short=True),
     _slow("network HSM: each crypto call takes 300 ms", 300, place="network token"),
     Fault(
