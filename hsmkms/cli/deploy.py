@@ -31,6 +31,9 @@ from hsmkms.wiring import configure_logs, open_rooms, pin_of
 
 LABEL: Final = "hsmkms"
 CLIENT_ENV: Final = "client.env"
+WORKER_ANSWERS_S: Final = 30
+"""A worker that says nothing for so long is replaced. On an overloaded host one takes 10 s and more to start, and with
+uvicorn's 5 s was killed and started again for ever."""
 _CREATE: Final = (
     '{"metadata":{"collectionType":"application/vnd.ibm.kms.key+json","collectionTotal":1},'
     '"resources":[{"type":"application/vnd.ibm.kms.key+json","name":"first","extractable":false}]}'
@@ -153,6 +156,7 @@ def _serve(settings: Settings) -> None:
             server_header=False,
             date_header=False,
             timeout_graceful_shutdown=settings.stop_within_s,
+            timeout_worker_healthcheck=WORKER_ANSWERS_S,
         )
         run_server(config)
 
