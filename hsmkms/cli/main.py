@@ -28,7 +28,8 @@ from hsmkms.cli import (
     webhooks,
 )
 from hsmkms.cli.local import COMMAND
-from hsmkms.errors import HsmkmsError
+from hsmkms.errors import HsmkmsError, Unavailable
+from hsmkms.token.hanging import EXIT_CODE
 
 app = typer.Typer(
     name="hsmkms",
@@ -88,4 +89,5 @@ def main() -> None:
         app()
     except HsmkmsError as error:
         Console(stderr=True, highlight=False).print(f"hsmkms: {error.message}", markup=False, soft_wrap=True)
-        sys.exit(1)
+        # A supervisor may start a service again that found token or database away, never one whose PIN was refused.
+        sys.exit(EXIT_CODE if COMMAND.get() == "serve" and isinstance(error, Unavailable) else 1)

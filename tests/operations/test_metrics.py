@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import ssl
@@ -15,10 +14,9 @@ import httpx
 import pytest
 
 from hsmkms.errors import SettingsInvalid
-from hsmkms.telemetry import metrics
 from hsmkms.telemetry.endpoint import prepare
 from tests.support.certificates import Authority
-from tests.support.deployment import ROOT, Service, State, create_key
+from tests.support.deployment import Service, State, create_key
 from tests.support.injector import Injector
 from tests.support.ports import free_port
 from tests.support.scraping import Scraped, scrape, wait_for
@@ -175,9 +173,3 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "new")
     with pytest.raises(SettingsInvalid):
         prepare(tmp_path / "link")
-
-
-def test_operations_names_every_metric() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text()
-    for family in metrics.REGISTRY.collect():
-        assert re.search(rf"`{family.name}(_total)?`", page), family.name
