@@ -1,7 +1,7 @@
 # make run: a Key Protect on this machine.  make test: the whole suite.  make test ARGS="tests/interop -k wrap": a part.
 # Two processes, each with whole files: much of what tests do is wait for servers.
-PARALLEL = -n 2 --dist loadfile -m "not slow and not alone"
-.PHONY: run test test-slow lint bench
+PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not alone"
+.PHONY: run test test-slow test-kube-apiserver lint bench
 
 run:
 	@scripts/setup
@@ -30,3 +30,8 @@ lint:
 bench:
 	@scripts/setup --dev
 	scripts/bench $(ARGS)
+
+# A whole kube-apiserver, built from Debian's source the first time (minutes, and golang-1.19-go).
+test-kube-apiserver:
+	@scripts/setup --dev
+	KUBE_APISERVER=$$(scripts/build-kube-apiserver) .venv/bin/pytest -m slow tests/interop/test_kube_apiserver.py $(ARGS)

@@ -24,6 +24,7 @@ from hsmkms.api.cold import Services
 from hsmkms.api.hot import ACTIONS as HOT_ACTIONS
 from hsmkms.api.observed import AccessLog, Traced
 from hsmkms.api.requests import Gate
+from hsmkms.api.serving import end_with_parent
 from hsmkms.audit.chain import Head
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.clock import Clock, system_clock
@@ -164,9 +165,10 @@ def open_rooms(
             wait_s=settings.session_wait_s,
             recycle_after=settings.recycle_after_objects,
         )
-        stack.callback(pool.close)
         if watch:
             stack.callback(HangWatch(pool, settings.token_call_timeout_s).close)
+        # Before the watch ends: a library may hang in its end too.
+        stack.callback(pool.close)
         token = Token(pool)
         database = Database(settings.database)
         stack.callback(database.close)
@@ -355,7 +357,7 @@ def _services(
         groups=GroupService(grants, account, rights, clock),
         policies=PolicyService(grants, account, rights, snapshot, clock, any_region=any_region),
         instances=InstanceService(stores.tenants, stores.keys, material, token.mac, snapshot, clock),
-        health=HealthService(token, database, trail),
+        health=HealthService(token, database, snapshot, trail),
         snapshot=snapshot,
         trail=trail,
         gate=Gate(
@@ -413,6 +415,7 @@ def pin_of(settings: Settings) -> SecretText:
 
 def worker() -> ASGIApp:
     """One worker's application; uvicorn calls this in each process."""
+    end_with_parent()
     settings = load()
     configure_logs(settings)
     rooms = open_rooms(settings, pin_of(settings), watch=True)
@@ -424,7 +427,8 @@ def worker() -> ASGIApp:
     for runner in _runners(rooms.services, f"{socket.gethostname()[:40]}-{os.getpid()}"):
         rooms.close.callback(runner.stop)
         runner.start()
-    app = create_app(rooms.services, rooms.close.close)
+    watched = settings.otlp_endpoint is not None or settings.access_log
+    app = create_app(rooms.services, rooms.close.close, short_way=not watched)
     if settings.otlp_endpoint is not None:
         app = _traced(app, settings, settings.otlp_endpoint, rooms)
     return AccessLog(app) if settings.access_log else app

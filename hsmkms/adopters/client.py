@@ -10,7 +10,7 @@ Each call raises KeyServiceAway, KeyRefused, CiphertextRefused (`refusals`) or C
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +32,7 @@ from hsmkms.adopters.values import (
     EventPage,
     Key,
     KeyState,
+    Registration,
     Rewrapped,
     Unwrapped,
     WrappedDek,
@@ -54,6 +55,7 @@ __all__ = [
     "KeyServiceAway",
     "KeyServiceClient",
     "KeyState",
+    "Registration",
     "Rewrapped",
     "Unwrapped",
     "WrappedDek",
@@ -62,6 +64,7 @@ __all__ = [
 
 MAX_WAIT_S = 60
 """The longest that the service lets a reader of events wait, in seconds."""
+_PAGE = 1000
 _REGISTRATION_INPUT = "application/vnd.ibm.kms.registration_input+json"
 _EVENT_ACKNOWLEDGE = "application/vnd.ibm.kms.event_acknowledge+json"
 
@@ -69,8 +72,10 @@ _EVENT_ACKNOWLEDGE = "application/vnd.ibm.kms.event_acknowledge+json"
 class KeyServiceClient:
     """Calls of one instance with one identity. Threads may share it; processes make one each, after a fork."""
 
-    def __init__(self, connection: Connection, transport: Transport | None = None) -> None:
-        self.connection = connection
+    def __init__(
+        self, connection: Connection, transport: Transport | None = None, correlation_id: str | None = None
+    ) -> None:
+        self.connection, self._correlation_id = connection, correlation_id
         self._transport = transport or Transport(connection)
 
     def __enter__(self) -> KeyServiceClient:
@@ -85,7 +90,14 @@ class KeyServiceClient:
 
     def for_instance(self, instance_id: str) -> KeyServiceClient:
         """A client of another instance of the same service with the same identity, token and connections."""
-        return KeyServiceClient(self.connection.model_copy(update={"instance_id": instance_id}), self._transport)
+        connection = self.connection.model_copy(update={"instance_id": instance_id})
+        return KeyServiceClient(connection, self._transport, self._correlation_id)
+
+    def within(self, timeout_s: float, correlation_id: str | None = None) -> KeyServiceClient:
+        """The same client for calls that take at most so long, tries included; the service's audit trail shows them
+        under `correlation_id`, a UUID."""
+        connection = self.connection.model_copy(update={"timeout_s": timeout_s})
+        return KeyServiceClient(connection, self._transport, correlation_id)
 
     def at_key(self, key: str) -> tuple[KeyServiceClient, str]:
         """For a key's CRN: a client of its instance, and its id. An id or alias stays as it is, and so does the client.
@@ -161,6 +173,19 @@ class KeyServiceClient:
             if refused.reason_code != "REGISTRATION_NOT_FOUND_ERR":
                 raise
 
+    def registrations(self) -> Iterator[Registration]:
+        """All registrations that this identity made in this instance."""
+        offset = 0
+        while True:
+            found = _json(self._request("GET", "/keys/registrations", params={"limit": _PAGE, "offset": offset}))
+            resources = found.get("resources") or []
+            if not isinstance(resources, list):
+                raise _unreadable()
+            yield from map(_registration, resources)
+            if len(resources) < _PAGE:
+                return
+            offset += _PAGE
+
     def events(self, after: int, *, wait_s: int = 0, limit: int = 100) -> EventPage:
         """Events of this identity's registrations behind a cursor, 0 at first; when there are none it waits up to
         `wait_s`, at most MAX_WAIT_S."""
@@ -200,7 +225,7 @@ class KeyServiceClient:
         self._request(method, f"{_key_path(key_id)}/registrations/{quote(crn, safe='')}", json=body)
 
     def _request(self, method: str, path: str, **parts: Any) -> httpx.Response:
-        return self._transport.request(method, path, self.connection.instance_id, **parts)
+        return self._transport.request(method, path, self.connection, correlation_id=self._correlation_id, **parts)
 
 
 def _key_path(key_id: str) -> str:
@@ -222,6 +247,16 @@ def _event(found: Mapping[str, Any]) -> Event:
         key_version=_text(found, "keyVersion", "id"),
         correlation_id=_text(found, "correlationId"),
         acknowledged=found.get("status") == "acknowledged",
+    )
+
+
+def _registration(found: Mapping[str, Any]) -> Registration:
+    try:
+        created_at = datetime.fromisoformat(_text(found, "creationDate"))
+    except ValueError as error:
+        raise _unreadable() from error
+    return Registration(
+        _text(found, "keyId"), _text(found, "resourceCrn"), created_at, found.get("preventKeyDeletion") is True
     )
 
 

@@ -4,7 +4,8 @@ AdopterError
 ├── KeyServiceAway       nobody knows whether the key may be used: try again, go on with what is in memory for a while
 ├── KeyRefused           the key service says no: stop using the key
 ├── CiphertextRefused    these bytes open with no version of this key, or not with this AAD
-└── ConnectionInvalid    the file that says how to reach the key service
+├── ConnectionInvalid    the file that says how to reach the key service
+└── LockFailed           the data is still open although it should not be
 """
 
 from __future__ import annotations
@@ -44,3 +45,7 @@ class KeyRefused(AdopterError):
 
 class CiphertextRefused(AdopterError):
     """The wrapped DEK is damaged, is another key's, or was wrapped with another AAD."""
+
+
+class LockFailed(AdopterError):
+    """The data is still open although it should not be. Somebody has to look; it is tried again."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -41,10 +41,13 @@ class _Access:
 
 
 class Transport:
-    """Sends requests; may be used by many threads. Make it after a fork, not before: connections are not shared."""
+    """Sends requests; may be used by many threads. Make it after a fork, not before: connections are not shared.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    `sleep` pauses between tries; a process of green threads has its own.
+    """
+
+    def __init__(self, connection: Connection, sleep: Callable[[float], object] = time.sleep) -> None:
+        self._connection, self._sleep = connection, sleep
         # What an environment says of proxies and certificates must not decide whom keys are given to.
         self._http = httpx.Client(verify=connection.trust(), trust_env=False, follow_redirects=False)
         self._logging_in = threading.Lock()
@@ -58,26 +61,33 @@ class Transport:
         self,
         method: str,
         path: str,
-        instance_id: str,
+        connection: Connection,
         *,
         json: Any = None,
         params: Mapping[str, str | int] | None = None,
         wait_s: float = 0,
+        correlation_id: str | None = None,
     ) -> httpx.Response:
-        """The answer to a request of the key API, which is a 2xx. It takes `wait_s` longer than others.
+        """The answer to a request of the key API, which is a 2xx. `connection` says the instance and the time, to which
+        `wait_s` is added.
 
         Raises KeyServiceAway, KeyRefused, CiphertextRefused, ConnectionInvalid.
         """
-        until = time.monotonic() + self._connection.timeout_s + wait_s
-        answer = self._authorized(method, path, instance_id, until, json=json, params=params)
+        until = time.monotonic() + connection.timeout_s + wait_s
+        headers = {"Bluemix-Instance": connection.instance_id}
+        if correlation_id is not None:
+            headers["Correlation-Id"] = correlation_id
+        answer = self._authorized(method, path, headers, until, json=json, params=params)
         if not answer.is_success:
             _refuse(answer)
         return answer
 
-    def _authorized(self, method: str, path: str, instance_id: str, until: float, **parts: Any) -> httpx.Response:
+    def _authorized(
+        self, method: str, path: str, headers: dict[str, str], until: float, **parts: Any
+    ) -> httpx.Response:
         access = self._current(until)
         for last in (False, True):
-            headers = {"Authorization": f"Bearer {access.token.reveal()}", "Bluemix-Instance": instance_id}
+            headers["Authorization"] = f"Bearer {access.token.reveal()}"
             answer = self._tried(method, f"{self._connection.api_url}{path}", until, headers=headers, **parts)
             if answer.status_code != 401 or last or time.monotonic() - access.got_at < _FRESH_S:
                 break
@@ -131,6 +141,11 @@ class Transport:
                 answer = self._http.request(method, url, timeout=left_s, **parts)
             except httpx.TransportError as error:
                 told = f"({str(error) or type(error).__name__})"
+            except RuntimeError:
+                # What the library says when another thread has closed the connections since we looked.
+                if self._http.is_closed:
+                    break
+                raise
             else:
                 if answer.status_code not in _AGAIN:
                     return answer
@@ -139,7 +154,7 @@ class Transport:
                     _refuse(answer)
             # Jitter keeps many adopters, which all lost the service at once, from coming back at once.
             jittered_s = max(wanted_s, pause_s * random.uniform(0.5, 1))  # noqa: S311
-            time.sleep(min(jittered_s, max(0.0, until - time.monotonic())))
+            self._sleep(min(jittered_s, max(0.0, until - time.monotonic())))
             pause_s = min(pause_s * 2, _MAX_PAUSE_S)
         raise KeyServiceAway(f"The key service at {self._connection.url} does not answer {told}.")
 

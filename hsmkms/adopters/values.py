@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from datetime import datetime
 
 from hsmkms.domain.secrets import SecretBytes
 
@@ -66,6 +67,16 @@ class Unwrapped:
     plaintext: SecretBytes
     key_version: str
     rewrapped: Rewrapped | None
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A resource that a key protects, as its service told the key service."""
+
+    key_id: str
+    resource_crn: str
+    created_at: datetime
+    prevents_deletion: bool
 
 
 @dataclass(frozen=True, slots=True)

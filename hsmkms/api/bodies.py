@@ -23,6 +23,8 @@ from hsmkms.errors import BadBody, CollectionTotalMismatch, InvalidField, Resour
 COLD_LIMIT: Final = 64 * 1024
 HOT_LIMIT: Final = 1024 * 1024
 """255 AAD strings of 255 characters, each written as a JSON escape of 12 bytes, and 4,096 bytes of plaintext fit."""
+BULK_LIMIT: Final = 12 * 1024 * 1024
+"""1,000 ciphertexts of 4,096 bytes each, with some AAD."""
 
 _CANONICAL_NAMES: Final = {
     name.lower(): name
@@ -33,6 +35,8 @@ _CANONICAL_NAMES: Final = {
         wire.KeyPatchBody,
         wire.WrapBody,
         wire.UnwrapBody,
+        wire.BulkWrapBody,
+        wire.BulkUnwrapBody,
         wire.RotateBody,
         wire.ImportTokenBody,
         wire.RotationWish,

@@ -207,7 +207,7 @@ class KmsRoute(OpenRoute):
         act: Act = request.state.act
         act.instance_id, act.key_ring_id = call.instance_id, call.key_ring_id
         gate, action = services(request).gate, self.action_of(request)
-        gate.admit(call.caller, action, call.instance_id, request.scope, again=again)
+        gate.admit(call.caller, action, call.instance_id, act.address, again=again)
 
     def audited_as(self, request: Request) -> str | None:
         """The action that is asked for, or that none is."""

@@ -28,6 +28,8 @@ _MODELS: Final[list[type[pydantic.BaseModel]]] = [
     wire.KeyPatchBody,
     wire.WrapBody,
     wire.UnwrapBody,
+    wire.BulkWrapBody,
+    wire.BulkUnwrapBody,
     wire.RotateBody,
     registration_wire.RegistrationBody,
     registration_wire.RegistrationCollection,
@@ -41,6 +43,8 @@ _MODELS: Final[list[type[pydantic.BaseModel]]] = [
     wire.WrapAnswer,
     wire.UnwrapAnswer,
     wire.RewrapAnswer,
+    wire.BulkWrapAnswer,
+    wire.BulkUnwrapAnswer,
     wire.ErrorCollection,
     wire.AccessTokenAnswer,
     wire.IamError,
@@ -279,17 +283,25 @@ def revocation() -> dict[str, Any]:
     }
 
 
+_SUMMARIES: Final = {
+    "bulk_wrap": "Wrap up to 1,000 data encryption keys; an item that fails has an error in its place",
+    "bulk_unwrap": "Unwrap up to 1,000 data encryption keys; an item that fails has an error in its place",
+}
+
+
 def hot_paths() -> dict[str, Any]:
-    """The three calls that `hot` serves, which FastAPI does not know."""
+    """The calls that `hot` serves, which FastAPI does not know."""
     bodies: dict[str, tuple[type[pydantic.BaseModel], type[pydantic.BaseModel], bool]] = {
         "wrap": (wire.WrapBody, wire.WrapAnswer, False),
         "unwrap": (wire.UnwrapBody, wire.UnwrapAnswer, True),
         "rewrap": (wire.UnwrapBody, wire.RewrapAnswer, True),
+        "bulk_wrap": (wire.BulkWrapBody, wire.BulkWrapAnswer, True),
+        "bulk_unwrap": (wire.BulkUnwrapBody, wire.BulkUnwrapAnswer, True),
     }
     return {
         f"/api/v2/keys/{{id}}/actions/{action}": {
             "post": operation(
-                f"{action.capitalize()} a data encryption key",
+                _SUMMARIES.get(action) or f"{action.capitalize()} a data encryption key",
                 ok=200,
                 kind=wire.KEY_ACTION_TYPE,
                 answer=answer,
@@ -297,7 +309,7 @@ def hot_paths() -> dict[str, Any]:
                 body_required=required,
                 parameters=(REFERENCE,),
             )
-            | {"x-action": f"kms.secrets.{action}"}
+            | {"x-action": f"kms.secrets.{action.removeprefix('bulk_')}"}
         }
         for action, (body, answer, required) in bodies.items()
     }

@@ -1,4 +1,4 @@
-"""Wrap, unwrap and rewrap as a plain ASGI callable in front of the FastAPI app.
+"""Wrap, unwrap and rewrap, one or many, as a plain ASGI callable in front of the FastAPI app.
 
 Dependency injection and model validation cost more than half of the throughput of this job; what is left here is parse,
 one call, render. Both spellings are served: `/keys/{id}/actions/{action}` and the older `/keys/{id}?action=`.
@@ -6,8 +6,6 @@ one call, render. Both spellings are served: `/keys/{id}/actions/{action}` and t
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -21,21 +19,31 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hsmkms.api import wire
-from hsmkms.api.bodies import HOT_LIMIT, decode_object, parse, read_body
+from hsmkms.api.bodies import BULK_LIMIT, HOT_LIMIT, decode_object, parse, read_body
+from hsmkms.api.bulk import BulkActions
 from hsmkms.api.problems import guard, kms_problem
 from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
 from hsmkms.correlation import adopt
 from hsmkms.domain.access import Action
-from hsmkms.errors import InvalidField, NoBody
-from hsmkms.service.crypto import CryptoService
+from hsmkms.errors import NoBody
+from hsmkms.service.bulk import BulkService
+from hsmkms.service.crypto import CryptoService, Unwrapped, Wrapped
 from hsmkms.service.trail import Act, Trail
 from hsmkms.telemetry import metrics
 
 _ENTERED_FOR_S: Final = 0.1
-_PREFIX: Final = "/api/v2/keys/"
-ACTIONS: Final = {"wrap": Action.KEY_WRAP, "unwrap": Action.KEY_UNWRAP, "rewrap": Action.KEY_REWRAP}
-_PROBLEMS: Final = {
-    action: partial(kms_problem, failed=f"{action.capitalize()} with key could not be performed") for action in ACTIONS
+PREFIX: Final = "/api/v2/keys/"
+ACTIONS: Final = {
+    "wrap": Action.KEY_WRAP,
+    "unwrap": Action.KEY_UNWRAP,
+    "rewrap": Action.KEY_REWRAP,
+    "bulk_wrap": Action.KEY_WRAP,
+    "bulk_unwrap": Action.KEY_UNWRAP,
+}
+_LIMITS: Final = {"bulk_wrap": BULK_LIMIT, "bulk_unwrap": BULK_LIMIT}
+PROBLEMS: Final = {
+    action: partial(kms_problem, failed=f"{action.capitalize().replace('_', ' ')} with key could not be performed")
+    for action in ACTIONS
 }
 
 
@@ -49,23 +57,26 @@ class _Unwrap(msgspec.Struct, forbid_unknown_fields=True):
     aad: list[str] | None = None
 
 
-_decode_wrap: Final = msgspec.json.Decoder(_Wrap).decode
-_decode_unwrap: Final = msgspec.json.Decoder(_Unwrap).decode
-_encode: Final = msgspec.json.Encoder().encode
+decode_wrap: Final = msgspec.json.Decoder(_Wrap).decode
+decode_unwrap: Final = msgspec.json.Decoder(_Unwrap).decode
+encode: Final = msgspec.json.Encoder().encode
 
 
 class HotPath:
-    """Serves the three crypto actions and hands everything else to `app`."""
+    """Serves the crypto actions and hands everything else to `app`."""
 
     def __init__(self, app: ASGIApp, crypto: CryptoService, gate: Gate, trail: Trail) -> None:
         self._app = app
         self._crypto = crypto
         self._gate = gate
         self._trail = trail
+        bulk = BulkActions(BulkService(crypto), gate)
         self._actions: dict[str, Callable[[Envelope, str, bytes, Act], Awaitable[dict[str, Any]]]] = {
             "wrap": self._wrap,
             "unwrap": self._unwrap,
             "rewrap": self._rewrap,
+            "bulk_wrap": bulk.wrap,
+            "bulk_unwrap": bulk.unwrap,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +88,7 @@ class HotPath:
         reference, action = found
         began = time.perf_counter()
         headers = header_map(scope["headers"])
-        problem, correlation = _PROBLEMS[action], correlation_id(headers)
+        problem, correlation = PROBLEMS[action], correlation_id(headers)
         adopt(correlation)
         act = Act(ACTIONS[action].value, correlation, scope["path"], address_of(scope), reference=reference)
         try:
@@ -100,12 +111,12 @@ class HotPath:
             raise HTTPException(405, headers={"Allow": "POST"})
         call = await self._enter(act, action, headers, scope)
         entered_at = time.monotonic()
-        body = await read_body(receive, scope["headers"], HOT_LIMIT)
+        body = await read_body(receive, scope["headers"], _LIMITS.get(action, HOT_LIMIT))
         if time.monotonic() - entered_at > _ENTERED_FOR_S:
             # The body took its time; a right that ended meanwhile must not count.
             call = await self._enter(act, action, headers, scope, again=True)
         answer = await self._actions[action](call, reference, body, act)
-        return Response(_encode(answer), 200, media_type=wire.KEY_ACTION_TYPE)
+        return Response(encode(answer), 200, media_type=wire.KEY_ACTION_TYPE)
 
     async def _enter(
         self, act: Act, action: str, headers: dict[str, str], scope: Scope, *, again: bool = False
@@ -113,36 +124,23 @@ class HotPath:
         act.caller = await authenticate(self._gate, headers, scope)
         call = envelope(headers, act.caller)
         act.instance_id, act.key_ring_id = call.instance_id, call.key_ring_id
-        self._gate.admit(call.caller, ACTIONS[action], call.instance_id, scope, again=again)
+        self._gate.admit(call.caller, ACTIONS[action], call.instance_id, act.address, again=again)
         return call
 
     async def _wrap(self, call: Envelope, reference: str, body: bytes, act: Act) -> dict[str, Any]:
         request = _parse_wrap(body)
-        plaintext = None if request.plaintext is None else _plaintext(request.plaintext)
-        wrapped = await self._crypto.wrap(
+        plaintext = None if request.plaintext is None else wire.plaintext_of(request.plaintext)
+        found = await self._crypto.wrap(
             call.caller, call.instance_id, reference, call.key_ring_id, plaintext, request.aad or ()
         )
-        act.key, act.version_id = wrapped.key, wrapped.version.id
-        answer: dict[str, Any] = {"ciphertext": wrapped.ciphertext, "keyVersion": {"id": wrapped.version.id}}
-        if wrapped.plaintext is not None:
-            answer["plaintext"] = wire.base64_text(wrapped.plaintext)
-        return answer
+        return wrapped(found, act)
 
     async def _unwrap(self, call: Envelope, reference: str, body: bytes, act: Act) -> dict[str, Any]:
         request = _parse_unwrap(body)
-        opened = await self._crypto.unwrap(
+        found = await self._crypto.unwrap(
             call.caller, call.instance_id, reference, call.key_ring_id, request.ciphertext, request.aad or ()
         )
-        act.key, act.version_id = opened.key, opened.version.id
-        answer: dict[str, Any] = {
-            "plaintext": wire.base64_text(opened.plaintext),
-            "keyVersion": {"id": opened.version.id},
-        }
-        if opened.rewrapped is not None:
-            answer["ciphertext"] = opened.ciphertext
-            act.rewrapped_version_id = opened.rewrapped.id
-            answer["rewrappedKeyVersion"] = {"id": opened.rewrapped.id}
-        return answer
+        return unwrapped(found, act)
 
     async def _rewrap(self, call: Envelope, reference: str, body: bytes, act: Act) -> dict[str, Any]:
         request = _parse_unwrap(body)
@@ -158,12 +156,32 @@ class HotPath:
         }
 
 
+def wrapped(found: Wrapped, act: Act) -> dict[str, Any]:
+    """The answer to wrap; also completes the act."""
+    act.key, act.version_id = found.key, found.version.id
+    answer: dict[str, Any] = {"ciphertext": found.ciphertext, "keyVersion": {"id": found.version.id}}
+    if found.plaintext is not None:
+        answer["plaintext"] = wire.base64_text(found.plaintext)
+    return answer
+
+
+def unwrapped(found: Unwrapped, act: Act) -> dict[str, Any]:
+    """The answer to unwrap; also completes the act."""
+    act.key, act.version_id = found.key, found.version.id
+    answer: dict[str, Any] = {"plaintext": wire.base64_text(found.plaintext), "keyVersion": {"id": found.version.id}}
+    if found.rewrapped is not None:
+        answer["ciphertext"] = found.ciphertext
+        act.rewrapped_version_id = found.rewrapped.id
+        answer["rewrappedKeyVersion"] = {"id": found.rewrapped.id}
+    return answer
+
+
 def _match(scope: Scope) -> tuple[str, str] | None:
     """Key reference and action, or None if this is not ours."""
     path: str = scope["path"]
-    if not path.startswith(_PREFIX):
+    if not path.startswith(PREFIX):
         return None
-    reference, _, rest = path[len(_PREFIX) :].partition("/")
+    reference, _, rest = path[len(PREFIX) :].partition("/")
     if not reference:
         return None
     if not rest and scope["method"] == "POST":
@@ -175,7 +193,7 @@ def _match(scope: Scope) -> tuple[str, str] | None:
 
 def _parse_wrap(body: bytes) -> _Wrap:
     try:
-        return _decode_wrap(body)
+        return decode_wrap(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         # Empty, `null`, another case, or wrong: the patient way tells which.
         value = decode_object(body)
@@ -187,17 +205,10 @@ def _parse_wrap(body: bytes) -> _Wrap:
 
 def _parse_unwrap(body: bytes) -> _Unwrap:
     try:
-        return _decode_unwrap(body)
+        return decode_unwrap(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         value = decode_object(body)
     if value is None:
         raise NoBody
     request = parse(wire.UnwrapBody, value)
     return _Unwrap(request.ciphertext, request.aad)
-
-
-def _plaintext(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidField("plaintext", "The field `plaintext` must be standard base64.") from error

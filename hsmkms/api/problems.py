@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
@@ -18,6 +18,8 @@ from starlette.responses import Response
 
 from hsmkms import errors
 from hsmkms.telemetry.logs import place_of
+
+T = TypeVar("T")
 
 MORE_INFO: Final = "https://cloud.ibm.com/apidocs/key-protect"
 ERROR_TYPE: Final = "application/vnd.ibm.kms.error+json"
@@ -87,6 +89,14 @@ async def guard(answer: Awaitable[Response], problem: Problem, correlation_id: s
     return response
 
 
+def guard_now(call: Callable[[], T], problem: Callable[[Exception], Response]) -> T | Response:
+    """What `call` returns, or the problem it ended in."""
+    try:
+        return call()
+    except Exception as error:
+        return problem(error)
+
+
 def status_of(error: Exception) -> HTTPStatus:
     """The HTTP status of an error."""
     if isinstance(error, HTTPException):
@@ -99,6 +109,16 @@ def status_of(error: Exception) -> HTTPStatus:
 
 def kms_problem(error: Exception, correlation_id: str, failed: str = "Action could not be performed") -> Response:
     """Key Protect's error body. `failed` says what could not be done."""
+    body = {
+        "metadata": {"collectionType": ERROR_TYPE, "collectionTotal": 1},
+        "resources": [kms_resource(error, correlation_id, failed)],
+    }
+    status = status_of(error)
+    return Response(msgspec.json.encode(body), status, _headers(error, status, correlation_id), ERROR_TYPE)
+
+
+def kms_resource(error: Exception, correlation_id: str, failed: str) -> dict[str, object]:
+    """The one resource of that body, which stands alone for an item of a bulk."""
     status, message, code = _describe(error, correlation_id)
     resource: dict[str, object] = {"errorMsg": f"{status.phrase}: {message}"}
     # A refusal of access carries no reasons, and neither does what has no code in the contract (additions section 6.1).
@@ -115,9 +135,7 @@ def kms_problem(error: Exception, correlation_id: str, failed: str = "Action cou
             reason["target"] = {"type": "query_param", "name": error.target}
         resource["errorMsg"] = f"{status.phrase}: {failed}: Please see `reasons` for more details ({code})"
         resource["reasons"] = [reason]
-    body = {"metadata": {"collectionType": ERROR_TYPE, "collectionTotal": 1}, "resources": [resource]}
-    headers = _headers(error, status, correlation_id)
-    return Response(msgspec.json.encode(body), status, headers, ERROR_TYPE)
+    return resource
 
 
 def token_problem(error: Exception, correlation_id: str) -> Response:

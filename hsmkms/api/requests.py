@@ -37,7 +37,7 @@ class Gate:
     instance_limit: RequestLimit
     threads: ThreadPoolExecutor
 
-    def admit(self, caller: Caller, action: Action, instance_id: str, scope: Scope, *, again: bool = False) -> None:
+    def admit(self, caller: Caller, action: Action, instance_id: str, address: str, *, again: bool = False) -> None:
         """Refuse who has no right in the instance that could be enough, calls from where its policies do not admit it,
         or calls too often. With `again` the request has been counted before.
 
@@ -46,10 +46,15 @@ class Gate:
         if not again:
             self.identity_limit.take(caller.iam_id)
         require_any(caller, action, self.snapshot.instance(instance_id))
-        require_place(caller, action, self.restrictions(instance_id), address_of(scope))
+        require_place(caller, action, self.restrictions(instance_id), address)
         # Last, so that only who may call the instance spends what it may be called.
         if not again:
             self.instance_limit.take(instance_id)
+
+    def count_further(self, caller: Caller, instance_id: str, count: int) -> None:
+        """Count a call that was let in as so many more. Raises TooManyRequests."""
+        self.identity_limit.take(caller.iam_id, count)
+        self.instance_limit.take(instance_id, count)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Member names are those of contract section 1.1 and additions section 3; they are
 from __future__ import annotations
 
 import base64
+import binascii
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -19,6 +20,7 @@ from hsmkms.domain.lifecycle import is_set_for_deletion
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.domain.tenants import Instance, KeyRing
 from hsmkms.domain.waits import Waits
+from hsmkms.errors import InvalidField
 
 KEY_TYPE: Final = "application/vnd.ibm.kms.key+json"
 KEY_ACTION_TYPE: Final = "application/vnd.ibm.kms.key_action+json"
@@ -102,6 +104,14 @@ class WrapBody(RequestModel):
 class UnwrapBody(RequestModel):
     ciphertext: str
     aad: list[str] = []
+
+
+class BulkWrapBody(RequestModel):
+    items: list[WrapBody]
+
+
+class BulkUnwrapBody(RequestModel):
+    items: list[UnwrapBody]
 
 
 class RotateBody(RequestModel):
@@ -341,6 +351,14 @@ class ErrorResource(AnswerModel):
     reasons: list[ErrorReason] | None = None
 
 
+class BulkWrapAnswer(AnswerModel):
+    items: list[WrapAnswer | ErrorResource]
+
+
+class BulkUnwrapAnswer(AnswerModel):
+    items: list[UnwrapAnswer | ErrorResource]
+
+
 class ErrorCollection(AnswerModel):
     metadata: ListMetadata
     resources: list[ErrorResource]
@@ -409,6 +427,14 @@ class Version(AnswerModel):
 def time_text(moment: datetime) -> str:
     """RFC 3339 in UTC with `Z`, to the second: Go's parser takes nothing with `+0000` (additions section 3.2)."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def plaintext_of(text: str) -> bytes:
+    """The bytes of a plaintext in a request. Raises InvalidField."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidField("plaintext", "The field `plaintext` must be standard base64.") from error
 
 
 def base64_text(secret: SecretBytes) -> str:

@@ -102,6 +102,8 @@ class ResponseData(_Cadf, frozen=True):
     purge_allowed_from: datetime | None = None
     purge_eligible_on: datetime | None = None
     total_resources: int | None = None
+    failed_resources: int | None = None
+    resources_digest: str | None = None
     max_allowed_retrievals: int | None = None
     remaining_retrievals: int | None = None
 

@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    content: bytes
+    contents: Sequence[bytes]
     done: Callable[[AuditUnavailable | None], None]
 
 
@@ -105,7 +105,7 @@ class Journal:
 
     @property
     def waiting(self) -> int:
-        """How many events nobody has begun to write."""
+        """How many events, or groups of one turn of the event loop, nobody has begun to write."""
         return self._queue.qsize()
 
     @property
@@ -114,10 +114,15 @@ class Journal:
         since = self._writing_since
         return 0.0 if since is None else time.monotonic() - since
 
+    def record_all(self, contents: Sequence[bytes], settle: Callable[[AuditUnavailable | None], None]) -> None:
+        """Have `settle` called in the running loop when all these events (JSON) are durable, or with why they are not.
+        Raises AuditUnavailable."""
+        loop = asyncio.get_running_loop()
+        self._put(contents, lambda error: _tell(loop, settle, error))
+
     async def record(self, one: event.Event) -> None:
         """Return when the event is durable. Raises AuditUnavailable."""
-        loop = asyncio.get_running_loop()
-        written: asyncio.Future[None] = loop.create_future()
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def settle(error: AuditUnavailable | None) -> None:
             if written.done():
@@ -127,7 +132,7 @@ class Journal:
             else:
                 written.set_exception(error)
 
-        self._put(event.encode(one), lambda error: _tell(loop, settle, error))
+        self.record_all((event.encode(one),), settle)
         await written
 
     def record_blocking(self, one: event.Event) -> None:
@@ -140,7 +145,7 @@ class Journal:
                 errors.append(error)
             written.set()
 
-        self._put(event.encode(one), settle)
+        self._put((event.encode(one),), settle)
         written.wait()
         if errors:
             raise errors[0]
@@ -152,10 +157,10 @@ class Journal:
         self._thread.join()
         self._signer.shutdown()
 
-    def _put(self, content: bytes, done: Callable[[AuditUnavailable | None], None]) -> None:
+    def _put(self, contents: Sequence[bytes], done: Callable[[AuditUnavailable | None], None]) -> None:
         if self._closed:
             raise AuditUnavailable("The service is stopping. Try again.")
-        self._queue.put(_Waiting(content, done))
+        self._queue.put(_Waiting(contents, done))
 
     def _run(self) -> None:
         while True:
@@ -206,7 +211,7 @@ class Journal:
         began, self._writing_since = time.perf_counter(), time.monotonic()
         error = self._write(batch)
         self._writing_since = None
-        metrics.audit_written(len(batch), began, durable=error is None)
+        metrics.audit_written(sum(len(waiting.contents) for waiting in batch), began, durable=error is None)
         return error
 
     def _write(self, batch: Sequence[_Waiting]) -> AuditUnavailable | None:
@@ -216,7 +221,7 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.append(("event", waiting.content) for waiting in batch)
+            self._file.append(("event", content) for waiting in batch for content in waiting.contents)
         except OSError as error:
             self._abandon(error.strerror or "input or output failed")
             return self._failure

@@ -34,12 +34,21 @@ class Console(Protocol):
 
 
 class Terminal:
-    """The terminal of this process."""
+    """The terminal of this process, as a context manager: inside, nothing that is typed is shown except to `ask`, also
+    what somebody types before he is asked."""
 
     def __init__(self) -> None:
         """Raises CeremonyRefused when there is none, because then what is typed could be shown or kept."""
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise CeremonyRefused("A ceremony needs a terminal for input and output.")
+
+    def __enter__(self) -> Terminal:
+        self._before = termios.tcgetattr(sys.stdin.fileno())
+        self._echo(on=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSAFLUSH, self._before)
 
     def clear(self) -> None:
         self._write(_CLEAR)
@@ -48,23 +57,27 @@ class Terminal:
         self._write(text + "\n")
 
     def ask(self, who: str, prompt: str) -> str:
-        self._write(f"{prompt}: ")
-        return self._line()
-
-    def ask_secret(self, who: str, prompt: str) -> str:
-        descriptor = sys.stdin.fileno()
-        before = termios.tcgetattr(descriptor)
-        silent = termios.tcgetattr(descriptor)
-        silent[3] &= ~termios.ECHO
-        # What was typed ahead, perhaps by the one before, is not this one's.
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, silent)
+        self._echo(on=True)
         try:
-            # Only now, so that whoever waits for the prompt is not heard by an echo.
             self._write(f"{prompt}: ")
             return self._line()
         finally:
-            termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+            self._echo(on=False)
+
+    def ask_secret(self, who: str, prompt: str) -> str:
+        self._echo(on=False)
+        self._write(f"{prompt}: ")
+        try:
+            return self._line()
+        finally:
             self._write("\n")
+
+    def _echo(self, *, on: bool) -> None:
+        """What was typed ahead, perhaps by the one before, is not the next one's: it is dropped."""
+        descriptor = sys.stdin.fileno()
+        now = termios.tcgetattr(descriptor)
+        now[3] = now[3] | termios.ECHO if on else now[3] & ~termios.ECHO
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, now)
 
     def _line(self) -> str:
         line = sys.stdin.readline()

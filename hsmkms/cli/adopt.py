@@ -6,25 +6,29 @@ import contextlib
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import structlog
 import typer
 
+from hsmkms.adopters.client import AdopterError
 from hsmkms.adopters.connection import Connection
 from hsmkms.adopters.core import memory, passphrase
 from hsmkms.adopters.core.dek_file import WrappedDekFile
 from hsmkms.adopters.core.monitor import Monitor
+from hsmkms.adopters.objectstorage.status import describe as describe_buckets
 from hsmkms.adopters.volume import operations
 from hsmkms.adopters.volume.choice import AUTO, backend_of
-from hsmkms.adopters.volume.layout import Volume, VolumeLock
+from hsmkms.adopters.volume.layout import Volume, VolumeLock, VolumeRefused
 from hsmkms.adopters.volume.reencrypt import Progress
 from hsmkms.adopters.volume.reencrypt import reencrypt as run_reencrypt
 from hsmkms.adopters.volume.server import Server
-from hsmkms.adopters.volume.status import describe
+from hsmkms.adopters.volume.status import COLUMNS, describe, describe_file
 from hsmkms.adopters.volume.supervisor import Supervisor
-from hsmkms.cli.local import JsonOption, show
-from hsmkms.wiring import configure_logs
+from hsmkms.cli.output import JsonOption, show
+from hsmkms.telemetry import logs
 
 app = typer.Typer(help="Protect data of other programs with a root key.", no_args_is_help=True)
 volume_app = typer.Typer(help="Keep a directory encrypted, and run a server on it.", no_args_is_help=True)
@@ -35,7 +39,9 @@ passphrase_app = typer.Typer(
 app.add_typer(passphrase_app, name="passphrase")
 
 _STOP_S = 40.0
+_DAMAGED = "unreadable"
 _POSTGRES = ("postgres", "postmaster")
+_log = structlog.get_logger(__name__)
 Directory = Annotated[Path, typer.Argument(help="Directory of the volume.")]
 
 
@@ -48,7 +54,8 @@ def create(
     mount: Annotated[
         Path | None, typer.Option(help="Where the data appears in clear; DIRECTORY/data by default.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="gocryptfs, or auto.")] = AUTO,
+    backend: Annotated[str, typer.Option(help="fscrypt, gocryptfs, luks, or auto.")] = AUTO,
+    size_mib: Annotated[int | None, typer.Option(help="Size of the image, for luks.", min=32)] = None,
     owner: Annotated[str | None, typer.Option(help="User whose the data shall be, such as postgres.")] = None,
     prevent_deletion: Annotated[bool, typer.Option(help="Let the key not be deleted while the volume exists.")] = False,
 ) -> None:
@@ -56,8 +63,9 @@ def create(
     _begin()
     place = directory.resolve()
     mounted = place / "data" if mount is None else mount.resolve()
-    volume = Volume(place, backend, mounted, connection.resolve())
-    volume, reason = operations.create(volume, key, crn, owner=owner, prevent_deletion=prevent_deletion)
+    volume = Volume(place, backend, mounted, connection.resolve(), size_mib=size_mib)
+    with _words_for_the_system():
+        volume, reason = operations.create(volume, key, crn, owner=owner, prevent_deletion=prevent_deletion)
     typer.echo(f"{volume.directory} is encrypted with {reason}.")
     typer.echo(f"Open it at {volume.mount}: `hsmkms adopt volume open {volume.directory}`, or `run`.")
 
@@ -129,7 +137,8 @@ def reencrypt(directory: Directory) -> None:
                 f"{progress.bytes >> 20} of {progress.all_bytes >> 20} MiB"
             )
 
-    volume = run_reencrypt(volume, tell)
+    with _words_for_the_system():
+        volume = run_reencrypt(volume, tell)
     typer.echo(f"{volume.directory} has a new DEK; the old one and what it encrypted are gone from here.")
 
 
@@ -176,15 +185,42 @@ def show_passphrase(
 
 @app.command("status")
 def status(
-    directories: Annotated[list[Path], typer.Argument(help="Directories of volumes.")], json: JsonOption = False
+    places: Annotated[
+        list[Path],
+        typer.Argument(help="Directories of volumes, files with a wrapped DEK, TOML files of the object storage."),
+    ],
+    json: JsonOption = False,
 ) -> None:
-    """Show protected resources, their keys and key versions, and the last event of each."""
-    show([describe(Volume.read(directory)) for directory in directories], json)
+    """Show protected resources, their keys and key versions, and the last event of each; 1 if one cannot be read."""
+    rows = [row for place in places for row in _rows(place)]
+    show(rows, json)
+    if any(row["condition"] == _DAMAGED for row in rows):
+        raise typer.Exit(1)
+
+
+def _rows(place: Path) -> list[dict[str, Any]]:
+    try:
+        if place.is_dir():
+            return [describe(Volume.read(place))]
+        return describe_buckets(place) if place.suffix == ".toml" else [describe_file(place)]
+    except AdopterError as error:
+        empty = dict.fromkeys(COLUMNS)
+        return [{**empty, "volume": str(place), "condition": _DAMAGED, "reason": error.message}]
 
 
 def _begin() -> None:
-    configure_logs()
-    memory.guard()
+    logs.configure()
+    if not memory.guard():
+        _log.warning("memory is not locked, so keys may be swapped out", remedy="raise the limit RLIMIT_MEMLOCK")
+
+
+@contextlib.contextmanager
+def _words_for_the_system() -> Iterator[None]:
+    """A full disk, a directory of somebody else: one line, as all refusals are."""
+    try:
+        yield
+    except OSError as error:
+        raise VolumeRefused(f"{error.strerror or error}: {error.filename or 'the volume'}.") from error
 
 
 def _stop_signal(name: str, program: str) -> signal.Signals:

@@ -151,9 +151,9 @@ def _means(record_file: Path, sheets: Path | None, import_token: Path | None) ->
 
 def _hold(read: ReadPlan, token: Token, means: Means, answers: Path | None, *, rehearsal: bool) -> None:
     run.require_allowed(token.info, memory_locked=means.locked, answers=answers is not None)
-    console = Terminal() if answers is None else Answers.read(answers)
     try:
-        run.hold(read, token, means, console, lambda: datetime.now(UTC), rehearsal=rehearsal)
+        with Terminal() if answers is None else contextlib.nullcontext(Answers.read(answers)) as console:
+            run.hold(read, token, means, console, lambda: datetime.now(UTC), rehearsal=rehearsal)
     except KeyboardInterrupt:
         raise CeremonyRefused("Stopped. Start again with the same plan to go on.") from None
 

@@ -18,6 +18,7 @@ import typer
 import uvicorn
 
 from hsmkms.api.protocol import Protocol
+from hsmkms.api.serving import serve as run_server
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid, StoreRefused
@@ -122,7 +123,7 @@ def _serve(settings: Settings) -> None:
         typer.echo("WARNING: waits are shortened for tests. Deleted keys may be purged at once.", err=True)
     # Ctrl-C is how serving ends; by then uvicorn has answered what was under way.
     with _metrics(settings), contextlib.suppress(KeyboardInterrupt):
-        uvicorn.run(
+        config = uvicorn.Config(
             "hsmkms.wiring:worker",
             factory=True,
             host=settings.host,
@@ -143,7 +144,9 @@ def _serve(settings: Settings) -> None:
             proxy_headers=False,
             server_header=False,
             date_header=False,
+            timeout_graceful_shutdown=settings.stop_within_s,
         )
+        run_server(config)
 
 
 @contextlib.contextmanager

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from hsmkms.cli.command import COMMAND
+from hsmkms.cli.output import JsonOption as JsonOption
+from hsmkms.cli.output import show as show
 from hsmkms.domain.access import Caller
 from hsmkms.domain.ids import canonical_uuid
 from hsmkms.domain.tenants import Instance
@@ -21,12 +20,8 @@ from hsmkms.errors import SettingsInvalid
 from hsmkms.settings import load
 from hsmkms.wiring import Rooms, configure_logs, open_rooms, pin_of
 
-COMMAND: Final[ContextVar[str]] = ContextVar("command", default="unknown")
-"""Which command runs, for the audit trail: its name and never its arguments."""
-
 InstanceOption = Annotated[str | None, typer.Option("--instance", help="GUID of the instance, if there are several.")]
 AccountOption = Annotated[str | None, typer.Option("--account", help="Account, if there are several.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +61,6 @@ def in_account(account: str | None) -> Iterator[tuple[Rooms, Caller]]:
         if account is None and len(known) != 1:
             raise SettingsInvalid(f"Choose an account with --account: {', '.join(known)}.")
         yield opened, opened.deployment.operator(account or known[0])
-
-
-def show(rows: Sequence[dict[str, Any]], json: bool) -> None:
-    """Rows of one shape as a table or, for programs, as JSON."""
-    if json:
-        typer.echo(msgspec.json.encode(rows).decode())
-        return
-    table = Table(box=None)
-    for column in rows[0] if rows else ():
-        table.add_column(column, no_wrap=True, overflow="ignore")
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    # A pipe has no width, and an id that was cut to 80 columns is of no use.
-    Console(width=max(Console().width, 200)).print(table)
 
 
 def _choose(instances: list[Instance], instance_id: str | None) -> Instance:

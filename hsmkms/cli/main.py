@@ -5,60 +5,54 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any, Final
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from hsmkms import __version__
-from hsmkms.cli import (
-    adopt,
-    audit,
-    authorizations,
-    backup,
-    call,
-    ceremony,
-    crypto,
-    deploy,
-    doctor,
-    iam,
-    imports,
-    instances,
-    jobs,
-    keys,
-    webhooks,
-)
-from hsmkms.cli.local import COMMAND
+from hsmkms.cli.command import COMMAND
+from hsmkms.cli.lazy import group_of
 from hsmkms.errors import HsmkmsError, Unavailable
-from hsmkms.token.hanging import EXIT_CODE
+
+_COMMANDS: Final = {
+    "init": "hsmkms.cli.deploy:init",
+    "serve": "hsmkms.cli.deploy:serve",
+    "up": "hsmkms.cli.deploy:up",
+    "keys": "hsmkms.cli.keys:app",
+    "import": "hsmkms.cli.imports:app",
+    "instances": "hsmkms.cli.instances:app",
+    "iam": "hsmkms.cli.iam:app",
+    "authorizations": "hsmkms.cli.authorizations:app",
+    "wrap": "hsmkms.cli.crypto:wrap",
+    "unwrap": "hsmkms.cli.crypto:unwrap",
+    "doctor": "hsmkms.cli.doctor:doctor",
+    "call": "hsmkms.cli.call:call",
+    "backup": "hsmkms.cli.backup:backup",
+    "restore": "hsmkms.cli.backup:restore",
+    "jobs": "hsmkms.cli.jobs:jobs",
+    "events": "hsmkms.cli.webhooks:events",
+    "webhooks": "hsmkms.cli.webhooks:app",
+    "ceremony": "hsmkms.cli.ceremony:app",
+    "adopt": "hsmkms.cli.adopt:app",
+    "kubernetes-plugin": "hsmkms.cli.kubernetes:app",
+    "audit": "hsmkms.cli.audit:app",
+}
+"""Where each command is: imported when it is asked for."""
 
 app = typer.Typer(
     name="hsmkms",
+    cls=group_of(_COMMANDS),
     help="Key management in front of your own HSM. Start with `hsmkms init`, then `hsmkms serve`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("init")(deploy.init)
-app.command("serve")(deploy.serve)
-app.command("up")(deploy.up)
-app.add_typer(keys.app, name="keys")
-app.add_typer(imports.app, name="import")
-app.add_typer(instances.app, name="instances")
-app.add_typer(iam.app, name="iam")
-app.add_typer(authorizations.app, name="authorizations")
-app.command("wrap")(crypto.wrap)
-app.command("unwrap")(crypto.unwrap)
-app.command("doctor")(doctor.doctor)
-app.command("call")(call.call)
-app.command("backup")(backup.backup)
-app.command("restore")(backup.restore)
-app.command("jobs")(jobs.jobs)
-app.command("events")(webhooks.events)
-app.add_typer(webhooks.app, name="webhooks")
-app.add_typer(ceremony.app, name="ceremony")
-app.add_typer(adopt.app, name="adopt")
 
 
-app.add_typer(audit.app, name="audit")
+@app.callback()
+def group() -> None:
+    """Makes a group of what has only one command until the others are loaded."""
 
 
 @app.command("version")
@@ -70,13 +64,14 @@ def version() -> None:
 def _command_of(words: Sequence[str]) -> str:
     """The names of groups and command that begin a command line, with full stops between them."""
     names: list[str] = []
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     for word in words:
-        known = getattr(group, "commands", {})
-        if word not in known:
+        if not isinstance(group, TyperGroup):
+            break
+        group = group.get_command(typer.Context(group), word)
+        if group is None:
             break
         names.append(word)
-        group = known[word]
     return ".".join(names)
 
 
@@ -90,4 +85,4 @@ def main() -> None:
     except HsmkmsError as error:
         Console(stderr=True, highlight=False).print(f"hsmkms: {error.message}", markup=False, soft_wrap=True)
         # A supervisor may start a service again that found token or database away, never one whose PIN was refused.
-        sys.exit(EXIT_CODE if COMMAND.get() == "serve" and isinstance(error, Unavailable) else 1)
+        sys.exit(os.EX_TEMPFAIL if COMMAND.get() == "serve" and isinstance(error, Unavailable) else 1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 
 DEFAULT_KEY_RING = "default"
 MAX_KEY_RINGS = 50
@@ -36,7 +36,10 @@ _RING = re.compile(r"[A-Za-z0-9-]{2,100}", re.ASCII)
 
 def new_id() -> str:
     """A random (version 4) UUID in canonical lower-case text."""
-    return str(uuid.uuid4())
+    # What str(uuid.uuid4()) gives, in a third of the time: every request takes two.
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def is_uuid(text: str) -> bool:

@@ -32,15 +32,16 @@ class RequestLimit:
         self._full_at: dict[str, int] = {}
         self._most = _FEW
 
-    def take(self, owner: str) -> None:
-        """Take one request out of the bucket of `owner`, or raise TooManyRequests and take none."""
+    def take(self, owner: str, count: int = 1) -> None:
+        """Take `count` requests, or as many as fit in, out of the bucket of `owner`, or raise TooManyRequests and take
+        none."""
         if not self._each_ns:
             return
         now = self._now()
         full_at = self._full_at.get(owner)
         if full_at is None and len(self._full_at) >= self._most:
             self._drop_full(now)
-        full_at = (now if full_at is None or full_at < now else full_at) + self._each_ns
+        full_at = (now if full_at is None or full_at < now else full_at) + min(count * self._each_ns, self._burst_ns)
         over_ns = full_at - now - self._burst_ns
         if over_ns > 0:
             raise TooManyRequests(self._whose, -(-over_ns // _SECOND_NS))

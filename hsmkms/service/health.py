@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hsmkms.errors import Unavailable
+from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.trail import Trail
 from hsmkms.store.engine import Database
 from hsmkms.token.room import Token
@@ -27,20 +28,24 @@ class Readiness:
 class HealthService:
     """Asked by load balancers, so without a caller; the answer names no tenant."""
 
-    def __init__(self, token: Token, database: Database, trail: Trail) -> None:
+    def __init__(self, token: Token, database: Database, snapshot: Snapshot, trail: Trail) -> None:
         self._token = token
         self._database = database
+        self._snapshot = snapshot
         self._trail = trail
 
     def readiness(self) -> Readiness:
         """Ask token and database now; the journal tells how its last write went."""
-        token = database = True
+        token = True
         try:
             self._token.check()
         except Unavailable:
             token = False
+        # Asked for by the second, so nobody waits here for a database that others wait for already.
+        database = self._snapshot.fresh
         try:
-            self._database.check()
+            if database:
+                self._database.check()
         except Unavailable:
             database = False
         return Readiness(token, database, self._trail.writes)

@@ -87,6 +87,10 @@ class Snapshot:
             raise StoreUnavailable("The database does not answer. Try again.")
         return self._instances.get(instance_id)
 
+    def last_known(self, instance_id: str) -> Instance | None:
+        """The same however old it is: to name an instance in a record, never to decide anything."""
+        return self._instances.get(instance_id)
+
     def all_instances(self) -> list[Instance]:
         """The instances of every account, oldest first. Raises Unavailable."""
         if not self.fresh:

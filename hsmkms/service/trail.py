@@ -7,7 +7,7 @@ what may have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +24,7 @@ from hsmkms.domain.ids import new_id
 from hsmkms.domain.importing import ImportToken
 from hsmkms.domain.keys import Key, effective_state
 from hsmkms.domain.waits import Waits
+from hsmkms.errors import AuditUnavailable
 from hsmkms.service.snapshot import Snapshot
 
 LOGIN: Final = "iam-identity.user-apikey.login"
@@ -63,7 +64,8 @@ _WITH_KEY: Final = frozenset(
 class Act:
     """What somebody does, as far as it is known; filled in while it is done.
 
-    `reference` is the key's id or alias as it was asked for, `key` the key that was found or made, as it is afterwards.
+    `reference` is the key's id or alias as it was asked for, `key` the key that was found or made, as it is afterwards;
+    `failed` and `digest` are of a bulk's items.
     """
 
     action: str
@@ -79,6 +81,8 @@ class Act:
     version_id: str | None = None
     rewrapped_version_id: str | None = None
     total: int | None = None
+    failed: int | None = None
+    digest: str | None = None
     import_token: ImportToken | None = None
     intent: str | None = None
 
@@ -105,6 +109,15 @@ class Trail:
     async def end(self, act: Act, status: int) -> None:
         """Record the outcome; `status` is that of the answer."""
         await self._journal.record(self._outcome(act, status))
+
+    def outcome(self, act: Act, status: int) -> bytes:
+        """The event of an outcome, for `end_all`."""
+        return e.encode(self._outcome(act, status))
+
+    def end_all(self, outcomes: Sequence[bytes], settle: Callable[[AuditUnavailable | None], None]) -> None:
+        """Record outcomes with one wait for the disk; `settle` is called in the running loop, when they are durable or
+        with why they are not."""
+        self._journal.record_all(outcomes, settle)
 
     @contextmanager
     def step(self, action: str, key: Key, correlation_id: str) -> Iterator[Act]:
@@ -163,7 +176,7 @@ class Trail:
         )
 
     def _target(self, act: Act, key: Key | None) -> e.Target:
-        instance = None if act.instance_id is None else self._snapshot.instance(act.instance_id)
+        instance = None if act.instance_id is None else self._snapshot.last_known(act.instance_id)
         if instance is None:
             account = _NOBODY if act.caller is None else f"a/{act.caller.account}"
             return e.Target(account, account, "iam" if act.action.startswith("iam") else "kms")
@@ -204,6 +217,9 @@ class Trail:
             key_version_creation_date=None if version is None or act.version_id is not None else version.created_at,
             rewrapped_key_version_id=act.rewrapped_version_id,
             key_state=state,
+            total_resources=act.total,
+            failed_resources=act.failed,
+            resources_digest=act.digest,
             expiration_date=key.expires_at,
             days_to_key_expire=left,
         )

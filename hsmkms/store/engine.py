@@ -21,14 +21,11 @@ from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from hsmkms.errors import StoreRefused, StoreUnavailable
+from hsmkms.store.postgresql import make_engine, make_url, patient
 from hsmkms.store.tables import schema_support
 from hsmkms.telemetry import metrics
 
 _SQLITE_BUSY_MS: Final = 10_000
-_STATEMENT_MS: Final = 10_000
-# Sorts of all keys stay in memory, statements of milliseconds are not compiled first, and indexes are believed to be in
-# memory or on a disk without a head to move.
-_PLANNER: Final = "-c work_mem=16MB -c jit=off -c random_page_cost=1.1"
 _LOCK_MS: Final = 100
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _MIGRATION_S: Final = 60.0
@@ -40,8 +37,8 @@ class Database:
     """SQLite (WAL, every commit synced) or PostgreSQL. Nothing else keeps state that another node needs."""
 
     def __init__(self, url: str) -> None:
-        """`url` as SQLAlchemy writes it. Raises StoreRefused for another database than these two."""
-        self.url = sqlalchemy.engine.make_url(url)
+        """`url` as SQLAlchemy or libpq writes it. Raises StoreRefused for another database than these two."""
+        self.url = make_url(url)
         backend = self.url.get_backend_name()
         self._one_writer: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if backend == "sqlite":
@@ -49,17 +46,7 @@ class Database:
             # SQLite has one writer, and its waiting is a lottery: threads queue here so that only processes draw lots.
             self._one_writer = threading.Lock()
         elif backend == "postgresql":
-            self._engine = sqlalchemy.create_engine(
-                self.url.set(drivername="postgresql+psycopg"),
-                pool_pre_ping=True,
-                pool_size=10,
-                connect_args={
-                    "connect_timeout": 5,
-                    "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS} {_PLANNER}",
-                    # A server that vanished without a word is noticed too.
-                    "tcp_user_timeout": _STATEMENT_MS,
-                },
-            )
+            self._engine = make_engine(self.url)
         else:
             raise StoreRefused(f"{backend} is not supported. Use sqlite:/// or postgresql:// in database_url.")
 
@@ -92,7 +79,7 @@ class Database:
         give_up_at = time.monotonic() + _MIGRATION_S
         while True:
             try:
-                with self.write() as connection:
+                with self.write() as connection, self._patience(connection):
                     upgrade(connection, target)
             except StoreUnavailable as error:
                 state = getattr(getattr(error.__cause__, "orig", None), "sqlstate", None)
@@ -102,6 +89,9 @@ class Database:
                 time.sleep(random.uniform(0.02, 0.1))  # noqa: S311  # which of two goes first is no secret
             else:
                 return
+
+    def _patience(self, connection: Connection) -> contextlib.AbstractContextManager[None]:
+        return patient(connection) if self._engine.dialect.name == "postgresql" else contextlib.nullcontext()
 
     def revision(self) -> str | None:
         """Revision of the schema in the database; None if it is empty."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Final
 
 from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -10,6 +11,9 @@ from sqlalchemy.exc import IntegrityError
 from hsmkms.domain.jobs import JobRun
 from hsmkms.store import tables as t
 from hsmkms.store.engine import Database
+
+_CLOCKS_DIFFER: Final = timedelta(minutes=5)
+"""How far apart the clocks of two nodes may be."""
 
 
 class JobStore:
@@ -19,10 +23,14 @@ class JobStore:
         self._database = database
 
     def take_lease(self, name: str, holder: str, now: datetime, length: timedelta) -> bool:
-        """Take or renew a lease until `now + length`; False while another holder's has not ended."""
+        """Take or renew a lease until `now + length`; False while another holder's has not ended.
+
+        A lease that ends later than any could was taken before a clock was set back: it does not count.
+        """
         until = now + length
+        impossible = until + _CLOCKS_DIFFER
         with self._database.write() as connection:
-            mine_or_free = or_(t.lease.c.holder == holder, t.lease.c.until <= now)
+            mine_or_free = or_(t.lease.c.holder == holder, t.lease.c.until <= now, t.lease.c.until > impossible)
             changed = connection.execute(
                 update(t.lease).where(t.lease.c.name == name, mine_or_free).values(holder=holder, until=until)
             )

@@ -56,7 +56,7 @@ _SIGNATURES: Final = {
     "SetPIN": None,
     "OpenSession": "CK_ULONG, CK_ULONG, void *, void *, CK_ULONG *",
     "CloseSession": "CK_ULONG",
-    "CloseAllSessions": None,
+    "CloseAllSessions": "CK_ULONG",
     "GetSessionInfo": None,
     "GetOperationState": None,
     "SetOperationState": None,

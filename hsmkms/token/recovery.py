@@ -34,6 +34,9 @@ SENTINEL_ID: Final = str(uuid.uuid5(uuid.UUID("5b0b6f5e-6d39-4f0e-9a5c-2f1d7a4c8
 OTHER_TOKEN: Final = "The token that answers is not the one that holds the keys. Try again."
 UNAVAILABLE: Final = "The HSM does not answer as it should. Try again."
 
+INLINE_BELOW_S: Final = 0.001
+"""A token that answers faster than this is called on the event loop: handing a call of 50 µs to a thread costs more
+than the call. A slower one, such as an HSM in the network, gets threads so that its wait is nobody else's."""
 _CANARY_FRAME: Final = bytes(range(1, 17))
 _CANARY_VALID_S: Final = 0.05
 _CHECK_REOPENS_S: Final = 1.0
@@ -72,6 +75,11 @@ class RecoveringToken:
     def info(self) -> TokenInfo:
         """Label, serial and firmware of the token."""
         return self._pool.info
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether its calls belong on the event loop, by what the self-test measured."""
+        return self.capabilities.call_s < INLINE_BELOW_S
 
     def close(self) -> None:
         """Finalise the module."""

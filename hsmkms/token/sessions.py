@@ -175,11 +175,18 @@ class SessionPool:
                 self._condition.notify_all()
 
     def close(self) -> None:
-        """Finalise the module. Sessions that are still out become invalid."""
+        """Close all sessions and finalise the module. Sessions that are still out become invalid."""
         with self._condition:
+            self._opening_at = time.monotonic()
             self._free.clear()
+            self._sessions = []
             self._open_count = 0
-            ck.finalize(self._functions)
+            # C_Finalize closes them too; but a device in the network may not hear of that, and has few. One that is
+            # away has none to close.
+            self._functions.C_CloseAllSessions(self.info.slot)
+            with contextlib.suppress(CryptokiError):
+                ck.finalize(self._functions)
+            self._opening_at = math.inf
 
     @contextlib.contextmanager
     def patience(self, seconds: float) -> Iterator[None]:

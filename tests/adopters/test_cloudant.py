@@ -1,4 +1,5 @@
-"""Cloudant's protocol on an encrypted volume: IBM's own SDK against PouchDB Server, under a key that its owner brought.
+"""Cloudant's protocol on an encrypted volume: IBM's own SDK against PouchDB Server, under keys that were made in the
+token and that their owner brought, in a key instance of its own.
 
 PouchDB Server has no `/_up` and gives attachments back compressed: documents and views are what is looked at.
 """
@@ -9,6 +10,7 @@ import base64
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,11 +27,9 @@ from tests.support.adopter import Adopter
 from tests.support.connections import write_connection
 from tests.support.deployment import Service, create_key
 from tests.support.foreign_clients import output_of
-from tests.support.iam import Iam
+from tests.support.iam import Iam, key_client
 from tests.support.ports import free_port
 from tests.support.volumes import Run, act, holds, make, place, require_fuse
-
-pytestmark = pytest.mark.alone
 
 MARKER = "a-document-that-must-not-be-found"
 MINUTE = timedelta(minutes=1)
@@ -54,12 +54,22 @@ def directory() -> Iterator[Path]:
         yield directory
 
 
+@dataclass(frozen=True)
+class Place:
+    """A key instance, its manager, and an instance of Cloudant that may read its keys."""
+
+    instance_id: str
+    admin: httpx.Client
+    cloudant: Adopter
+
+
 @pytest.fixture
-def cloudant(iam: Iam) -> Iterator[Adopter]:
-    """An instance of Cloudant, which may use keys."""
-    adopter = Adopter(iam, "cloudantnosqldb", "local")
-    yield adopter
-    adopter.http.close()
+def instance(iam: Iam, service: Service) -> Iterator[Place]:
+    instance_id = iam.instance()
+    cloudant = Adopter(iam, "cloudantnosqldb", "local", instance_id)
+    with key_client(service, iam.token, instance_id) as admin:
+        yield Place(instance_id, admin, cloudant)
+    cloudant.http.close()
 
 
 def answers(client: CloudantV1) -> bool:
@@ -71,12 +81,21 @@ def answers(client: CloudantV1) -> bool:
     return True
 
 
+@pytest.mark.parametrize("origin", ["imported", "created"])
 def test_documents_and_views_follow_the_key(
-    admin: httpx.Client, service: Service, cloudant: Adopter, directory: Path, tmp_path: Path, program: Path
+    origin: str,
+    instance: Place,
+    service: Service,
+    database_of: engine.Database,
+    directory: Path,
+    tmp_path: Path,
+    program: Path,
 ) -> None:
-    key, port = create_key(admin, payload=_material()), free_port()
-    connection = write_connection(tmp_path, service, cloudant.who.api_key)
-    volume = make(directory / "couch", connection, key, cloudant.crn("couch"))
+    admin, material = instance.admin, {"payload": _material()} if origin == "imported" else {}
+    key, port = create_key(admin, **material), free_port()
+    connection = write_connection(tmp_path, service, instance.cloudant.who.api_key, instance_id=instance.instance_id)
+    volume = make(directory / "couch", connection, key, instance.cloudant.crn("couch"))
+    assert admin.delete(f"/keys/{key}").status_code == 409  # The registration is in the way.
     client = CloudantV1(authenticator=NoAuthAuthenticator())
     client.set_service_url(f"http://127.0.0.1:{port}")
     # The server writes its log, its settings and, below `db`, everything else where it stands: on the volume.
@@ -88,15 +107,14 @@ def test_documents_and_views_follow_the_key(
         assert holds(volume.mount, MARKER.encode())
         assert not holds(volume.cipher, MARKER.encode())
         before = WrappedDekFile.read(volume.dek_file)
-        rotated = admin.post(f"/keys/{key}/actions/rotate", json={"payload": _material()})
+        fresh = {"payload": _material()} if material else None
+        rotated = admin.post(f"/keys/{key}/actions/rotate", json=fresh)
         assert rotated.status_code == 204, rotated.text
         run.wait_until("rewrapped", lambda: WrappedDekFile.read(volume.dek_file).ciphertext != before.ciphertext)
         _require_everything(client)
         act(admin, key, "disable")
         run.wait_until("locked", lambda: not run.is_open and not answers(client))
-        database = engine.Database(service.database_url)
-        age(database, key, disabled_at=MINUTE)
-        database.close()
+        age(database_of, key, disabled_at=MINUTE)
         act(admin, key, "enable")
         run.wait_until("serving again", lambda: answers(client))
         _require_everything(client)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from hsmkms.adopters.client import Key, KeyState, Rewrapped, WrappedDek
 from hsmkms.adopters.core.dek_file import FORMAT, DekFileInvalid, WrappedDekFile, aad_of
 from hsmkms.domain.secrets import SecretBytes
+from tests.support.small_disk import fill, small_file_system
 
 DEK = b"a DEK that must not be on disk.."
 KEY = Key("key-1", "crn:key", "name", KeyState.ACTIVE, "v1")
@@ -95,23 +95,14 @@ def test_a_writer_killed_at_any_moment_leaves_one_whole_file(file: Path) -> None
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)], check=False)
-    if mounted.returncode:
-        pytest.skip("this system mounts no tmpfs")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_file_system(tmp_path, "64k") as place:
+        yield place
 
 
 def test_a_full_disk_leaves_the_one_before(small_disk: Path) -> None:
     file = small_disk / "dek.json"
     content().write(file)
-    free = os.statvfs(small_disk)
-    (small_disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
+    fill(small_disk)
     with pytest.raises(OSError, match="No space"):
         content().moved(Rewrapped("c2" * 3000, "v2")).write(file)
     assert WrappedDekFile.read(file).ciphertext == "c1"

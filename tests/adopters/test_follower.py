@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -14,106 +10,19 @@ import pytest
 from hsmkms.adopters.client import (
     UNAUTHORIZED,
     CiphertextRefused,
-    Event,
     KeyRefused,
     KeyServiceAway,
     KeyServiceClient,
     KeyState,
 )
 from hsmkms.adopters.connection import Connection
-from hsmkms.adopters.core.dek_file import WrappedDekFile, aad_of
-from hsmkms.adopters.core.follower import Condition, Follower, LockFailed
-from hsmkms.domain.secrets import SecretBytes
-from hsmkms.store.engine import Database
-from tests.api.backstage import age
+from hsmkms.adopters.core.dek_file import WrappedDekFile
+from hsmkms.adopters.core.follower import Condition, Follower
 from tests.support.adopter import Adopter
 from tests.support.connections import write_connection
-from tests.support.deployment import Service, create_key
+from tests.support.deployment import Service
+from tests.support.followed import Act, Protected, protect
 from tests.support.iam import Iam
-
-MINUTE = timedelta(minutes=1)
-_names = (f"db{number}" for number in itertools.count())
-
-
-@dataclass
-class Box:
-    """Something that a DEK opens."""
-
-    dek: bytes | None = None
-    stuck: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        return self.dek is not None
-
-    def unlock(self, dek: SecretBytes) -> None:
-        self.dek = dek.reveal()
-
-    def lock(self) -> None:
-        if self.stuck:
-            raise LockFailed("Somebody holds the box open.")
-        self.dek = None
-
-
-@dataclass
-class Protected:
-    """A box under a key of its own, followed."""
-
-    key: str
-    crn: str
-    plaintext: bytes
-    file: Path
-    box: Box
-    follower: Follower
-    client: KeyServiceClient
-    cursor: int
-
-    def news(self) -> list[Event]:
-        """Its events since it was made."""
-        return [event for event in self.client.events(self.cursor).events if event.resource_crn == self.crn]
-
-
-@pytest.fixture(scope="module")
-def database_of(service: Service) -> Iterator[Database]:
-    database = Database(service.database_url)
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def act(admin: httpx.Client, database_of: Database) -> Callable[[str, str], None]:
-    """Do something to a key, which the waits of the contract would forbid so soon."""
-
-    def act(key: str, action: str) -> None:
-        if action == "enable":
-            age(database_of, key, disabled_at=MINUTE)
-        elif action == "restore":
-            age(database_of, key, deleted_at=MINUTE)
-        elif action == "rotate" and len(admin.get(f"/keys/{key}/versions").json()["resources"]) > 1:
-            age(database_of, key, rotated_at=timedelta(hours=2))
-        calls = {"delete": ("DELETE", "?force=true"), "restore": ("POST", "/restore")}
-        method, path = calls.get(action, ("POST", f"/actions/{action}"))
-        answer = admin.request(method, f"/keys/{key}{path}")
-        assert answer.is_success, answer.text
-
-    return act
-
-
-@pytest.fixture
-def one(admin: httpx.Client, client: KeyServiceClient, database: Adopter, tmp_path: Path) -> Protected:
-    return protect(admin, client, database, tmp_path)
-
-
-def protect(admin: httpx.Client, client: KeyServiceClient, database: Adopter, directory: Path) -> Protected:
-    key, name = create_key(admin), next(_names)
-    crn, file = database.crn(name), directory / f"{name}.json"
-    made = client.generate_and_wrap(key, aad_of("volume", crn, name))
-    WrappedDekFile.of("volume", crn, name, client.key(key), made).write(file)
-    cursor = client.events(0).cursor
-    client.register(key, crn)
-    box = Box()
-    follower = Follower(client, file, box)
-    return Protected(key, crn, made.plaintext.reveal(), file, box, follower, client, cursor)
 
 
 def statuses(admin: httpx.Client, key: str) -> list[tuple[str, str | None]]:
@@ -121,7 +30,7 @@ def statuses(admin: httpx.Client, key: str) -> list[tuple[str, str | None]]:
     return [(event["status"], event.get("adopterKeyState")) for event in reversed(found)]
 
 
-def test_a_life(one: Protected, admin: httpx.Client, act: Callable[[str, str], None]) -> None:
+def test_a_life(one: Protected, admin: httpx.Client, act: Act) -> None:
     started = one.follower.start()
     assert (started.condition, one.box.dek) == (Condition.OPEN, one.plaintext)
     said = []
@@ -144,9 +53,7 @@ def test_a_life(one: Protected, admin: httpx.Client, act: Callable[[str, str], N
     assert statuses(admin, one.key) == [("acknowledged", state) for state in states]
 
 
-def test_a_rotation_moves_the_file_and_the_registration(
-    one: Protected, admin: httpx.Client, act: Callable[[str, str], None]
-) -> None:
+def test_a_rotation_moves_the_file_and_the_registration(one: Protected, admin: httpx.Client, act: Act) -> None:
     one.follower.start()
     before = WrappedDekFile.read(one.file)
     act(one.key, "rotate")
@@ -167,7 +74,7 @@ def started_with(one: Protected, admin: httpx.Client) -> str:
     return str(admin.get(f"/keys/{one.key}/versions").json()["resources"][-1]["id"])
 
 
-def test_two_rotations_and_a_disable_that_nobody_was_told_of(one: Protected, act: Callable[[str, str], None]) -> None:
+def test_two_rotations_and_a_disable_that_nobody_was_told_of(one: Protected, act: Act) -> None:
     act(one.key, "rotate")
     act(one.key, "rotate")
     one.follower.start()
@@ -187,7 +94,7 @@ def test_two_rotations_and_a_disable_that_nobody_was_told_of(one: Protected, act
 
 
 def test_events_of_others_are_not_answered(
-    one: Protected, admin: httpx.Client, database: Adopter, tmp_path: Path, act: Callable[[str, str], None]
+    one: Protected, admin: httpx.Client, database: Adopter, tmp_path: Path, act: Act
 ) -> None:
     two = protect(admin, one.client, database, tmp_path)
     act(two.key, "disable")
@@ -196,7 +103,7 @@ def test_events_of_others_are_not_answered(
     assert two.follower.take(two.news())
 
 
-def test_a_start_is_refused_in_words(one: Protected, act: Callable[[str, str], None]) -> None:
+def test_a_start_is_refused_in_words(one: Protected, act: Act) -> None:
     act(one.key, "disable")
     with pytest.raises(KeyRefused, match="disabled"):
         one.follower.start()
@@ -261,7 +168,7 @@ def _cut_off(client: KeyServiceClient) -> None:
     client.close()
 
 
-def test_what_cannot_be_locked_is_said_and_tried_again(one: Protected, act: Callable[[str, str], None]) -> None:
+def test_what_cannot_be_locked_is_said_and_tried_again(one: Protected, act: Act) -> None:
     one.follower.start()
     act(one.key, "disable")
     one.box.stuck = True

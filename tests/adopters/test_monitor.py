@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from hsmkms.adopters.core.follower import Condition, Report
-from hsmkms.adopters.core.monitor import Monitor, PortTaken
+from hsmkms.adopters.core.loopback import PortTaken
+from hsmkms.adopters.core.monitor import Monitor
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -60,6 +61,25 @@ def test_a_passphrase_is_the_same_through_rotations_and_refused_when_disabled(
     act(admin, key, "disable")
     with pytest.raises(KeyRefused):
         shown(file, connection_file)
+
+
+def test_many_that_ask_at_once_after_a_rotation_leave_one_whole_file(
+    admin: httpx.Client, database: Adopter, connection_file: Path, tmp_path: Path
+) -> None:
+    """pgBackRest starts several processes, each of which may ask."""
+    key, file = create_key(admin), tmp_path / "backup.json"
+    passphrase.create(file, Connection.read(connection_file), key, database.crn("backup"))
+    first = shown(file, connection_file)
+    act(admin, key, "rotate")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: shown(file, connection_file), range(16)))
+    assert set(found) == {first}
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("backup")] == ["backup.json"]
+    assert WrappedDekFile.read(file).key_version == versions(admin, key)[0]
+
+
+def versions(admin: httpx.Client, key: str) -> list[str]:
+    return [str(one["id"]) for one in admin.get(f"/keys/{key}/versions").json()["resources"]]
 
 
 def admin_crn(admin: httpx.Client, key: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,27 +16,34 @@ import pytest
 from hsmkms.adopters.client import KeyRefused
 from hsmkms.adopters.core.dek_file import WrappedDekFile
 from hsmkms.adopters.volume import operations
+from hsmkms.adopters.volume.fscrypt import Fscrypt
 from hsmkms.adopters.volume.layout import Volume
 from hsmkms.adopters.volume.outside import DataOutside, require_inside
 from hsmkms.adopters.volume.server import Server
+from hsmkms.adopters.volume.status import describe
 from hsmkms.store import engine
 from tests.api.backstage import age
-from tests.support.adopter import Adopter
+from tests.support.adopter import DATABASES, Adopter
+from tests.support.connections import write_connection
 from tests.support.deployment import Service, create_key
-from tests.support.iam import Iam
-from tests.support.volumes import POSTGRES, Database, Run, act, holds, make, opened, place, purge, require_fuse
-
-pytestmark = pytest.mark.alone
+from tests.support.iam import Iam, key_client
+from tests.support.volumes import (
+    POSTGRES,
+    Database,
+    Run,
+    act,
+    disk,
+    holds,
+    make,
+    opened,
+    place,
+    purge,
+    require,
+    require_fuse,
+)
 
 MARKER = "a-marker-that-must-not-be-found"
 MINUTE, HOURS = timedelta(minutes=1), timedelta(hours=5)
-
-
-@pytest.fixture(scope="module")
-def database_of(service: Service) -> Iterator[engine.Database]:
-    database = engine.Database(service.database_url)
-    yield database
-    database.close()
 
 
 @pytest.fixture
@@ -55,6 +64,7 @@ def statuses(admin: httpx.Client, key: str) -> list[tuple[str, str]]:
     return [(event["eventType"], event["status"]) for event in reversed(found)]
 
 
+@pytest.mark.alone
 def test_a_database_from_its_first_row_to_the_end_of_its_key(
     admin: httpx.Client,
     iam: Iam,
@@ -106,6 +116,61 @@ def test_a_database_from_its_first_row_to_the_end_of_its_key(
     assert "KEY_NOT_FOUND_ERR" in refused.log.read_text().splitlines()[-1]
     assert not holds(volume.cipher, MARKER.encode())
     _plain_holds_the_marker(plain)
+
+
+def test_a_database_that_the_kernel_encrypts_under_an_imported_key_of_another_instance(
+    iam: Iam, service: Service, connection_file: Path, database_of: engine.Database
+) -> None:
+    """The guide from its first step: instance, authorization with Reader, imported key; then the key's whole life."""
+    if os.geteuid() != 0:
+        pytest.skip("fscrypt: only root may mount")
+    instance_id = iam.instance()
+    database = Adopter(iam, DATABASES, "local", instance_id)
+    connection = write_connection(connection_file.parent, service, database.who.api_key, instance_id=instance_id)
+    with (
+        place() as directory,
+        disk(directory, 512, "encrypt") as ext4,
+        key_client(service, iam.token, instance_id) as admin,
+    ):
+        require(Fscrypt(), Volume(ext4.place / "x", "fscrypt", ext4.place, ext4.place))
+        key = create_key(admin, payload=_material())
+        volume = make(ext4.place / "bank", connection, key, database.crn("bank"), POSTGRES, backend="fscrypt")
+        server = Database(directory, volume)
+        with opened(volume):
+            server.init()
+        assert admin.delete(f"/keys/{key}").status_code == 409
+        with server.run() as run:
+            run.wait_until("serving", server.answers)
+            server.do(f"CREATE TABLE t AS SELECT '{MARKER}' || n AS v FROM generate_series(1, 1000) n")
+            server.do("CHECKPOINT")
+            assert holds(volume.mount, MARKER.encode())
+            rotated = admin.post(f"/keys/{key}/actions/rotate", json={"payload": _material()})
+            assert rotated.status_code == 204, rotated.text
+            newest = admin.get(f"/keys/{key}/metadata").json()["resources"][0]["keyVersion"]["id"]
+            run.wait_until("rewrapped", lambda: registered(admin, key) == newest)
+            act(admin, key, "disable")
+            run.wait_until("locked", lambda: describe(volume)["condition"] == "locked")
+            assert not run.is_open
+            assert not server.answers()
+            assert not ext4.holds(MARKER.encode())
+            assert not any((volume.cipher / name).exists() for name in ("pgdata", "pgdata/PG_VERSION"))
+            age(database_of, key, disabled_at=MINUTE)
+            act(admin, key, "enable")
+            run.wait_until("serving again", server.answers)
+            assert server.ask(f"SELECT count(*) FROM t WHERE v LIKE '{MARKER}%'") == 1000
+            act(admin, key, "delete")
+            run.wait_until("locked for good", lambda: describe(volume)["condition"] == "locked")
+            assert "What remains is ciphertext" in str(describe(volume)["reason"])
+            assert run.end() == 0
+        with Run(volume, "postgres") as refused:
+            assert refused.process.wait(60) == 1
+        assert "deleted" in refused.log.read_text().splitlines()[-1]
+    database.http.close()
+
+
+def _material() -> str:
+    """A key that its owner brings."""
+    return base64.b64encode(os.urandom(32)).decode()
 
 
 def _refuses_places_outside(server: Database, volume: Volume) -> None:

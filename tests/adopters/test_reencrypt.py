@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 
 from hsmkms.adopters.core.dek_file import WrappedDekFile
 from hsmkms.adopters.volume import operations
-from hsmkms.adopters.volume.layout import Volume, VolumeRefused
+from hsmkms.adopters.volume.layout import Volume, VolumeRefused, is_locked
 from hsmkms.adopters.volume.reencrypt import Progress, reencrypt
 from tests.support.adopter import Adopter
-from tests.support.deployment import create_key
-from tests.support.volumes import make, opened, place, require_fuse
+from tests.support.deployment import PROGRAM, create_key
+from tests.support.small_disk import small_file_system
+from tests.support.volumes import make, opened, place, require_fuse, wait_for
 
 FILES = 40
 
@@ -89,6 +91,59 @@ def test_an_interrupted_exchange_is_taken_up_and_leaves_one_dek(volume: Volume, 
     assert reencrypt(current, lambda _: None).generation == 3
     operations.remove(Volume.read(volume.directory))
     assert admin.get(f"/keys/{old.key_id}/registrations").json()["resources"] == []
+
+
+def test_killed_in_the_middle_it_goes_on(volume: Volume) -> None:
+    with opened(volume) as data:
+        (data / "large").write_bytes(os.urandom(1 << 20) * 150)
+        before = listing(data)
+    command = [str(PROGRAM), "adopt", "volume", "reencrypt", str(volume.directory)]
+    following = volume.directory / "cipher-2"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        wait_for("copying", lambda: following.exists() and sum(1 for _ in following.rglob("*")) > 8)
+        process.kill()
+    assert Volume.read(volume.directory) == volume
+    wait_for("closed", lambda: not is_locked(volume))
+    told: list[Progress] = []
+    current = reencrypt(volume, lambda progress: told.append(Progress(**vars(progress))))
+    assert told[-1].kept > 0
+    with opened(current) as data:
+        assert listing(data) == before
+
+
+def test_a_full_disk_in_the_middle_leaves_the_volume_as_it_was(
+    admin: httpx.Client, database: Adopter, connection_file: Path, tmp_path: Path
+) -> None:
+    require_fuse()
+    with small_file_system(tmp_path, "12m") as small:
+        volume = make(small / "one", connection_file, create_key(admin), database.crn("one"))
+        with opened(volume) as data:
+            for number in range(8):
+                (data / str(number)).write_bytes(os.urandom(1 << 20))
+            before = listing(data)
+        command = [str(PROGRAM), "adopt", "volume", "reencrypt", str(volume.directory)]
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.decode().startswith("hsmkms: No space left on device: ")
+        assert len(done.stderr.splitlines()) == 1
+        assert Volume.read(volume.directory) == volume
+        with opened(volume) as data:
+            assert listing(data) == before
+        subprocess.run(["mount", "-o", "remount,size=40m", str(small)], check=True)
+        current = reencrypt(volume, lambda _: None)
+        with opened(current) as data:
+            assert listing(data) == before
+
+
+def test_what_a_kill_after_the_exchange_left_is_taken_away(volume: Volume) -> None:
+    """The old DEK has to go, also when nobody asks for another exchange."""
+    old, cipher = volume.dek_file.read_bytes(), volume.cipher
+    current = reencrypt(volume, lambda _: None)
+    volume.dek_file.write_bytes(old)
+    cipher.mkdir()
+    with opened(current):
+        assert not volume.dek_file.exists()
+        assert not cipher.exists()
 
 
 def test_an_open_volume_is_not_exchanged(volume: Volume) -> None:

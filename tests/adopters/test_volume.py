@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from hsmkms.adopters.volume.outside import DataOutside, require_inside
 from hsmkms.adopters.volume.status import describe
 from tests.support.adopter import Adopter
 from tests.support.connections import write_connection
-from tests.support.deployment import Service, create_key
+from tests.support.deployment import PROGRAM, Service, create_key
 from tests.support.front import Front
 from tests.support.ports import free_port
 from tests.support.volumes import Run, holds, make, opened, place, require_fuse, wait_for
@@ -96,6 +97,8 @@ def test_run_forwards_signals_survives_kills_and_takes_the_exit_code(volume: Vol
         _require_no_secret_in_sight(volume, run)
         with pytest.raises(VolumeRefused, match="Another process"):
             operations.open_(volume)
+        with pytest.raises(VolumeRefused, match=rf"`run` \(process {run.process.pid}\) serves"):
+            operations.close(volume)
         with Run(volume, *SERVER) as second:
             assert second.process.wait(60) == 1
         assert "Another process" in second.log.read_text().splitlines()[-1]
@@ -218,10 +221,53 @@ def test_nothing_is_left_of_a_volume_that_cannot_be_made(
     with pytest.raises(VolumeRefused, match="no user"):
         make(refused, volume.connection_file, key, database.crn("x"), "nobody-of-this-name")
     assert not refused.exists()
+    refused.mkdir()
+    (refused / "volume.json.new").mkdir()  # The last step cannot be done.
+    with pytest.raises(OSError, match="directory"):
+        make(refused, volume.connection_file, key, database.crn("x"))
+    assert [path.name for path in refused.iterdir()] == ["volume.json.new"]
+    assert admin.get(f"/keys/{key}/registrations").json()["resources"] == []
+    shutil.rmtree(refused)
     front.cut()
     with pytest.raises(KeyServiceAway):
         make(refused, volume.connection_file, key, database.crn("x"))
     assert not refused.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["told to end", "killed"])
+def test_an_end_while_it_unlocks_leaves_nothing_open(volume: Volume, number: int) -> None:
+    with Run(volume, *SERVER) as run:
+        run.wait_until("unlocking", lambda: bool(processes(volume, "gocryptfs")))
+        assert run.end(number) in (0, -signal.SIGKILL)
+        wait_for("closed", lambda: not (run.is_open or processes(volume, "gocryptfs") or processes(volume, "sh")))
+    with opened(volume):
+        pass
+
+
+def test_status_of_what_died_and_of_what_is_damaged(volume: Volume, tmp_path: Path) -> None:
+    with Run(volume, *SERVER) as run:
+        run.wait_until("open", lambda: condition(volume) == "open")
+        assert describe(volume)["condition"] == "open"
+        run.process.kill()
+        run.process.wait()
+        wait_for("closed", lambda: not is_locked(volume))
+    found = json.loads(volume.status_file.read_text())
+    assert (found["condition"], describe(volume)["condition"]) == ("open", "closed")
+    # Its number is another process's by now, which began at another time.
+    volume.status_file.write_text(json.dumps({**found, "pid": os.getpid()}))
+    assert describe(volume)["condition"] == "closed"
+    with opened(volume):
+        assert describe(volume)["condition"] == "open, key not followed"
+    damaged = tmp_path / "dek.json"
+    damaged.write_text("{")
+    shown = subprocess.run(
+        [str(PROGRAM), "adopt", "status", "--json", str(damaged), str(volume.dek_file), str(volume.directory)],
+        capture_output=True,
+        check=False,
+    )
+    rows = json.loads(shown.stdout)
+    assert (shown.returncode, [row["condition"] for row in rows]) == (1, ["unreadable", "at rest", "closed"])
+    assert "damaged" in rows[0]["reason"]
 
 
 def test_a_mount_point_in_use_is_not_taken(volume: Volume, admin: httpx.Client, database: Adopter) -> None:

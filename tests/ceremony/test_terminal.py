@@ -119,6 +119,23 @@ def test_three_of_five_with_one_wrong_share(
     assert not (tmp_path / "no.pdf").exists()
 
 
+def test_what_is_typed_before_it_is_asked_for_is_not_shown(
+    state: State, plan: Path, leader: Leader, key: bytes
+) -> None:
+    shares = tuple(split(bytearray(key), 3, 5))
+    with at_terminal(state, "run", str(plan), "--leader-key", str(leader.public)) as terminal:
+        attend(terminal, plan)
+        terminal.expect("Take the seat.")
+        terminal.process.send_signal(signal.SIGSTOP)
+        terminal.write(shares[0])
+        terminal.process.send_signal(signal.SIGCONT)
+        # What is not dropped because it came too late is taken back by the terminal's own key for that, Ctrl-U.
+        terminal.answer("Your share", f"\x15{shares[0]}")
+        terminal.answer("The same again", shares[0])
+        terminal.expect(f"Who acts: {BOB} (custodian)")
+    _require_unseen(terminal, [shares[0]])
+
+
 def _require_unseen(terminal: Terminal, shares: list[str]) -> None:
     """Nothing of a share was ever on the screen, and it was cleared before each person's turn."""
     for share in shares:

@@ -1,12 +1,33 @@
-"""A token with faults."""
+"""A token with faults, and the table of what came of each fault of the bench."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from tests.faults.rows import Row, table, write_json
 from tests.support.injector import Injector, compile_injector
+
+ROWS = pytest.StashKey[list[Row]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No row yet."""
+    config.stash[ROWS] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table, and write it to the file FAULTS_JSON."""
+    rows = config.stash[ROWS]
+    if not rows:
+        return
+    terminalreporter.section("fault bench")
+    for line in table(rows):
+        terminalreporter.write_line(line)
+    if path := os.environ.get("FAULTS_JSON"):
+        write_json(rows, Path(path))
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,19 @@
  *
  * FUNCTION as "C_WrapKey", or "*"; each EVERY-th call of it first waits MILLISECONDS and then returns CKR (hexadecimal)
  * without calling the module behind; with CKR 0 it goes on to it. The file is read at every call, so that a test
- * cures a fault by emptying it. A call that waits says so first: it makes the file INJECT_CONTROL.waits.
+ * cures a fault by emptying it. A call that waits says so first: it makes the file INJECT_CONTROL.waits. How often each
+ * function was called by all processes together stands in INJECT_CONTROL.calls, if that file is there: 64-bit numbers in
+ * the order below.
  */
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 typedef unsigned long U;
 
@@ -46,6 +51,18 @@ struct list { unsigned char version[2]; void *member[COUNT]; };
 static struct list *behind;
 static struct list ours;
 static atomic_ulong calls[COUNT];
+static atomic_ulong *counted; /* shared by all processes */
+
+static void open_counters(void) {
+  const char *path = getenv("INJECT_CONTROL");
+  char name[4096];
+  snprintf(name, sizeof name, "%s.calls", path == NULL ? "" : path);
+  int file = open(name, O_RDWR | O_CLOEXEC);
+  if (file < 0) return;
+  void *place = mmap(NULL, sizeof calls, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  close(file);
+  if (place != MAP_FAILED) counted = place;
+}
 
 static void say_that_one_waits(const char *path) {
   char name[4096];
@@ -56,6 +73,7 @@ static void say_that_one_waits(const char *path) {
 
 static U fault(int place, const char *name) {
   U number = atomic_fetch_add(&calls[place], 1) + 1, result = 0;
+  if (counted != NULL) atomic_fetch_add(&counted[place], 1);
   const char *path = getenv("INJECT_CONTROL");
   FILE *file = path == NULL ? NULL : fopen(path, "re");
   if (file == NULL) return 0;
@@ -104,6 +122,7 @@ U C_GetFunctionList(struct list **result) {
     void *library = path == NULL ? NULL : dlopen(path, RTLD_NOW | RTLD_LOCAL);
     U (*get)(struct list **) = library == NULL ? NULL : (U(*)(struct list **))dlsym(library, "C_GetFunctionList");
     if (get == NULL || get(&behind) != 0) return 5;
+    open_counters();
     memcpy(ours.version, behind->version, sizeof ours.version);
 #define X(name, count) ours.member[AT_##name] = (void *)our_##name;
     FUNCTIONS(X)

@@ -7,14 +7,16 @@ from pathlib import Path
 from tests.support.deployment import Service
 
 
-def write_connection(directory: Path, service: Service, api_key: str, *, timeout_s: float = 10) -> Path:
-    """A connection file with its API key file beside it."""
+def write_connection(
+    directory: Path, service: Service, api_key: str, *, timeout_s: float = 10, instance_id: str | None = None
+) -> Path:
+    """A connection file, for the first instance unless said otherwise, with its API key file beside it."""
     key_file = directory / "adopter.key"
     key_file.write_text(api_key + "\n")
     key_file.chmod(0o600)
     lines = [
         f'url = "{service.url}"',
-        f'instance_id = "{service.state.instance_id}"',
+        f'instance_id = "{instance_id or service.state.instance_id}"',
         'api_key_file = "adopter.key"',
         f"timeout_s = {timeout_s}",
     ]

@@ -20,7 +20,7 @@ from tests.support.ports import free_port
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("hsmkms")
 SOFTHSM_TEMPLATE = ROOT / "softhsm" / "softhsm2.conf.template"
-START_S = 30
+START_S = 60
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,18 @@ class Service:
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Service:
-        with self.log.open("wb") as log:
+        self.log.unlink(missing_ok=True)
+        self.start()
+        try:
+            self.wait_until_ready()
+        except AssertionError:
+            self.kill()
+            raise
+        return self
+
+    def start(self) -> None:
+        """Start a process, on the same port as the one before; it is not ready yet."""
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [str(PROGRAM), "serve", "--port", str(self.port), "--workers", str(self._workers)],
                 env=self.state.environment(**self.extra),
@@ -109,8 +120,6 @@ class Service:
                 stderr=log,
                 start_new_session=True,
             )
-        self.wait_until_ready()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -122,6 +131,15 @@ class Service:
             except subprocess.TimeoutExpired:
                 self.kill()
 
+    def stop(self) -> None:
+        """As a supervisor stops it; AssertionError when it had to be killed."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the service did not stop:\n{self.log.read_text()}") from None
+
     @property
     def database_url(self) -> str:
         """Where its database is."""
@@ -131,6 +149,10 @@ class Service:
         """kill -9 the whole process group."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def workers(self) -> list[int]:
+        """Process ids of its workers."""
+        return children_of(self.process.pid)
 
     def token(self) -> str:
         """A fresh access token of the administrator."""
@@ -173,3 +195,16 @@ def create_key(client: httpx.Client, name: str = "a root key", **members: object
     answer = client.post("/keys", json=create_body(name, **members))  # type: ignore[arg-type]
     assert answer.status_code == 201, answer.text
     return str(answer.json()["resources"][0]["id"])
+
+
+def children_of(pid: int) -> list[int]:
+    """Worker processes; multiprocessing has one more child, which tracks resources."""
+    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    workers = []
+    for child in found:
+        try:
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                workers.append(child)
+        except OSError:
+            continue
+    return workers

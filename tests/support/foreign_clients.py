@@ -13,7 +13,8 @@ from tests.support.adopter import Adopter
 from tests.support.deployment import Service, create_key
 from tests.support.iam import Iam, key_client
 
-TIMEOUT_S = 300
+TIMEOUT_S = 540
+"""Compiling the API server's code for the first time takes minutes."""
 
 
 def place_for(service: Service) -> dict[str, str]:

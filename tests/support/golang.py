@@ -1,4 +1,4 @@
-"""The Go toolchain, for the module in tests/interop/go around IBM's Go client."""
+"""The Go toolchain, for the modules in tests/interop around IBM's Go client and the API server's code."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CLIENT: Final = "github.com/IBM/keyprotect-go-client"
 def go(*arguments: str | Path, where: Path = MODULE) -> str:
     """Run Go with exactly the modules that go.sum names; what it printed. Skips where there is no Go."""
     program = shutil.which("go")
-    needed = re.findall(r"^go ([\d.]+)$", (MODULE / "go.mod").read_text(), re.MULTILINE)[0]
+    needed = re.findall(r"^go ([\d.]+)$", (where / "go.mod").read_text(), re.MULTILINE)[0]
     if program is None:
-        pytest.skip(f"no Go on the PATH; IBM's Go client needs {needed}")
+        pytest.skip(f"no Go on the PATH; {where} needs {needed}")
     settings = {"GOFLAGS": "-mod=readonly -buildvcs=false", "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
     found = output_of([program, "env", "GOVERSION"], settings).strip().removeprefix("go")
     if _numbers(found) < _numbers(needed):
-        pytest.skip(f"Go is {found}; IBM's Go client needs {needed}")
+        pytest.skip(f"Go is {found}; {where} needs {needed}")
     return output_of([program, *arguments], settings, where)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,9 @@ def compile_injector(directory: Path) -> Path:
     command = ["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library)]
     subprocess.run([*command, str(SOURCE), "-ldl"], check=True)
     return library
+
+
+FUNCTIONS = [f"C_{name}" for name in re.findall(r"X\((\w+), \d\)", SOURCE.read_text())]
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,37 @@ class Injector:
         part.write_text(lines)
         part.replace(self.control)
 
+    def count_calls(self) -> None:
+        """Count calls from now on; before a process starts."""
+        self._calls.write_bytes(bytes(8 * len(FUNCTIONS)))
+
+    def calls(self) -> dict[str, int]:
+        """How often each function was called by all processes together."""
+        return dict(zip(FUNCTIONS, struct.unpack(f"{len(FUNCTIONS)}Q", self._calls.read_bytes()), strict=True))
+
+    @property
+    def _calls(self) -> Path:
+        return Path(f"{self.control}.calls")
+
     @property
     def one_waits(self) -> bool:
         """Whether a call waits, or did."""
-        return Path(f"{self.control}.waits").exists()
+        return self._waits.exists()
+
+    def forget_waits(self) -> None:
+        """None did until now."""
+        self._waits.unlink(missing_ok=True)
+
+    def wait_for_one(self) -> None:
+        """Return when a call waits. Raises AssertionError when none does."""
+        deadline = time.monotonic() + 10
+        while not self.one_waits:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    @property
+    def _waits(self) -> Path:
+        return Path(f"{self.control}.waits")
 
     def cure(self) -> None:
         """Let every call succeed."""

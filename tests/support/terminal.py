@@ -58,7 +58,11 @@ class Terminal:
 
     def type(self, line: str) -> None:
         """Type a line and Enter."""
-        os.write(self._master, line.encode() + b"\n")
+        self.write(f"{line}\n")
+
+    def write(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._master, keys.encode())
 
     def answer(self, prompt: str, line: str) -> None:
         """Type a line when it is asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -17,25 +19,24 @@ import psycopg
 import pytest
 
 from hsmkms.adopters.volume import operations
+from hsmkms.adopters.volume.backend import Backend
 from hsmkms.adopters.volume.choice import AUTO
 from hsmkms.adopters.volume.gocryptfs import Gocryptfs
 from hsmkms.adopters.volume.layout import Volume
-from hsmkms.adopters.volume.mounts import mounted_at, unmount_fuse
+from hsmkms.adopters.volume.mounts import mounted_at, unmount, unmount_fuse
 from hsmkms.domain.access import Role
 from tests.support.deployment import PROGRAM, ROOT
 from tests.support.iam import Iam
 from tests.support.ports import free_port
 
-WAIT_S = 60
+WAIT_S = 120
 POSTGRES = "postgres" if os.geteuid() == 0 else None
 """Who owns a database; PostgreSQL refuses to run as root."""
 
 
 def require_fuse() -> None:
     """Skip, visibly, where no volume of gocryptfs can be opened."""
-    reason = Gocryptfs().why_not(Volume(Path(), AUTO, Path(), Path()))
-    if reason is not None:
-        pytest.skip(reason)
+    require(Gocryptfs(), Volume(Path(), AUTO, Path(), Path()))
 
 
 @contextlib.contextmanager
@@ -52,9 +53,53 @@ def place() -> Iterator[Path]:
         subprocess.run(["rm", "-rf", str(directory)], check=True)
 
 
-def make(directory: Path, connection: Path, key: str, crn: str, owner: str | None = None) -> Volume:
+@dataclass(frozen=True)
+class Disk:
+    """A file system of its own, and the file that it is in."""
+
+    image: Path
+    place: Path
+
+    def holds(self, marker: bytes) -> bool:
+        """Whether the medium holds these bytes anywhere."""
+        os.sync()
+        with self.image.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+            return content.find(marker) >= 0
+
+
+@contextlib.contextmanager
+def disk(directory: Path, size_mib: int, *features: str) -> Iterator[Disk]:
+    """An ext4 file system in a file; skips, visibly, where this kernel or user cannot mount one."""
+    image, mount = directory / "disk", directory / "mounted"
+    mount.mkdir(mode=0o755)
+    with image.open("wb") as file:
+        file.truncate(size_mib << 20)
+    options = [part for feature in features for part in ("-O", feature)]
+    subprocess.run(["mkfs.ext4", "-q", *options, str(image)], check=True, capture_output=True)
+    mounted = subprocess.run(["mount", "-o", "loop", str(image), str(mount)], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield Disk(image, mount)
+    finally:
+        for volume in mount.iterdir():
+            if mounted_at(volume / "data") is not None:
+                unmount(volume / "data")
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def require(backend: Backend, volume: Volume) -> None:
+    """Skip, visibly, where a backend cannot be used for a volume."""
+    reason = backend.why_not(volume)
+    if reason is not None:
+        pytest.skip(f"{backend.name}: {reason}")
+
+
+def make(
+    directory: Path, connection: Path, key: str, crn: str, owner: str | None = None, backend: str = "gocryptfs"
+) -> Volume:
     """A new volume, closed."""
-    wanted = Volume(directory, "gocryptfs", directory / "data", connection)
+    wanted = Volume(directory, backend, directory / "data", connection)
     volume, _ = operations.create(wanted, key, crn, owner=owner)
     return volume
 
@@ -106,7 +151,10 @@ class Run:
     def end(self, number: int = signal.SIGINT) -> int:
         """Send a signal and wait; the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(WAIT_S)
+        try:
+            return self.process.wait(WAIT_S)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"`run` did not end:\n{self.log.read_text()}") from error
 
     @property
     def is_open(self) -> bool:
@@ -213,3 +261,15 @@ def act(admin: httpx.Client, key: str, action: str) -> None:
     method, path = calls.get(action, ("POST", f"/actions/{action}"))
     answer = admin.request(method, f"/keys/{key}{path}")
     assert answer.is_success, answer.text
+
+
+def processes_in(volume: Volume, word: str = "") -> list[int]:
+    """Processes that work in the open data; with a word, those with it and the volume in their command lines."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = os.fsdecode((process / "cmdline").read_bytes())
+            named = word in line and str(volume.directory) in line
+            if named if word else Path(os.readlink(process / "cwd")) == volume.mount:
+                found.append(int(process.name))
+    return found

@@ -47,6 +47,8 @@ COMMANDS = [
     *(("adopt", "passphrase", command) for command in ("create", "show")),
     ("adopt", "volume"),
     *(("adopt", "volume", command) for command in ("create", "open", "close", "run", "reencrypt", "remove", "status")),
+    ("kubernetes-plugin",),
+    *(("kubernetes-plugin", command) for command in ("install", "check", "deregister")),
     ("version",),
     ("keys",),
     *(("keys", command) for command in ("list", "create", "show", "rotate", "adopt", "delete")),

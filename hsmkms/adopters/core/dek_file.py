@@ -77,23 +77,28 @@ class WrappedDekFile(pydantic.BaseModel):
                 content = reader.read(_MAX_BYTES + 1)
         except OSError as error:
             raise DekFileInvalid(f"The wrapped DEK {file} cannot be read: {error.strerror}.") from error
+        return cls.parse(content, str(file))
+
+    @classmethod
+    def parse(cls, content: bytes, place: str) -> WrappedDekFile:
+        """The same from what was read at a place. Raises DekFileInvalid, which names it."""
         if not content.strip(b"\0 \n"):
-            raise DekFileInvalid(f"The wrapped DEK {file} is empty. {_RESTORE}")
+            raise DekFileInvalid(f"The wrapped DEK {place} is empty. {_RESTORE}")
         try:
             found = json.loads(content)
         except ValueError as error:
-            raise DekFileInvalid(f"The wrapped DEK {file} is damaged: it is not JSON. {_RESTORE}") from error
+            raise DekFileInvalid(f"The wrapped DEK {place} is damaged: it is not JSON. {_RESTORE}") from error
         version = found.get("format") if isinstance(found, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise DekFileInvalid(
-                f"The wrapped DEK {file} is of format {version}; this program knows up to {FORMAT}. Use a newer one."
+                f"The wrapped DEK {place} is of format {version}; this program knows up to {FORMAT}. Use a newer one."
             )
         try:
             return cls.model_validate(found)
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             name = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise DekFileInvalid(f"The wrapped DEK {file} is damaged at {name}. {_RESTORE}") from None
+            raise DekFileInvalid(f"The wrapped DEK {place} is damaged at {name}. {_RESTORE}") from None
 
     def write(self, file: Path) -> None:
         """Replace the file whole. Raises OSError, and then the one before is still there."""

@@ -28,12 +28,24 @@ from hsmkms.adopters.client import (
     KeyState,
 )
 from hsmkms.adopters.core.dek_file import WrappedDekFile
+from hsmkms.adopters.core.notices import Notices
+from hsmkms.adopters.refusals import LockFailed
 from hsmkms.domain.secrets import SecretBytes
 
 AWAY_LIMIT_S: Final = 4 * 3600.0
 """How long data stays open without a word of the key service, as IBM's services do."""
 
+_LOCKS: Final = {
+    KeyState.SUSPENDED: AdopterKeyState.DEK_DISABLED,
+    KeyState.DESTROYED: AdopterKeyState.DEK_DELETED,
+}
+
 _log = structlog.get_logger(__name__)
+
+
+def _since_boot() -> float:
+    """Seconds, also those that a machine slept through."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Resource(Protocol):
@@ -49,10 +61,6 @@ class Resource(Protocol):
         """Close it and verify that it is closed, or raise LockFailed."""
 
 
-class LockFailed(AdopterError):
-    """The data is still open although it should not be."""
-
-
 class Condition(enum.Enum):
     """How a followed resource is."""
 
@@ -65,20 +73,14 @@ class Condition(enum.Enum):
 
 @dataclass(frozen=True)
 class Report:
-    """What a look at the key came to; `reason` says why when the data is not simply open."""
+    """What a look at the key came to; `reason` says why when the data is not simply open, or `behind`: the DEK is not
+    under the newest version of its key yet."""
 
     condition: Condition
     reason: str
     key_state: KeyState | None
     key_version: str
-
-
-@dataclass
-class _Pending:
-    """Events of this resource that nobody acknowledged yet."""
-
-    events: dict[str, Event]
-    last: Event | None = None
+    behind: bool = False
 
 
 class Follower:
@@ -91,40 +93,40 @@ class Follower:
         resource: Resource,
         *,
         away_limit_s: float = AWAY_LIMIT_S,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = _since_boot,
     ) -> None:
         self._client, self._file, self._resource = client, file, resource
         self._away_limit_s, self._monotonic = away_limit_s, monotonic
-        self._pending = _Pending({})
         self._heard_at: float | None = None
+        self._registered: str | None = None
+        self._barred: str | None = None
         self.dek = WrappedDekFile.read(file)
+        self._notices = Notices(client, self.dek.key_id, self.dek.resource_crn)
 
     @property
     def last_event(self) -> Event | None:
         """The newest event that was seen."""
-        return self._pending.last
+        return self._notices.last
 
     def start(self) -> Report:
-        """Open the resource, or refuse. Raises AdopterError with the reason in words."""
+        """Open the resource, or refuse. Raises AdopterError with the reason in words; nothing is open then."""
         key = self._client.key(self.dek.key_id)
         self._heard_at = self._monotonic()
         if not key.opens:
-            raise KeyRefused("KEY_ACTION_INVALID_STATE_ERR", _why(key))
+            raise KeyRefused("KEY_ACTION_INVALID_STATE_ERR", self._why(key))
         self._unlock()
-        self._follow_version(key)
-        return Report(Condition.OPEN, "", key.state, self.dek.key_version)
+        try:
+            return self._up_to_date(key)
+        except (KeyServiceAway, ConnectionInvalid) as away:
+            # The DEK opened; the next look puts it under the newest version.
+            return Report(Condition.OPEN, away.message, key.state, self.dek.key_version, behind=True)
+        except AdopterError:
+            self._resource.lock()
+            raise
 
     def take(self, events: Iterable[Event]) -> bool:
-        """Note events; whether one asks for a look. Those of other resources are not ours to answer."""
-        asks = False
-        for event in events:
-            if event.resource_crn != self.dek.resource_crn or event.key_id != self.dek.key_id:
-                continue
-            self._pending.last = event
-            if not event.acknowledged:
-                self._pending.events[event.id] = event
-                asks = True
-        return asks
+        """Note events; whether one asks for a look."""
+        return self._notices.take(events)
 
     def reconcile(self) -> Report:
         """Look at the key, make the resource be as it says, acknowledge."""
@@ -133,47 +135,65 @@ class Follower:
         except (KeyServiceAway, ConnectionInvalid) as away:
             return self._away(away)
         except KeyRefused as refused:
-            self._heard_at = self._monotonic()
+            self._heard_at, self._barred = self._monotonic(), refused.message
             return self._locked(refused.message, None)
-        self._heard_at = self._monotonic()
-        report = self._opened(key) if key.opens else self._locked(_why(key), key.state)
-        if report.condition in (Condition.OPEN, Condition.LOCKED):
-            self._acknowledge(report)
+        self._heard_at, self._barred = self._monotonic(), None if key.opens else self._why(key)
+        report = self._opened(key) if self._barred is None else self._locked(self._barred, key.state)
+        self._acknowledge(report)
         return report
 
     def _opened(self, key: Key) -> Report:
         try:
             if not self._resource.is_open:
                 self._unlock()
-            self._follow_version(key)
+            return self._up_to_date(key)
         except (KeyServiceAway, ConnectionInvalid) as away:
             return self._away(away)
         except AdopterError as refused:
             return self._locked(refused.message, key.state)
-        return Report(Condition.OPEN, "", key.state, self.dek.key_version)
 
     def _unlock(self) -> None:
         opened = self._client.unwrap(self.dek.key_id, self.dek.ciphertext, self.dek.aad)
         self._resource.unlock(opened.plaintext)
 
-    def _follow_version(self, key: Key) -> None:
+    def _up_to_date(self, key: Key) -> Report:
         """Put the DEK under the newest version of its key. An older copy of the file still opens afterwards."""
-        if key.version is None or key.version == self.dek.key_version:
+        reason = ""
+        if key.version is not None and key.version != self.dek.key_version:
+            moved = self.dek.moved(self._client.rewrap(self.dek.key_id, self.dek.ciphertext, self.dek.aad))
+            try:
+                moved.write(self._file)
+            except OSError as error:
+                # The one before opens as well; the next look tries again.
+                reason = f"The rewrapped DEK cannot be written to {self._file}: {error.strerror}."
+                _log.error("the rewrapped DEK cannot be written", file=str(self._file), reason=error.strerror)
+            else:
+                self.dek = moved
+                _log.info("DEK rewrapped", resource=self.dek.resource_crn, key_version=moved.key_version)
+        self._tell_version()
+        return Report(Condition.OPEN, reason, key.state, self.dek.key_version, behind=bool(reason))
+
+    def _tell_version(self) -> None:
+        """Let the registration show the version: once after each start, because whoever moved the DEK may have died
+        before he could, and after each move."""
+        version = self.dek.key_version
+        if self._registered == version:
             return
-        rewrapped = self._client.rewrap(self.dek.key_id, self.dek.ciphertext, self.dek.aad)
-        moved = self.dek.moved(rewrapped)
         try:
-            moved.write(self._file)
-        except OSError as error:
-            # The one before opens as well; the next look tries again.
-            _log.error("the rewrapped DEK cannot be written", file=str(self._file), reason=error.strerror)
+            try:
+                self._client.registered_version(self.dek.key_id, self.dek.resource_crn, version)
+            except KeyRefused as refused:
+                if refused.reason_code != "REGISTRATION_NOT_FOUND_ERR":
+                    raise
+                _log.warning("the registration was taken away; registering again", resource=self.dek.resource_crn)
+                self._client.register(self.dek.key_id, self.dek.resource_crn)
+        except KeyRefused as refused:
+            # Such as a key past its expiration date, which takes no registrations any more.
+            _log.warning("the registration does not show the key version", reason=refused.message)
+        except AdopterError as away:
+            _log.warning("the registration does not show the key version yet", reason=away.message)
             return
-        self.dek = moved
-        _log.info("DEK rewrapped", resource=self.dek.resource_crn, key_version=rewrapped.key_version)
-        try:
-            self._client.registered_version(self.dek.key_id, self.dek.resource_crn, rewrapped.key_version)
-        except AdopterError as error:
-            _log.warning("the registration does not show the new version", reason=error.message)
+        self._registered = version
 
     def _locked(self, reason: str, state: KeyState | None, condition: Condition = Condition.LOCKED) -> Report:
         if self._resource.is_open:
@@ -186,9 +206,9 @@ class Follower:
         return Report(condition, reason, state, self.dek.key_version)
 
     def _away(self, away: AdopterError) -> Report:
-        """Go on with what is open, for a while."""
-        if not self._resource.is_open:
-            return Report(Condition.LOCKED_AWAY, away.message, None, self.dek.key_version)
+        """Go on with what is open, for a while, unless the last word was that it has to be locked."""
+        if self._barred is not None or not self._resource.is_open:
+            return self._locked(self._barred or away.message, None, Condition.LOCKED_AWAY)
         silent_s = self._monotonic() - (self._heard_at if self._heard_at is not None else self._monotonic())
         if silent_s >= self._away_limit_s:
             reason = f"No word of the key service for {silent_s:.0f} s. {away.message}"
@@ -197,27 +217,19 @@ class Follower:
         return Report(Condition.AWAY, away.message, None, self.dek.key_version)
 
     def _acknowledge(self, report: Report) -> None:
-        if report.condition is Condition.OPEN:
+        """Acknowledge what is done; what is not, or not because the key wants it so, stays pending."""
+        if report.condition is Condition.OPEN and not report.behind:
             state, version = AdopterKeyState.DEK_ENABLED, self.dek.key_version
+        elif report.condition is Condition.LOCKED and report.key_state in _LOCKS:
+            state, version = _LOCKS[report.key_state], None
         else:
-            deleted = report.key_state is KeyState.DESTROYED
-            state, version = AdopterKeyState.DEK_DELETED if deleted else AdopterKeyState.DEK_DISABLED, None
-        for event in list(self._pending.events.values()):
-            try:
-                self._client.acknowledge(event.id, state, key_version=version)
-            except KeyServiceAway:
-                return
-            except KeyRefused as refused:
-                # Such as an event of a registration that is gone by now: nothing is left to be said about it.
-                _log.warning("acknowledgement refused", event_id=event.id, type=event.type, reason=refused.message)
-            else:
-                _log.info("acknowledged", event_id=event.id, type=event.type, correlation_id=event.correlation_id)
-            del self._pending.events[event.id]
+            return
+        self._notices.acknowledge(state, version)
 
-
-def _why(key: Key) -> str:
-    states = {
-        KeyState.SUSPENDED: "The root key is disabled. Enable it to open the data again",
-        KeyState.DESTROYED: "The root key is deleted. While it can be restored the data can be opened again",
-    }
-    return f"{states[key.state]} ({key.crn})."
+    def _why(self, key: Key) -> str:
+        if key.state is KeyState.SUSPENDED:
+            return f"The root key is disabled. Enable it to open the data again ({key.crn})."
+        return (
+            f"The root key is deleted. What remains is ciphertext and the wrapped DEK in {self._file}, which open if "
+            f"the key is restored, never once it is purged ({key.crn})."
+        )

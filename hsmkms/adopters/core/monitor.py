@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-from hsmkms.adopters.client import AdopterError
 from hsmkms.adopters.core.follower import Condition, Report
+from hsmkms.adopters.core.loopback import LoopbackServer
 
 STALE_S: Final = 180.0
 """A report older than this means that nobody looks any more; he does once a minute."""
-
-
-class PortTaken(AdopterError):
-    """The port for metrics cannot be bound."""
 
 
 @dataclass(frozen=True)
@@ -34,38 +28,14 @@ class Monitor:
         """Raises PortTaken."""
         self._resource = resource_crn
         self._seen: _Seen | None = None
-        monitor = self
-
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 10
-
-            def do_GET(self) -> None:
-                status, text = monitor.answer(self.path)
-                body = text.encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Scrapes are no news."""
-
-        try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        except OSError as error:
-            raise PortTaken(f"127.0.0.1:{port} cannot be bound: {error.strerror}.") from error
-        self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        self._server = LoopbackServer(port, self.answer)
+        self.port = self._server.port
 
     def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
     def take(self, report: Report) -> None:
         """Show this report from now on."""
@@ -94,6 +64,7 @@ class Monitor:
                 "Whether the key service did not answer the last look.",
                 condition in (Condition.AWAY, Condition.LOCKED_AWAY),
             ),
+            ("rewrap_due", "gauge", "Whether the DEK is not under the newest key version yet.", seen.report.behind),
             ("last_look_timestamp_seconds", "gauge", "When the key was last looked at.", seen.at),
             ("rewraps_total", "counter", "How often the DEK moved to another version of its key.", seen.rewraps),
         )

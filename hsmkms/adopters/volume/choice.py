@@ -1,13 +1,21 @@
-"""Which backend a host should use, and why."""
+"""Which backend a host should use, and why.
+
+With AES in the processor, and in the kernel's driver, fscrypt is the fastest; without, gocryptfs is, which uses the
+processor itself. An image needs a size, so LUKS2 comes last.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from pathlib import Path
 from typing import Final
 
 from hsmkms.adopters.volume.backend import Backend
+from hsmkms.adopters.volume.fscrypt import Fscrypt
 from hsmkms.adopters.volume.gocryptfs import Gocryptfs
 from hsmkms.adopters.volume.layout import Volume, VolumeRefused
+from hsmkms.adopters.volume.luks import Luks
 
 AUTO: Final = "auto"
 _HARDWARE: Final = ("aesni", "vaes", "-ce", "-neonbs", "-cpacf", "s390", "p8_", "vx")
@@ -15,7 +23,7 @@ _HARDWARE: Final = ("aesni", "vaes", "-ce", "-neonbs", "-cpacf", "s390", "p8_", 
 
 def backend_of(volume: Volume, *, supervised: bool = False) -> Backend:
     """The backend that a volume was made with. Raises VolumeRefused."""
-    for backend in _all(supervised):
+    for backend in _all(supervised=supervised):
         if backend.name == volume.backend:
             reason = backend.why_not(volume)
             if reason is not None:
@@ -26,10 +34,10 @@ def backend_of(volume: Volume, *, supervised: bool = False) -> Backend:
 
 def choose(volume: Volume) -> tuple[Backend, str]:
     """A backend for a new volume, which `volume.backend` may name, and why it was taken. Raises VolumeRefused."""
-    driver = aes_driver(Path("/proc/crypto").read_text())
-    kind = "hardware" if is_hardware(driver) else "software"
-    notes = [f"the kernel's AES driver for files is {driver or 'missing'}, {kind}"]
-    for backend in _all(supervised=False):
+    driver = aes_driver(_crypto())
+    fast = is_hardware(driver)
+    notes = [f"the kernel's AES driver for files is {driver or 'missing'}, {'hardware' if fast else 'software'}"]
+    for backend in _all(kernel_first=fast):
         if volume.backend not in (AUTO, backend.name):
             continue
         reason = backend.why_not(volume)
@@ -58,5 +66,14 @@ def is_hardware(driver: str | None) -> bool:
     return driver is not None and any(word in driver for word in _HARDWARE)
 
 
-def _all(supervised: bool) -> tuple[Backend, ...]:
-    return (Gocryptfs(supervised=supervised),)
+def _crypto() -> str:
+    """/proc/crypto, once the kernel was asked for the mode: it loads and lists a driver when that is first used."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET) as asked:
+        asked.bind(("skcipher", "xts(aes)"))
+    return Path("/proc/crypto").read_text()
+
+
+def _all(*, supervised: bool = False, kernel_first: bool = False) -> tuple[Backend, ...]:
+    fscrypt, gocryptfs = Fscrypt(supervised=supervised), Gocryptfs(supervised=supervised)
+    files: tuple[Backend, ...] = (fscrypt, gocryptfs) if kernel_first else (gocryptfs, fscrypt)
+    return (*files, Luks(supervised=supervised))

@@ -13,10 +13,11 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from hsmkms.adopters.core.follower import LockFailed
+from hsmkms.adopters.refusals import LockFailed
 from hsmkms.adopters.volume import mounts
 from hsmkms.adopters.volume.layout import Volume, VolumeLock, VolumeRefused, is_locked
 from hsmkms.domain.secrets import SecretBytes
@@ -76,28 +77,33 @@ class Gocryptfs:
             ready = _says(output, process, _MOUNT_S)
         if not ready or mounts.mounted_at(volume.mount) is None:
             process.kill()
-            raise VolumeRefused(_why(volume, process.wait()))
+            code = process.wait()
+            self._process = None
+            self._take_away_what_died(volume)
+            raise VolumeRefused(_why(volume, code))
         return process.pid
 
     def close(self, volume: Volume) -> None:
         ours = self._process
-        pids = _processes_of(volume) if ours is None else [ours.pid]
-        mount = mounts.mounted_at(volume.mount)
-        if mount is not None:
-            self._require_ours(volume, mount)
-            if not mounts.unmount_fuse(volume.mount):
-                # Somebody else stands in it. He loses it: the key says so, and what he holds open answers no more.
-                mounts.unmount_fuse(volume.mount, lazily=True)
-                for pid in pids:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-        if not all(_ended(pid) for pid in pids):
-            raise LockFailed(f"The gocryptfs process of {volume.directory} does not end.")
+        with _processes_of(volume) as processes:
+            mount = mounts.mounted_at(volume.mount)
+            if mount is not None:
+                if not _is_ours(volume, mount):
+                    raise LockFailed(_foreign(volume, mount))
+                if not mounts.unmount_fuse(volume.mount):
+                    # Somebody else stands in it. He loses it: the key says so, and what he holds open answers no more.
+                    mounts.unmount_fuse(volume.mount, lazily=True)
+                    for process in processes:
+                        with contextlib.suppress(ProcessLookupError):
+                            signal.pidfd_send_signal(process, signal.SIGKILL)
+            if not all(_ended(process) for process in processes):
+                raise LockFailed(f"The gocryptfs process of {volume.directory} does not end.")
         if ours is not None:
             ours.wait()
             self._process = None
         if mounts.mounted_at(volume.mount) is not None:
-            raise LockFailed(f"{volume.mount} is still mounted; used by {', '.join(mounts.holders_of(volume.mount))}.")
+            used = mounts.names_of(mounts.holders_of(volume.mount))
+            raise LockFailed(f"{volume.mount} is still mounted; used by {used}.")
 
     def is_open(self, volume: Volume) -> bool:
         mount = mounts.mounted_at(volume.mount)
@@ -111,13 +117,10 @@ class Gocryptfs:
         mount = mounts.mounted_at(volume.mount)
         if mount is None:
             return
-        self._require_ours(volume, mount)
+        if not _is_ours(volume, mount):
+            raise VolumeRefused(_foreign(volume, mount))
         if not mounts.unmount_fuse(volume.mount, lazily=True):
             raise VolumeRefused(f"{volume.mount} is mounted by a gocryptfs that is gone, and cannot be unmounted.")
-
-    def _require_ours(self, volume: Volume, mount: mounts.Mount) -> None:
-        if not _is_ours(volume, mount):
-            raise VolumeRefused(f"{mount.source} ({mount.kind}) is mounted at {volume.mount}. Unmount that first.")
 
 
 def _says(output: BinaryIO, process: subprocess.Popen[bytes], longest_s: float) -> bool:
@@ -136,19 +139,12 @@ def _says(output: BinaryIO, process: subprocess.Popen[bytes], longest_s: float) 
         os.close(ended)
 
 
-def _ended(pid: int) -> bool:
+def _ended(process: int) -> bool:
     """Wait until a process that was asked to end has, and kill it if that takes long; whether it has."""
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
+    if _becomes_ready(process):
         return True
-    try:
-        if _becomes_ready(process):
-            return True
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-        return _becomes_ready(process)
-    finally:
-        os.close(process)
+    signal.pidfd_send_signal(process, signal.SIGKILL)
+    return _becomes_ready(process)
 
 
 def _becomes_ready(fd: int) -> bool:
@@ -165,18 +161,33 @@ def _is_ours(volume: Volume, mount: mounts.Mount) -> bool:
     return mount.kind == "fuse.gocryptfs" and Path(mount.source) == volume.cipher
 
 
-def _processes_of(volume: Volume) -> list[int]:
-    """gocryptfs processes with this volume's lock open."""
-    lock, found = volume.directory / "lock", []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "comm").read_text().strip() != "gocryptfs":
-                continue
-            if any(Path(os.readlink(link)) == lock for link in (process / "fd").iterdir()):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+def _foreign(volume: Volume, mount: mounts.Mount) -> str:
+    return f"{mount.source} ({mount.kind}) is mounted at {volume.mount}. Unmount that first."
+
+
+@contextlib.contextmanager
+def _processes_of(volume: Volume) -> Iterator[list[int]]:
+    """gocryptfs processes that hold this volume's lock, by descriptors: their numbers may be another's by and by."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if not _serves(place, volume):
+                    continue
+                process = os.pidfd_open(int(place.name))
+                stack.callback(os.close, process)
+                # Again: now it is the one that the descriptor stands for.
+                if _serves(place, volume):
+                    found.append(process)
+        yield found
+
+
+def _serves(process: Path, volume: Volume) -> bool:
+    if (process / "comm").read_text().strip() != "gocryptfs":
+        return False
+    if volume.cipher not in map(Path, os.fsdecode((process / "cmdline").read_bytes()).split("\0")):
+        return False
+    return any(Path(os.readlink(link)) == volume.directory for link in (process / "fd").iterdir())
 
 
 def _why(volume: Volume, code: int) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import select
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from hsmkms.adopters.volume.layout import VolumeRefused
 
 _MOUNTS: Final = "/proc/self/mountinfo"
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
@@ -56,19 +60,56 @@ def unmount_fuse(place: Path, *, lazily: bool = False) -> bool:
     return done.returncode == 0
 
 
-def holders_of(place: Path) -> list[str]:
-    """Processes that have a file below a path open or stand in it: `name (pid)`; those this user may see."""
+def mount(how: str, source: Path, place: Path) -> None:
+    """Mount something; `how` is an option of mount(8). Raises VolumeRefused."""
+    done = subprocess.run(
+        ["mount", how, "--", str(source), str(place)], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise VolumeRefused(f"{source} cannot be mounted at {place}: {done.stderr.decode(errors='replace').strip()}")
+
+
+def unmount(place: Path) -> bool:
+    """Take a file system of the kernel away; whether that worked."""
+    done = subprocess.run(["umount", "--", str(place)], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def holders_of(place: Path) -> list[int]:
+    """Processes that have a file below a path open or stand in it, those that this user may see."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         links = [process / "cwd", process / "root"]
         try:
             links += (process / "fd").iterdir()
             if any(_points_below(link, place) for link in links):
-                found.append(f"{(process / 'comm').read_text().strip()} ({process.name})")
+                found.append(int(process.name))
         except OSError:
             # It ended meanwhile, or is another user's.
             continue
     return found
+
+
+def wait_for_end(pids: Iterable[int], longest_s: float) -> None:
+    """Until one of these processes has ended, or the time is over."""
+    with contextlib.ExitStack() as stack:
+        ended = []
+        for pid in pids:
+            try:
+                ended.append(os.pidfd_open(pid))
+            except ProcessLookupError:
+                return
+            stack.callback(os.close, ended[-1])
+        select.select(ended, [], [], longest_s)
+
+
+def names_of(pids: Iterable[int]) -> str:
+    """Processes in words, for whoever has to end them."""
+    names = []
+    for pid in sorted(set(pids)):
+        with contextlib.suppress(OSError):
+            names.append(f"{Path(f'/proc/{pid}/comm').read_text().strip()} ({pid})")
+    return ", ".join(names) or "a process that is not to be seen from here"
 
 
 def _points_below(link: Path, place: Path) -> bool:

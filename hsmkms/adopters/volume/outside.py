@@ -26,7 +26,7 @@ class DataOutside(VolumeRefused):
 
 def require_inside(mount: Path, server: Server | None, data: Iterable[Path] = ()) -> None:
     """Refuse to start a server some of whose data is elsewhere: behind links (a WAL directory, tablespaces), in the
-    places that PostgreSQL's settings name, or in those that the operator names (`data`). Raises DataOutside.
+    places that PostgreSQL's settings name, or in those that the operator names (`data`). Raises VolumeRefused.
     """
     found = [f"the link {link} leads to {target}" for link, target in _links_out(mount)]
     found += [f"{place} is another file system" for place in mounts_below(mount)]
@@ -38,11 +38,15 @@ def require_inside(mount: Path, server: Server | None, data: Iterable[Path] = ()
 
 
 def _links_out(mount: Path) -> Iterator[tuple[Path, Path]]:
-    for directory, names, files in os.walk(mount):
+    for directory, names, files in os.walk(mount, onerror=_unseen):
         for name in (*names, *files):
             path = Path(directory, name)
             if path.is_symlink() and not _is_inside(path, mount):
                 yield path, path.resolve()
+
+
+def _unseen(error: OSError) -> None:
+    raise VolumeRefused(f"{error.filename} cannot be searched for data that leads out: {error.strerror}.")
 
 
 def _settings_out(mount: Path, server: Server) -> Iterator[str]:

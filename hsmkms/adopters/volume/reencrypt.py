@@ -20,7 +20,7 @@ from hsmkms.adopters.core.atomic import sync_directory
 from hsmkms.adopters.core.dek_file import WrappedDekFile, new_dek_id
 from hsmkms.adopters.volume.choice import backend_of
 from hsmkms.adopters.volume.layout import Volume, VolumeLock, VolumeRefused
-from hsmkms.adopters.volume.operations import client_of
+from hsmkms.adopters.volume.operations import client_of, drop_older
 
 _PART: Final = ".hsmkms-part"
 
@@ -61,15 +61,6 @@ def reencrypt(volume: Volume, tell: Callable[[Progress], None]) -> Volume:
         client.registered_version(dek.key_id, dek.resource_crn, dek.key_version)
         drop_older(current)
     return current
-
-
-def drop_older(volume: Volume) -> None:
-    """Take away what earlier generations left, their wrapped DEKs first."""
-    older = [replace(volume, generation=number) for number in range(1, volume.generation)]
-    for one in older:
-        one.dek_file.unlink(missing_ok=True)
-    for one in older:
-        shutil.rmtree(one.cipher, ignore_errors=True)
 
 
 def _prepare(volume: Volume, following: Volume, client: KeyServiceClient) -> None:

@@ -7,12 +7,12 @@ file system, an event of the key, or a minute.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import selectors
 import signal
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +21,12 @@ from typing import Final
 
 import structlog
 
-from hsmkms.adopters.client import MAX_WAIT_S, AdopterError, Event, KeyRefused, KeyServiceClient
+from hsmkms.adopters.client import Event, KeyServiceClient
 from hsmkms.adopters.core.follower import AWAY_LIMIT_S, Condition, Follower, Report
+from hsmkms.adopters.core.listener import EventListener
 from hsmkms.adopters.volume.backend import Backend
 from hsmkms.adopters.volume.layout import Volume, VolumeLock, VolumeRefused
+from hsmkms.adopters.volume.operations import drop_older
 from hsmkms.adopters.volume.outside import require_inside
 from hsmkms.adopters.volume.server import FORWARDED, Server
 from hsmkms.adopters.volume.status import Status
@@ -32,8 +34,6 @@ from hsmkms.domain.secrets import SecretBytes
 
 LOOK_S: Final = 60.0
 _LOOK_AGAIN_S: Final = 5.0
-_LISTEN_PAUSE_S: Final = 2.0
-_LISTEN_MOST_S: Final = 30.0
 _DEATHS: Final = 3
 _DEATHS_WITHIN_S: Final = 300.0
 
@@ -61,21 +61,24 @@ class Supervisor:
         self._filesystem: int | None = None
         self._deaths: deque[float] = deque(maxlen=_DEATHS)
         self._events: queue.SimpleQueue[tuple[Event, ...]] = queue.SimpleQueue()
-        self._ending = threading.Event()
 
     @property
     def is_open(self) -> bool:
-        """Whether the data can be read."""
-        return self._backend.is_open(self._volume)
+        """Whether the volume is open with its server on it."""
+        serving = self._server is None or self._server.started
+        return serving and self._backend.is_open(self._volume)
 
     def unlock(self, dek: SecretBytes) -> None:
         """Open the volume and start the server on it."""
-        self._filesystem = self._backend.open(self._volume, dek, self._lock)
+        if not self._backend.is_open(self._volume):
+            # Else an earlier lock stopped the server, but not this.
+            self._filesystem = self._backend.open(self._volume, dek, self._lock)
         try:
             require_inside(self._volume.mount, self._server, self._data)
             if self._server is not None:
                 self._server.start(self._volume.mount)
         except VolumeRefused:
+            self._filesystem = None
             self._backend.close(self._volume)
             raise
         _log.info("open", volume=str(self._volume.directory), server=None if self._server is None else self._server.pid)
@@ -90,13 +93,14 @@ class Supervisor:
     def run(self) -> int:
         """Until the server ends by itself or is told to; its exit code. Raises AdopterError when it may not start."""
         with _signals() as signalled, _waker() as (woken, wake):
-            report = self._reported(self._follower.start())
-            listener = threading.Thread(target=self._listen, args=(wake,), daemon=True)
-            listener.start()
+            drop_older(self._volume)
+            listener = EventListener(self._client, functools.partial(self._tell, wake))
             try:
+                report = self._reported(self._follower.start())
+                listener.start()
                 return self._watch(report, signalled, woken)
             finally:
-                self._ending.set()
+                listener.stop()
                 self.lock()
 
     def _watch(self, report: Report, signalled: socket.socket, woken: int) -> int:
@@ -167,26 +171,7 @@ class Supervisor:
             self._on_report(report)
         return report
 
-    def _listen(self, wake: int) -> None:
-        """Read events until the end; a page without events stands for a failure, which is news too."""
-        cursor, pause_s = 0, _LISTEN_PAUSE_S
-        while not self._ending.is_set():
-            try:
-                page = self._client.events(cursor, wait_s=MAX_WAIT_S if cursor else 0)
-            except AdopterError as error:
-                if isinstance(error, KeyRefused) or pause_s == _LISTEN_PAUSE_S:
-                    self._tell((), wake)
-                self._ending.wait(pause_s)
-                pause_s = min(pause_s * 2, _LISTEN_MOST_S)
-                continue
-            pause_s = _LISTEN_PAUSE_S
-            if page.events:
-                self._tell(page.events, wake)
-            elif page.cursor == cursor == 0:
-                self._ending.wait(_LISTEN_PAUSE_S)
-            cursor = page.cursor
-
-    def _tell(self, events: tuple[Event, ...], wake: int) -> None:
+    def _tell(self, wake: int, events: tuple[Event, ...]) -> None:
         self._events.put(events)
         with contextlib.suppress(OSError):
             os.write(wake, b"!")

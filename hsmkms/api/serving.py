@@ -1,0 +1,109 @@
+"""Run the application's server so that a stop cuts nobody off.
+
+A connection that the kernel took and no worker has accepted yet would be reset when the listening socket is closed.
+So the node first takes no further ones (a socket filter that passes nothing; who tries is told "connection refused" as
+soon as the socket is closed), then accepts those that wait, and only then closes it. What is under way is answered;
+connections between two requests stay open a moment longer (`api.protocol`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import multiprocessing
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+_ACCEPTED_WITHIN_S: Final = 2.0
+_LOOK_S: Final = 0.01
+_SO_ATTACH_FILTER: Final = 26
+"""asm-generic/socket.h; Python has no name for it."""
+_PASS_NOTHING: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
+"""One instruction of classic BPF (linux/filter.h): return 0 bytes."""
+_UNACKED_AT: Final = 24
+"""tcpi_unacked in struct tcp_info, which of a listening socket is how many connections wait to be accepted."""
+
+
+def serve(config: uvicorn.Config) -> None:
+    """Serve until a signal, in this process or in workers under it. Exits the process when the address cannot be bound
+    or a worker cannot start."""
+    listening = config.bind_socket()
+    if config.workers > 1:
+        _Workers(config, [listening]).run()
+        return
+    server = _Server(config)
+    server.run(sockets=[listening])
+    if not server.started:
+        sys.exit(1)
+
+
+def end_with_parent() -> None:
+    """Have this worker stop when its parent dies, which could neither replace nor stop it any more and whose successor
+    needs the address."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+class _Server(uvicorn.Server):
+    """The only process of a node."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept what waits, then as uvicorn's."""
+        for one in sockets or ():
+            _take_no_more(one)
+        deadline = time.monotonic() + _ACCEPTED_WITHIN_S
+        while any(map(_waiting, sockets or ())) and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_S)
+        await super().shutdown(sockets)
+
+
+class _Workers(Multiprocess):
+    """Workers under a parent, which all accept from one socket."""
+
+    def terminate_all(self) -> None:
+        """Let them accept what waits, then as uvicorn's."""
+        for one in self.sockets:
+            _take_no_more(one)
+        _wait_until_accepted(self.sockets)
+        super().terminate_all()
+        # While one process has it open a client would wait for a connection that nobody accepts.
+        for one in self.sockets:
+            one.close()
+
+
+def _take_no_more(listening: socket.socket) -> None:
+    """No further connection gets into the queue. A kernel that refuses the filter leaves a window of microseconds."""
+    program = ctypes.create_string_buffer(_PASS_NOTHING)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+    except OSError:
+        return
+
+
+def _wait_until_accepted(sockets: Sequence[socket.socket]) -> None:
+    deadline = time.monotonic() + _ACCEPTED_WITHIN_S
+    while any(map(_waiting, sockets)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+
+
+def _waiting(listening: socket.socket) -> int:
+    """How many connections wait to be accepted."""
+    information = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED_AT + 4)
+    return int.from_bytes(information[_UNACKED_AT:], sys.byteorder)
