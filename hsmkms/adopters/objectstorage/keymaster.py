@@ -118,10 +118,11 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
         if request.method == "GET":
             # The ETags in a listing are encrypted.
             return self._keyed(request, account, container, None, start_response)
-        try:
-            self._deks(request, account, container)
-        except HTTPException as refused:
-            self._require_deletion(request, refused)
+        if request.method == "HEAD":
+            try:
+                self._deks(request, account, container)
+            except HTTPException as refused:
+                self._require_deletion(request, refused)
         return self._passed(request.environ, start_response)
 
     def _object(

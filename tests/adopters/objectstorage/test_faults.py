@@ -29,6 +29,7 @@ from tests.adopters.objectstorage.test_buckets import (
     works,
 )
 from tests.support.adopter import STORAGE
+from tests.support.certificates import Authority
 from tests.support.deployment import Service, State, create_key
 from tests.support.iam import Iam
 from tests.support.swift import CACHE_S, Swift, wait_until
@@ -39,8 +40,12 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture(scope="module")
 def broken(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A key service of these tests alone, which they stop and start."""
-    with Service(seed_state.copy_to(tmp_path_factory.mktemp("broken") / "state")) as service:
+    """A key service of these tests alone, which they stop and start; it speaks TLS, which Swift makes green."""
+    directory = tmp_path_factory.mktemp("broken")
+    authority = Authority(directory, "authority")
+    server = authority.server()
+    settings = {"HSMKMS_TLS_CERT": str(server.certificate), "HSMKMS_TLS_KEY": str(server.key)}
+    with Service(seed_state.copy_to(directory / "state"), tls_ca=str(authority.file), **settings) as service:
         yield service
 
 
