@@ -29,7 +29,7 @@ from swift.common.swob import (
     Request,
     wsgi_to_str,
 )
-from swift.common.utils import get_logger
+from swift.common.utils import config_true_value, get_logger
 
 from hsmkms.adopters.client import (
     CiphertextRefused,
@@ -44,7 +44,7 @@ from hsmkms.adopters.objectstorage import notes
 from hsmkms.adopters.objectstorage.bucket import BucketDeks, bucket_of, is_subsidiary, part_of
 from hsmkms.adopters.objectstorage.configuration import Account, Configuration
 from hsmkms.adopters.objectstorage.deks import DekCache
-from hsmkms.adopters.objectstorage.lifecycle import AWAY, Lifecycle, is_policy, wanted_key
+from hsmkms.adopters.objectstorage.lifecycle import AWAY, VERSIONED, Lifecycle, is_policy, wanted_key
 from hsmkms.adopters.objectstorage.metadata import OVERRIDE, Metadata
 from hsmkms.adopters.objectstorage.provisioning import Provisioner
 from hsmkms.adopters.objectstorage.refusals import refusal, unavailable
@@ -104,6 +104,8 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
         if container is not None and request.method == "PUT" and wanted_key(request) is not None:
             words = "This account has no key service: no bucket can be under a root key."
             raise refusal(request, HTTPBadRequest, words)
+        if is_policy(request):
+            raise refusal(request, HTTPBadRequest, "Nothing keeps objects in this account.")
         return self._unprotected(request.environ, start_response)
 
     def _container(
@@ -112,6 +114,8 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
         act = {"PUT": self._lifecycle.create, "DELETE": self._lifecycle.delete}.get(request.method)
         if request.method == "POST" and is_policy(request):
             act = self._lifecycle.retain
+        elif request.method == "POST" and config_true_value(request.headers.get(VERSIONED, "")):
+            act = self._lifecycle.version
         if act is not None:
             answer: Iterable[bytes] = act(request, account, container)(request.environ, start_response)
             return answer

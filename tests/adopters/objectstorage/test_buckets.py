@@ -342,6 +342,15 @@ def test_retention(admin: httpx.Client, swift: Swift, bank: Any) -> None:
         assert httpx.delete(f"{account}/{name}%2Bsegments/{part}", headers=sent).status_code == 403
     assert read(bank, name, "kept") == DATA == read(bank, name, "parts")
 
+    versioned = {"Status": "Enabled"}
+    assert not works(bank.put_bucket_versioning, Bucket=name, VersioningConfiguration=versioned)
+    bank.put_bucket_versioning(Bucket=free, VersioningConfiguration=versioned)
+    assert not works(bank.put_bucket_protection_configuration, Bucket=free, ProtectionConfiguration=policy)
+    bank.put_bucket_versioning(Bucket=free, VersioningConfiguration={"Status": "Suspended"})
+    plain = swift.client("plain")
+    plain.create_bucket(Bucket=name)
+    assert refused(plain.put_bucket_protection_configuration, Bucket=name, ProtectionConfiguration=policy)[0] == 400
+
     bank.delete_object(Bucket=name, Key="before")
     upload = bank.create_multipart_upload(Bucket=name, Key="other")["UploadId"]
     for _ in range(2):

@@ -45,7 +45,8 @@ def broken(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> Itera
     authority = Authority(directory, "authority")
     server = authority.server()
     settings = {"HSMKMS_TLS_CERT": str(server.certificate), "HSMKMS_TLS_KEY": str(server.key)}
-    with Service(seed_state.copy_to(directory / "state"), tls_ca=str(authority.file), **settings) as service:
+    state = seed_state.copy_to(directory / "state")
+    with Service(state, workers=1, tls_ca=str(authority.file), **settings) as service:
         yield service
 
 
@@ -280,6 +281,9 @@ def test_the_status_of_buckets(admin: httpx.Client, swift: Swift, bank: Any) -> 
     resource = swift.bank.crn(make(bank, crn))
     assert admin.post(f"/keys/{key}/actions/rotate", json={}).status_code == 204
     wait_until("seen", lambda: swift.status_file.exists() and resource in swift.status_file.read_text())
+    metrics = httpx.get(f"http://127.0.0.1:{swift.metrics_port}/metrics").text
+    assert f'hsmkms_adopter_open{{resource="{resource}"}} 1\n' in metrics
+    assert httpx.get(f"http://127.0.0.1:{swift.metrics_port}/healthz").status_code == 200
     done = swift.service.state.run("adopt", "status", str(swift.configuration), "--json")
     assert done.returncode == 0, done.stderr
     row = next(row for row in json.loads(done.stdout) if row["resource"] == resource)
