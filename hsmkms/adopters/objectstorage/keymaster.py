@@ -162,7 +162,8 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
 
     def _require_deletion(self, request: Any, refused: Any) -> None:
         """Data whose key is refused, or whose DEK is damaged, can still be thrown away. Raises HTTPException."""
-        if refused.status_int == 503 or not notes.of(request.environ).deletes:
+        reads = request.method in ("GET", "HEAD")
+        if refused.status_int == 503 or not reads or not notes.of(request.environ).deletes:
             raise refused
         notes.of(request.environ).refusal = None
 

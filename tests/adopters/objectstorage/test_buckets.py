@@ -287,6 +287,12 @@ def test_disabled_is_everything(admin: httpx.Client, service: Service, swift: Sw
         assert status == 403, (call, parameters)
         # An answer to HEAD has no body to say more in.
         assert code == "403" or "KEY_ACTION_INVALID_STATE_ERR" in words, (call, words)
+    token = httpx.get(f"{swift.url}/auth/v1.0", headers={"X-Auth-User": "bank:storage", "X-Auth-Key": PASSWORD})
+    url, sent = token.headers["X-Storage-Url"], {"X-Auth-Token": token.headers["X-Auth-Token"]}
+    for method in ("GET", "POST"):
+        # Only what deletes may look past encryption, and it may not write.
+        answer = httpx.request(method, f"{url}/{name}/parts?delete", headers={**sent, "X-Object-Meta-Said": "x"})
+        assert answer.status_code == 403, answer.text
     assert read(bank, other, "k") == b"other"
     assert bank.head_bucket(Bucket=name)["IBMSSEKPEnabled"]
 
