@@ -21,8 +21,11 @@ HUNG_FOR_S = 3 * TIMEOUT_S
 
 @pytest.mark.parametrize(
     ("functions", "code", "wait_ms"),
-    [(("C_Initialize",), 0, 600_000), (("C_Login",), 0, 600_000), (("*",), 0x30, 0)],
-    ids=["initialize hangs", "login hangs", "device error"],
+    [
+        pytest.param(("C_Initialize",), 0, 600_000, id="initialize hangs", marks=pytest.mark.slow),
+        pytest.param(("C_Login",), 0, 600_000, id="login hangs"),
+        pytest.param(("*",), 0x30, 0, id="device error", marks=pytest.mark.slow),
+    ],
 )
 def test_alive_and_not_replaced_while_the_token_is_not_there(
     state: State, injector: Injector, functions: tuple[str, ...], code: int, wait_ms: int
