@@ -19,6 +19,7 @@ import uvicorn
 
 from hsmkms.api.protocol import Protocol
 from hsmkms.api.serving import serve as run_server
+from hsmkms.cli.local import recorded
 from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
@@ -58,7 +59,7 @@ def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local"
         _make_softhsm(softhsm)
     settings = load()
     rooms = open_rooms(settings, pin_of(settings), migrate=True, found=True)
-    with rooms.close:
+    with rooms.close, recorded(rooms):
         if rooms.deployment.is_founded():
             if (settings.state_dir / CLIENT_ENV).exists():
                 typer.echo(f"{settings.state_dir} is initialised already; nothing was changed.")
