@@ -38,3 +38,27 @@ def test_what_cannot_be_recorded_is_not_done(state: State) -> None:
         assert client.post(f"/keys/{key}/actions/wrap", json={}).status_code == 200
     done = state.run("audit", "verify")
     assert done.returncode == 0, done.stdout.decode()
+
+
+def test_old_logs_are_retired(state: State) -> None:
+    """Deleted, and missed neither by the database nor by those who have the files and the public key alone."""
+    assert state.run("keys", "create", "some key").returncode == 0
+    place = state.path / "audit"
+    before = sorted(path.name for path in place.glob("*.jsonl"))
+    assert len(before) >= 2
+    done = state.run("audit", "retire", "--before", "2000-01-01", "--yes")
+    assert (done.returncode, done.stdout) == (0, b"There are no logs that old.\n")
+    done = state.run("audit", "retire", "--before", "2999-01-01", "--yes")
+    assert done.returncode == 0, done.stderr.decode()
+    left = next(path for path in place.glob("*.jsonl") if b'"retired":' in path.read_bytes())
+    assert not any((place / name).exists() for name in before)
+    assert state.run("keys", "list").returncode == 0
+    (public_key := state.path / "audit.pem").write_bytes(state.run("audit", "public-key").stdout)
+    for arguments in ((), ("--public-key", str(public_key))):
+        done = state.run("audit", "verify", *arguments)
+        assert done.returncode == 0, done.stdout.decode()
+    left.write_bytes(left.read_bytes().replace(b"retired", b"remired"))
+    refused = state.run("audit", "retire", "--before", "2999-01-01", "--yes")
+    assert refused.returncode == 1
+    assert b"is wrong" in refused.stderr
+    assert left.exists()
