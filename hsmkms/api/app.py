@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
 
@@ -34,28 +31,16 @@ from hsmkms.api.cold import Services
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
 from hsmkms.api.problems import kms_problem, platform_problem, status_of
-from hsmkms.api.protocol import STOPPING, WARM
 from hsmkms.api.requests import correlation_id
-from hsmkms.api.warm import WarmPath
 from hsmkms.telemetry import metrics
 
 
-def create_app(services: Services, close: Callable[[], None], *, short_way: bool = True) -> ASGIApp:
-    """The application over `services`; `close` is called once when the server stops. Without `short_way` every request
-    passes whatever is put around the application (see `warm`)."""
-
-    warm = WarmPath(services.crypto, services.gate, services.trail) if short_way else None
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
-        yield {STOPPING: asyncio.Event(), WARM: warm}
-        close()
-
+def create_app(services: Services) -> ASGIApp:
+    """The application over `services`. Its lifespan is that of `waiting.WaitingApp`."""
     app = FastAPI(
         title="hsmkms",
         version=__version__,
         description="Key management in front of your own HSM; speaks the IBM Cloud Key Protect API.",
-        lifespan=lifespan,
         redirect_slashes=False,
     )
     app.state.services = services

@@ -26,10 +26,6 @@ MAX_PLAINTEXT_BYTES: Final = 4_096
 MAX_AAD_STRINGS: Final = 255
 MAX_AAD_CHARS: Final = 255
 
-INLINE_BELOW_S: Final = 0.001
-"""A token that answers faster than this is called on the event loop: handing a call of 50 µs to a thread costs more
-than the call. A slower one, such as an HSM in the network, gets threads so that its wait is nobody else's."""
-
 
 @dataclass(frozen=True, slots=True)
 class Wrapped:
@@ -70,7 +66,7 @@ class CryptoService:
         self._snapshot = snapshot
         self._clock = clock
         self._threads = threads
-        self._inline = token.capabilities.call_s < INLINE_BELOW_S
+        self._inline = token.is_fast
 
     async def wrap(
         self,

@@ -113,9 +113,9 @@ def open_path(rooms: Rooms) -> Path:
     wrap = services.crypto.warm_wrap(caller, instance_id, key.id, None, DEK, AAD)
     assert wrap is not None, "the token answers too slowly to be called on the event loop"
     bodies = {"wrap": plain, "unwrap": {"ciphertext": wrap().ciphertext, "aad": AAD}}
-    warm = WarmPath(services.crypto, services.gate, services.trail)
+    warm = WarmPath(services.crypto, services.tokens, services.gate, services.trail, services.clock)
     encoded = {action: json.dumps(body).encode() for action, body in bodies.items()}
-    return Path(rooms, create_app(services, lambda: None), warm, authorization, instance_id, key.id, encoded)
+    return Path(rooms, create_app(services), warm, authorization, instance_id, key.id, encoded)
 
 
 def parts(path: Path, action: str) -> dict[str, float]:
