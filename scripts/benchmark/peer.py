@@ -118,7 +118,7 @@ def measure(place: Path, ours: Deployment, rounds: int, seconds: float) -> objec
             process.kill()
             process.wait()
         server.stop()
-    report.show(f"\nBarbican {VERSION} and hsmkms, {CONNECTIONS} connections, one process on one core each", rates, {})
+    report.show(f"Barbican {VERSION} and hsmkms, {CONNECTIONS} connections, one process on one core each", rates, {})
     return report.plain(rates)
 
 
