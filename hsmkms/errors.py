@@ -16,7 +16,7 @@
     │   └── NotFound · Conflict · Invalid · VersionRequired · VersionStale · LastAdministrator     IAM, instances
     ├── KeyIncomplete              what is stored of a key is damaged
     ├── Unavailable                a part this service stands on does not answer: try again
-    │   ├── TokenUnavailable · TokenAway · SigningKeyMissing · TokenBusy · KeyMaterialMissing
+    │   ├── TokenUnavailable · TokenAway · NotOpen · SigningKeyMissing · TokenBusy · KeyMaterialMissing
     │   └── StoreUnavailable · IssuerUnavailable · AuditUnavailable
     └── OperatorError              for the person at the command line: settings, set-up, token
 
@@ -523,6 +523,10 @@ class TokenAway(TokenUnavailable):
 
     def __init__(self) -> None:
         super().__init__("The HSM does not answer. Try again.")
+
+
+class NotOpen(TokenAway):
+    """This process has not opened token and database yet."""
 
 
 class SigningKeyMissing(TokenUnavailable):

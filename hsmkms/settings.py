@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     token_serial: str | None = None
     pin: pydantic.SecretStr | None = None
     pin_file: Path | None = None
+    standby_pkcs11_module: str | None = None
+    standby_token_label: str | None = None
+    standby_token_serial: str | None = None
+    standby_pin: pydantic.SecretStr | None = None
+    standby_pin_file: Path | None = None
+    standby_proof_s: float = pydantic.Field(default=10.0, gt=0, le=300)
     softhsm2_conf: Path | None = None
     database_url: str | None = None
     host: str = "127.0.0.1"
@@ -143,18 +149,26 @@ class Settings(BaseSettings):
 
         Raises SettingsInvalid.
         """
-        if self.pin is not None:
-            return SecretText(self.pin.get_secret_value())
-        if self.pin_file is None:
-            return None
-        try:
-            mode = self.pin_file.stat().st_mode
-            text = self.pin_file.read_text()
-        except OSError as error:
-            raise SettingsInvalid(f"The pin_file {self.pin_file} cannot be read. Check its path and owner.") from error
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise SettingsInvalid(f"Others can read the pin_file {self.pin_file}. Run chmod 600 on it.")
-        return SecretText(text.strip())
+        return _read_pin("pin_file", self.pin, self.pin_file)
+
+    def read_standby_pin(self) -> SecretText | None:
+        """The same for the standby token. Raises SettingsInvalid."""
+        return _read_pin("standby_pin_file", self.standby_pin, self.standby_pin_file)
+
+
+def _read_pin(name: str, pin: pydantic.SecretStr | None, file: Path | None) -> SecretText | None:
+    if pin is not None:
+        return SecretText(pin.get_secret_value())
+    if file is None:
+        return None
+    try:
+        mode = file.stat().st_mode
+        text = file.read_text()
+    except OSError as error:
+        raise SettingsInvalid(f"The {name} {file} cannot be read. Check its path and owner.") from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise SettingsInvalid(f"Others can read the {name} {file}. Run chmod 600 on it.")
+    return SecretText(text.strip())
 
 
 def _without_password(url: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
@@ -24,16 +24,14 @@ from hsmkms.api.cold import Services
 from hsmkms.api.hot import ACTIONS as HOT_ACTIONS
 from hsmkms.api.observed import AccessLog, Traced
 from hsmkms.api.requests import Gate
-from hsmkms.api.serving import end_with_parent
+from hsmkms.api.warm import WarmPath
 from hsmkms.audit.chain import Head
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.clock import Clock, system_clock
 from hsmkms.correlation import ContextThreads
-from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import (
     KeyMaterialMissing,
-    SettingsInvalid,
     SigningKeyMissing,
     StoreRefused,
     TokenRefused,
@@ -46,6 +44,7 @@ from hsmkms.iam.limits import RequestLimit
 from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
 from hsmkms.jobs.runner import Job, JobRunner
+from hsmkms.opening import PRIMARY, STANDBY, Pins, open_token
 from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
@@ -67,6 +66,7 @@ from hsmkms.service.key_access import KeyAccess
 from hsmkms.service.key_policies import KeyPolicyService
 from hsmkms.service.key_rings import KeyRingService
 from hsmkms.service.keys import KeyService
+from hsmkms.service.known_tokens import KnownTokens
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.service.policies import PolicyService
@@ -76,7 +76,7 @@ from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
 from hsmkms.service.trail import Trail
 from hsmkms.service.webhooks import WebhookService
-from hsmkms.settings import Settings, load
+from hsmkms.settings import Settings
 from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
@@ -89,9 +89,7 @@ from hsmkms.store.registrations import RegistrationStore
 from hsmkms.store.tenants import TenantStore
 from hsmkms.store.webhooks import DeliveryStore
 from hsmkms.telemetry import logs, metrics
-from hsmkms.token.hanging import HangWatch
 from hsmkms.token.room import Token
-from hsmkms.token.sessions import SessionPool, TokenAddress
 
 AUDIT_KEY_ID: Final = "61756469-7400-4000-8000-636865636b70"
 """CKA_ID of the token key that signs audit checkpoints: one a token, which every node finds without asking."""
@@ -133,43 +131,24 @@ def configure_logs(settings: Settings | None = None) -> None:
         logs.configure(settings.log_format, settings.log_level)
 
 
-def address_of(settings: Settings) -> TokenAddress:
-    """The token that the settings name. Also points SoftHSM at its configuration file."""
-    if settings.softhsm2_conf is not None:
-        os.environ["SOFTHSM2_CONF"] = str(settings.softhsm2_conf)
-    if settings.token_label is None and settings.token_serial is None:
-        raise SettingsInvalid("Set token_label or token_serial: slot numbers move, so they cannot name a token.")
-    return TokenAddress(settings.pkcs11_module, settings.token_label, settings.token_serial)
-
-
 def open_rooms(
     settings: Settings,
-    pin: SecretText,
+    pins: Pins,
     *,
     migrate: bool = False,
     found: bool = False,
     watch: bool = False,
+    stays: bool = False,
     clock: Clock = system_clock,
 ) -> Rooms:
     """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
-    key that seals rights is made when the token has none; with `watch` the process ends when the token hangs. Every
-    service reads its time from `clock`.
+    key that seals rights is made when the token has none; `watch` and `stays` say what becomes of a process whose token
+    hangs (`token.hanging`). Every service reads its time from `clock`.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
     with ExitStack() as stack:
-        pool = SessionPool(
-            address_of(settings),
-            pin,
-            size=settings.sessions,
-            wait_s=settings.session_wait_s,
-            recycle_after=settings.recycle_after_objects,
-        )
-        if watch:
-            stack.callback(HangWatch(pool, settings.token_call_timeout_s).close)
-        # Before the watch ends: a library may hang in its end too.
-        stack.callback(pool.close)
-        token = Token(pool)
+        token = open_token(settings, pins, stack, watch=watch, stays=stays)
         database = Database(settings.database)
         stack.callback(database.close)
         if migrate:
@@ -224,6 +203,7 @@ def open_rooms(
                 services.policies,
                 services.instances,
                 services.tokens,
+                KnownTokens(token, grants, RightsWriter(stores.records, grants, token.mac, snapshot, clock), clock),
                 clock,
             ),
             doctor=Doctor(
@@ -241,16 +221,16 @@ def open_rooms(
             database=database,
             heads=heads,
             audit_directory=settings.audit_directory,
-            gauges=_gauges(pool, snapshot, journal),
+            gauges=_gauges(token, snapshot, journal),
             close=stack.pop_all(),
         )
 
 
-def _gauges(pool: SessionPool, snapshot: Snapshot, journal: Journal) -> dict[Gauge, Callable[[], float]]:
+def _gauges(token: Token, snapshot: Snapshot, journal: Journal) -> dict[Gauge, Callable[[], float]]:
     """What metrics tell of the state of this process."""
     return {
-        metrics.TOKEN_SESSIONS: lambda: pool.open_sessions,
-        metrics.TOKEN_SESSIONS_LENT: lambda: pool.lent_sessions,
+        metrics.TOKEN_SESSIONS: lambda: sum(part.open_sessions for part in token.parts.values()),
+        metrics.TOKEN_SESSIONS_LENT: lambda: sum(part.lent_sessions for part in token.parts.values()),
         metrics.SNAPSHOT_TIME: lambda: time.time() - snapshot.age_s,
         metrics.SNAPSHOT_KEYS: lambda: snapshot.key_count,
         metrics.AUDIT_WAITING: lambda: journal.waiting,
@@ -389,49 +369,41 @@ def backup_of(rooms: Rooms) -> BackupService:
     )
 
 
-@contextmanager
-def open_token(settings: Settings, pin: SecretText) -> Iterator[Token]:
-    """The token alone, without a database. Raises TokenRefused, PinRefused, Unavailable."""
-    pool = SessionPool(
-        address_of(settings),
-        pin,
-        size=settings.sessions,
-        wait_s=settings.session_wait_s,
-        recycle_after=settings.recycle_after_objects,
-    )
-    try:
-        yield Token(pool)
-    finally:
-        pool.close()
+def pin_of(settings: Settings) -> Pins:
+    """The PINs from files or environment; `Pins.of` refuses to give one that is not set. Raises SettingsInvalid."""
+    found = {PRIMARY: settings.read_pin(), STANDBY: settings.read_standby_pin()}
+    return Pins({part: pin for part, pin in found.items() if pin is not None})
 
 
-def pin_of(settings: Settings) -> SecretText:
-    """The PIN from file or environment. Raises SettingsInvalid when neither is set."""
-    pin = settings.read_pin()
-    if pin is None:
-        raise SettingsInvalid("The token's PIN is not known. Set pin_file or HSMKMS_PIN.")
-    return pin
+def open_worker(settings: Settings, pins: Pins) -> Rooms:
+    """The rooms of one worker process, its jobs running. Raises as `open_rooms`."""
+    rooms = open_rooms(settings, pins, watch=True, stays=True)
+    with ExitStack() as stack:
+        stack.push(rooms.close)
+        rooms.deployment.require_founded()
+        # From here on the token has a canary in this process, and so the breaker something that can close it.
+        rooms.services.health.readiness()
+        metrics.bind({action.value: HTTPStatus.OK for action in HOT_ACTIONS.values()})
+        rooms.close.callback(metrics.Reporter(rooms.gauges).close)
+        for runner in _runners(rooms.services, f"{socket.gethostname()[:40]}-{os.getpid()}"):
+            rooms.close.callback(runner.stop)
+            runner.start()
+        stack.pop_all()
+    return rooms
 
 
-def worker() -> ASGIApp:
-    """One worker's application; uvicorn calls this in each process."""
-    end_with_parent()
-    settings = load()
-    configure_logs(settings)
-    rooms = open_rooms(settings, pin_of(settings), watch=True)
-    rooms.deployment.require_founded()
-    # From here on the token has a canary in this process, and so the breaker something that can close it.
-    rooms.services.health.readiness()
-    metrics.bind({action.value: HTTPStatus.OK for action in HOT_ACTIONS.values()})
-    rooms.close.callback(metrics.Reporter(rooms.gauges).close)
-    for runner in _runners(rooms.services, f"{socket.gethostname()[:40]}-{os.getpid()}"):
-        rooms.close.callback(runner.stop)
-        runner.start()
-    watched = settings.otlp_endpoint is not None or settings.access_log
-    app = create_app(rooms.services, rooms.close.close, short_way=not watched)
+def application_of(rooms: Rooms, settings: Settings) -> tuple[ASGIApp, WarmPath | None]:
+    """The application over open rooms, and its short way; there is none where something looks at every request."""
+    services = rooms.services
+    app = create_app(services)
     if settings.otlp_endpoint is not None:
         app = _traced(app, settings, settings.otlp_endpoint, rooms)
-    return AccessLog(app) if settings.access_log else app
+    if settings.access_log:
+        app = AccessLog(app)
+    watched = settings.otlp_endpoint is not None or settings.access_log
+    return app, None if watched else WarmPath(
+        services.crypto, services.tokens, services.gate, services.trail, services.clock
+    )
 
 
 def _traced(app: ASGIApp, settings: Settings, endpoint: str, rooms: Rooms) -> ASGIApp:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
 
@@ -34,28 +31,16 @@ from hsmkms.api.cold import Services
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
 from hsmkms.api.problems import kms_problem, platform_problem, status_of
-from hsmkms.api.protocol import STOPPING, WARM
 from hsmkms.api.requests import correlation_id
-from hsmkms.api.warm import WarmPath
 from hsmkms.telemetry import metrics
 
 
-def create_app(services: Services, close: Callable[[], None], *, short_way: bool = True) -> ASGIApp:
-    """The application over `services`; `close` is called once when the server stops. Without `short_way` every request
-    passes whatever is put around the application (see `warm`)."""
-
-    warm = _warm_path(services) if short_way else None
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
-        yield {STOPPING: asyncio.Event(), WARM: warm}
-        close()
-
+def create_app(services: Services) -> ASGIApp:
+    """The application over `services`. Its lifespan is that of `waiting.WaitingApp`."""
     app = FastAPI(
         title="hsmkms",
         version=__version__,
         description="Key management in front of your own HSM; speaks the IBM Cloud Key Protect API.",
-        lifespan=lifespan,
         redirect_slashes=False,
     )
     app.state.services = services
@@ -89,10 +74,6 @@ async def _no_such_call(request: Request, error: Exception) -> Response:
     if request.url.path.startswith(("/v1/", "/v2/")):
         return platform_problem(error, correlation_id(request.headers))
     return kms_problem(error, correlation_id(request.headers), "Call could not be performed")
-
-
-def _warm_path(services: Services) -> WarmPath:
-    return WarmPath(services.crypto, services.tokens, services.gate, services.trail, services.clock)
 
 
 def _describe(app: FastAPI) -> None:

@@ -12,11 +12,12 @@ import typer
 from hsmkms.cli.deploy import write_private
 from hsmkms.cli.local import rooms
 from hsmkms.clock import system_clock
+from hsmkms.opening import token_alone
 from hsmkms.service.archive import Archive
 from hsmkms.service.backup import bring_back, require_token
 from hsmkms.settings import FILE_NAME, Settings, load, state_dir
 from hsmkms.store.engine import Database
-from hsmkms.wiring import backup_of, configure_logs, open_token, pin_of
+from hsmkms.wiring import backup_of, configure_logs, pin_of
 
 
 def backup(
@@ -55,7 +56,7 @@ def restore(
     archive = Archive(file)
     settings = _settings(archive)
     configure_logs(settings)
-    with open_token(settings, pin_of(settings)) as token:
+    with token_alone(settings, pin_of(settings)) as token:
         missing = require_token(token, archive, accept_missing=accept_missing)
         state_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(settings.database)

@@ -24,11 +24,11 @@ from hsmkms.ceremony.refusals import CeremonyRefused, PlanRefused
 from hsmkms.ceremony.screen import Answers, Terminal
 from hsmkms.cli.imports import fetched
 from hsmkms.domain.secrets import SecretText
+from hsmkms.opening import address_of
 from hsmkms.settings import Settings, load
 from hsmkms.token.provision import init_token
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
-from hsmkms.wiring import address_of
 
 app = typer.Typer(help="Hold key ceremonies, and prove later how they went.", no_args_is_help=True)
 plan_app = typer.Typer(help="Sign the plan of a ceremony beforehand.", no_args_is_help=True)

@@ -19,9 +19,11 @@ import uvicorn
 
 from hsmkms.api.protocol import Protocol
 from hsmkms.api.serving import serve as run_server
+from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid, StoreRefused
+from hsmkms.opening import ENVIRONMENT, parts_of
 from hsmkms.settings import FILE_NAME, Settings, load, state_dir
 from hsmkms.telemetry.endpoint import DIRECTORY_VARIABLE, Access, Endpoint, discard, prepare
 from hsmkms.token.provision import has_token, init_token
@@ -110,21 +112,24 @@ def _serve(settings: Settings) -> None:
     """Open the rooms once before any worker does, so that a wrong PIN costs one try and the schema is there."""
     _require_safe_bind(settings)
     configure_logs(settings)
-    pin = _ask_pin() if settings.read_pin() is None and sys.stdin.isatty() else pin_of(settings)
+    pins = pin_of(settings)
+    if sys.stdin.isatty():
+        pins.ask(parts_of(settings), _ask_pin)
     # Workers inherit the environment; a command line would show the PIN to everybody on the host.
     os.environ["HSMKMS_STATE_DIR"] = str(settings.state_dir)
-    os.environ["HSMKMS_PIN"] = pin.reveal()
+    for part in parts_of(settings):
+        os.environ[ENVIRONMENT[part]] = pins.of(part).reveal()
     # They read the file and not the command line; this is what they tell clients of where the service is.
     os.environ["HSMKMS_PUBLIC_URL"] = settings.base_url
-    rooms = open_rooms(settings, pin, migrate=True)
+    rooms = open_rooms(settings, pins, migrate=True, watch=True)
     with rooms.close:
         rooms.deployment.require_founded()
     if settings.shorten_waits_for_tests:
         typer.echo("WARNING: waits are shortened for tests. Deleted keys may be purged at once.", err=True)
     # Ctrl-C is how serving ends; by then uvicorn has answered what was under way.
-    with _metrics(settings), contextlib.suppress(KeyboardInterrupt):
+    with _metrics(settings), contextlib.suppress(KeyboardInterrupt), _hearing_logins(settings):
         config = uvicorn.Config(
-            "hsmkms.wiring:worker",
+            "hsmkms.worker:application",
             factory=True,
             host=settings.host,
             port=settings.port,
@@ -134,6 +139,9 @@ def _serve(settings: Settings) -> None:
             ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
             # Asked for, not required: most clients bring a token.
             ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_OPTIONAL,
+            # A thread of the worker answers this, also while the token hangs; but not before Python has imported all,
+            # which takes a busy machine more than the five seconds after which uvicorn would begin again.
+            timeout_worker_healthcheck=60,
             loop="uvloop",
             http=Protocol,
             # Its lines come by way of ours, and a request has a line only where the setting says so.
@@ -177,8 +185,28 @@ def _metrics(settings: Settings) -> Iterator[None]:
             discard(directory)
 
 
-def _ask_pin() -> SecretText:
-    return SecretText(typer.prompt("PIN of the token", hide_input=True, err=True))
+@contextlib.contextmanager
+def _hearing_logins(settings: Settings) -> Iterator[None]:
+    """The process that starts workers gives each the PIN of its own environment, so it has to hear of a new one. A
+    single worker is this same process, and hears it itself."""
+
+    def answer(request: Request) -> Answer:
+        if isinstance(request, LoginRequest):
+            os.environ[ENVIRONMENT[request.part]] = request.pin
+        return {"serves": True, "tokens": {}}
+
+    if settings.workers == 1:
+        yield
+        return
+    control = ControlSocket(settings.state_dir, answer)
+    try:
+        yield
+    finally:
+        control.close()
+
+
+def _ask_pin(part: str) -> SecretText:
+    return SecretText(typer.prompt(f"PIN of the {part} token", hide_input=True, err=True))
 
 
 def _require_safe_bind(settings: Settings) -> None:

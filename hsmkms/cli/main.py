@@ -38,6 +38,7 @@ _COMMANDS: Final = {
     "adopt": "hsmkms.cli.adopt:app",
     "kubernetes-plugin": "hsmkms.cli.kubernetes:app",
     "audit": "hsmkms.cli.audit:app",
+    "hsm": "hsmkms.cli.hsm:app",
 }
 """Where each command is: imported when it is asked for."""
 

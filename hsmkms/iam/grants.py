@@ -17,13 +17,16 @@ import structlog
 from hsmkms.domain.access import Rights, Role, Scope, SourceCrn
 from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, Login, RevokedSession, SigningKey
 from hsmkms.domain.instance_policies import InstancePolicy, Restrictions
+from hsmkms.domain.known_tokens import KnownToken
 from hsmkms.domain.policies import Policy, PolicyState, grants_of_source
 from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance, SealedInstance
 from hsmkms.domain.webhooks import Webhook
 from hsmkms.iam import integrity
 
-T = TypeVar("T", Identity, ApiKey, AccessGroup, Policy, Login, SigningKey, RevokedSession, InstancePolicy, Webhook)
+T = TypeVar(
+    "T", Identity, ApiKey, AccessGroup, Policy, Login, SigningKey, RevokedSession, InstancePolicy, Webhook, KnownToken
+)
 
 _log = structlog.get_logger(__name__)
 _ALL: Final = None
@@ -224,5 +227,5 @@ def _subjects(value: integrity.Sealable) -> tuple[str | None, ...]:
             return (_ALL, value.instance_id)
         case Webhook():
             return (_ALL, value.source)
-        case SigningKey() | RevokedSession():
+        case SigningKey() | RevokedSession() | KnownToken():
             return (_ALL,)

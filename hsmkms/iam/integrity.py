@@ -17,13 +17,23 @@ import msgspec
 from hsmkms.domain.identities import AccessGroup, ApiKey, Identity, Login, RevokedSession, SigningKey
 from hsmkms.domain.importing import ImportToken
 from hsmkms.domain.instance_policies import InstancePolicy
+from hsmkms.domain.known_tokens import KnownToken
 from hsmkms.domain.policies import Policy
 from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance, SealedInstance
 from hsmkms.domain.webhooks import Webhook
 
 Sealable: TypeAlias = (
-    Identity | ApiKey | AccessGroup | Policy | Login | SigningKey | RevokedSession | InstancePolicy | Webhook
+    Identity
+    | ApiKey
+    | AccessGroup
+    | Policy
+    | Login
+    | SigningKey
+    | RevokedSession
+    | InstancePolicy
+    | Webhook
+    | KnownToken
 )
 Mac = Callable[[bytes], bytes]
 """message → HMAC-SHA-256 of 32 bytes, made in the token. Raises Unavailable."""
@@ -38,6 +48,7 @@ KINDS: Final[dict[type[Sealable], str]] = {
     RevokedSession: "revoked_session",
     InstancePolicy: "instance_policy",
     Webhook: "webhook",
+    KnownToken: "token",
 }
 _TYPES: Final[dict[str, type[Sealable]]] = {kind: known for known, kind in KINDS.items()}
 _PURPOSE: Final = b"hsmkms sealed record 1"
@@ -112,7 +123,7 @@ def instance_digest(sealed: SealedInstance) -> bytes:
 
 
 def _account_of(value: Sealable) -> str:
-    return "" if isinstance(value, SigningKey | RevokedSession) else value.account
+    return "" if isinstance(value, SigningKey | RevokedSession | KnownToken) else value.account
 
 
 def _instance_message(instance: Instance) -> bytes:

@@ -113,6 +113,7 @@ class AdoptionService:
             raise AdoptionRefused("This key was adopted before.")
         self._require_signer(found)
         self._token.verify_key(found.version)
+        self._token.prove_key(found.version)
         kept = self._token.describe_key(found.version.id).check_values.ecb
         if None not in (kept, found.check_values.ecb) and kept != found.check_values.ecb:
             raise AdoptionRefused("The key check value of the object is not the one in the record.")

@@ -18,6 +18,7 @@ from hsmkms.iam.grants import Grants
 from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.identities import IdentityService
 from hsmkms.service.instances import InstanceService
+from hsmkms.service.known_tokens import KnownTokens
 from hsmkms.service.policies import PolicyService
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
@@ -49,6 +50,7 @@ class Deployment:
         policies: PolicyService,
         instances: InstanceService,
         tokens: TokenService,
+        known_tokens: KnownTokens,
         clock: Clock,
     ) -> None:
         self._token = token
@@ -60,6 +62,7 @@ class Deployment:
         self._policies = policies
         self._instances = instances
         self._tokens = tokens
+        self.known_tokens = known_tokens
         self._clock = clock
 
     def operator(self, account: str) -> Caller:
@@ -74,6 +77,7 @@ class Deployment:
             raise TokenRefused("The token does not hold this deployment's sentinel key. Is it the right token?")
         if not self._token.has_mac_key() or not self._grants.about(SigningKey):
             raise StoreRefused("No rights in this database are sealed by this token. Run `hsmkms iam recover`.")
+        self.known_tokens.require()
 
     def is_founded(self) -> bool:
         """True once `found` has finished."""
@@ -84,6 +88,7 @@ class Deployment:
         if not self._token.has_sentinel():
             self._token.make_sentinel()
         self._require_signing_key()
+        self.known_tokens.accept()
         secret = self.add_administrator(account)
         return Founded(self._instances.create(self.operator(account), name, region), secret)
 
@@ -97,6 +102,7 @@ class Deployment:
         if not self._token.has_sentinel():
             raise TokenRefused("The token does not hold this deployment's sentinel key. Is it the right token?")
         self._require_signing_key()
+        self.known_tokens.accept()
         return self.add_administrator(account)
 
     def seal_instances(self, instances: Sequence[Instance]) -> None:

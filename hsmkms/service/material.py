@@ -1,7 +1,7 @@
 """Make a token object and commit its row, in an order that loses no key that a caller was told about.
 
     1  commit a pending row that names the version id
-    2  generate the object
+    2  generate the object, and prove it on every token that should hold it
     3  commit the real row and take the pending one away, in one transaction
 
 After a crash a pending row says exactly which object nobody was told about; `doctor` settles it. An object that no row
@@ -63,6 +63,7 @@ class Material:
                 # What was brought did not fit, so there is no object. To look for it would open the token anew, and
                 # nobody shall bring that about by sending rubbish.
                 raise _NothingMade from refusal
+            self._token.prove_key(version)
             return commit(version)
 
         try:

@@ -2,6 +2,10 @@
 
 Whoever supervises (uvicorn with two workers or more, systemd with one) starts it again. Nothing that a caller was told
 is lost by that: it is what `kill -9` does, and every answer was committed before it was given.
+
+A process that hangs while it opens the token is another matter: the next one would hang there too, and the one after
+it. It stays, says that it lives, serves from a standby if there is one, and ends when a child finds that the token
+answers others (`probing`).
 """
 
 from __future__ import annotations
@@ -12,21 +16,24 @@ from typing import Final
 
 import structlog
 
+from hsmkms.token import probing
+from hsmkms.token.recovery import RecoveringToken
 from hsmkms.token.sessions import SessionPool
 
 EXIT_CODE: Final = 75
 """EX_TEMPFAIL of sysexits.h."""
 _LOOKS_PER_TIMEOUT: Final = 10
+_PROBE_PAUSE_S: Final = 1.0
 
 _log = structlog.get_logger(__name__)
 
 
 class HangWatch:
-    """Ends this process when a call of the PKCS#11 library takes longer than it may."""
+    """Deals with calls of one token's PKCS#11 library that take longer than they may."""
 
-    def __init__(self, pool: SessionPool, timeout_s: float) -> None:
-        """Start to watch."""
-        self._pool, self._timeout_s = pool, timeout_s
+    def __init__(self, pool: SessionPool, token: RecoveringToken, timeout_s: float, *, stays: bool) -> None:
+        """Start to watch. `stays` says that the process answers somebody while it opens the token."""
+        self._pool, self._token, self._timeout_s, self._stays = pool, token, timeout_s, stays
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
         self._thread.start()
@@ -39,9 +46,26 @@ class HangWatch:
     def _watch(self) -> None:
         late_before = False
         while not self._stopped.wait(self._timeout_s / _LOOKS_PER_TIMEOUT):
-            late = self._pool.longest_call_s() > self._timeout_s
+            late = self._is_late()
             # Seen twice: a process that was itself stopped (SIGSTOP, a paused machine) finds late what goes on at once.
             if late and late_before:
-                _log.critical("the token hangs; this process ends and has to be started again", after_s=self._timeout_s)
-                os._exit(EXIT_CODE)
+                if self._token.is_proved or not self._stays:
+                    self._end("the token hangs; this process ends and has to be started again")
+                self._stay()
+                late = False
             late_before = late
+
+    def _is_late(self) -> bool:
+        return self._pool.longest_call_s() > self._timeout_s
+
+    def _stay(self) -> None:
+        """Return when the call has returned after all, or the watch ends."""
+        _log.critical("the token hangs while it is opened", token=str(self._pool.address))
+        while self._is_late() and not self._stopped.is_set():
+            if probing.answers(self._pool, self._timeout_s):
+                self._end("the token hangs here and answers others; this process ends and has to be started again")
+            self._stopped.wait(_PROBE_PAUSE_S)
+
+    def _end(self, message: str) -> None:
+        _log.critical(message, token=str(self._pool.address), after_s=self._timeout_s)
+        os._exit(EXIT_CODE)

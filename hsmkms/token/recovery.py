@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+import structlog
+
 from hsmkms.domain.keys import KeyVersion
+from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import (
     HsmkmsError,
     KeyMaterialMissing,
@@ -23,7 +27,7 @@ from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import selftest, templates
 from hsmkms.token.breaker import Breaker
-from hsmkms.token.objects import AES_OBJECTS, KeyIndex, ObjectAmbiguous, ObjectMissing
+from hsmkms.token.objects import AES_OBJECTS, KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
 from hsmkms.token.returned import CryptokiError, Meaning
 from hsmkms.token.sessions import SessionPool, TokenInfo, renew_after_fork
 
@@ -34,16 +38,16 @@ SENTINEL_ID: Final = str(uuid.uuid5(uuid.UUID("5b0b6f5e-6d39-4f0e-9a5c-2f1d7a4c8
 OTHER_TOKEN: Final = "The token that answers is not the one that holds the keys. Try again."
 UNAVAILABLE: Final = "The HSM does not answer as it should. Try again."
 
-INLINE_BELOW_S: Final = 0.001
-"""A token that answers faster than this is called on the event loop: handing a call of 50 µs to a thread costs more
-than the call. A slower one, such as an HSM in the network, gets threads so that its wait is nobody else's."""
 _CANARY_FRAME: Final = bytes(range(1, 17))
-_CANARY_VALID_S: Final = 0.05
 _CHECK_REOPENS_S: Final = 1.0
 _MISSING_VALID_S: Final = 1.0
 _INDEX_PATIENCE_S: Final = 120.0
-_DOUBTFUL_AGAIN: Final = 2
+_DOUBTFUL_AGAIN: Final = 1
 _IN_DOUBT_S: Final = 10.0
+_log = structlog.get_logger(__name__)
+
+_FOR_THE_CANARY: Final = frozenset({Meaning.DOUBTFUL, Meaning.CALL})
+_NOT_DONE: Final = "The HSM does not do this. The operator finds the reason in the log."
 _MISSING: Final = "The key's object is not on the token. Run `hsmkms doctor`."
 
 
@@ -51,22 +55,45 @@ class RecoveringToken:
     """One token, opened and proved. Methods raise TokenUnavailable or TokenBusy when the device does not answer."""
 
     def __init__(self, pool: SessionPool) -> None:
-        """Prove the token. Raises TokenRefused when it lacks a mechanism or does not keep its keys."""
+        """Prove the token if its pool is open; else all calls say that it is away, until `prove` was called.
+
+        Raises TokenRefused when it lacks a mechanism or does not keep its keys.
+        """
         self._pool = pool
         self._index = KeyIndex()
         # Token objects are generated, searched and destroyed by one thread at a time: SoftHSM 2.6.1 fails one of two
         # that do so together (in 1 of 85 calls of eight threads), and may show the object twice afterwards.
         self._objects_lock = threading.RLock()
         self._canary: tuple[int, bytes] | None = None
-        self._canary_good_until = 0.0
         self._check_reopens_at = 0.0
         self._missing_until: dict[str, float] = {}
         self._in_doubt_until = 0.0
-        self.breaker = Breaker(self._probe)
+        self._sentinel_check: bytes | None = None
+        self._swapped = False
+        self.capabilities = selftest.UNKNOWN
+        self.is_proved = False
+        """Whether the self-test was passed; before that nothing else is asked of the token."""
+        self.breaker = Breaker(self._probe, str(pool.address))
         renew_after_fork(self)
+        if pool.is_open:
+            self._prove()
+            self.is_proved = True
+        else:
+            self.breaker.hold()
+
+    def prove(self) -> None:
+        """Open a token that was not open, and prove it. Raises as the constructors of pool and token."""
+        if not self._pool.is_open:
+            self._pool.open()
+        self._prove()
+        self._pool.require_expected()
+        self.breaker.admit()
+        self.is_proved = True
+
+    def _prove(self) -> None:
         try:
-            selftest.require_mechanisms(pool.mechanisms(), pool.info.label)
-            with pool.session() as session:
+            selftest.require_mechanisms(self._pool.mechanisms(), self._pool.info.label)
+            with self._pool.session() as session:
                 self.capabilities = selftest.run(session)
         except CryptokiError as error:
             raise TokenUnavailable(UNAVAILABLE) from error
@@ -76,10 +103,19 @@ class RecoveringToken:
         """Label, serial and firmware of the token."""
         return self._pool.info
 
-    @property
-    def is_fast(self) -> bool:
-        """Whether its calls belong on the event loop, by what the self-test measured."""
-        return self.capabilities.call_s < INLINE_BELOW_S
+    def expect(self, serials: frozenset[str]) -> None:
+        """Refuse every token of another serial from now on. Raises TokenRefused when it is open and is such a one."""
+        self._pool.expect(serials)
+
+    def refuse(self) -> None:
+        """Use the token no more, for as long as this process lives."""
+        self.breaker.refuse()
+
+    def take_pin(self, pin: SecretText) -> None:
+        """Log in with this PIN from now on; a token that was away because of the old one is tried at once."""
+        self._pool.take_pin(pin)
+        if self.is_proved:
+            self.check()
 
     def close(self) -> None:
         """Finalise the module."""
@@ -92,6 +128,7 @@ class RecoveringToken:
 
     def check(self) -> None:
         """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot."""
+        self.breaker.require_not_held()
         try:
             self._probe()
         except TokenUnavailable:
@@ -169,6 +206,7 @@ class RecoveringToken:
                 failure = _counted(error)
             finally:
                 self._pool.give(session)
+            self._require_other_than_call(failure)
             self._pool.reopen(generation)
         raise _explain(failure, missing) from failure
 
@@ -195,8 +233,9 @@ class RecoveringToken:
                 failure = _counted(error)
             finally:
                 self._pool.give(session)
-            if not input_is_ours and self._is_bad_input(failure):
+            if not input_is_ours and self._is_bad_input(failure) and self._fails_again(version, act, failure):
                 raise UnprocessableCiphertext from failure
+            self._require_other_than_call(failure)
             if not last:
                 self._recover(failure, generation, version)
         if isinstance(failure, ObjectMissing):
@@ -214,7 +253,7 @@ class RecoveringToken:
         """Whether the blob is to blame; in doubt a canary tells."""
         if not isinstance(failure, CryptokiError):
             return False
-        if failure.meaning is not Meaning.DOUBTFUL:
+        if failure.meaning not in _FOR_THE_CANARY:
             return failure.meaning is Meaning.DATA
         if not self._canary_sings():
             return False
@@ -223,12 +262,36 @@ class RecoveringToken:
             raise TokenUnavailable(UNAVAILABLE) from failure
         return True
 
+    def _fails_again(self, version: KeyVersion, act: Callable[[ck.Session, int], T], failure: Exception) -> bool:
+        """Whether a doubtful call fails in the same way after the canary sang: a device that was away for a moment may
+        have come back between the two."""
+        if not isinstance(failure, CryptokiError) or failure.meaning is Meaning.DATA:
+            return True
+        session = self._pool.take()
+        try:
+            act(session, self._resolve(session, self._pool.generation, version))
+        except CryptokiError as error:
+            return error.returned == failure.returned
+        finally:
+            self._pool.give(session)
+        self._in_doubt_until = time.monotonic() + _IN_DOUBT_S
+        return False
+
+    def _require_other_than_call(self, failure: Exception) -> None:
+        """Raise TokenUnavailable for what a token that is well does not do, such as to wrap what is too large for it.
+        It would do it no better after a fresh start, which clients could bring about."""
+        if not isinstance(failure, CryptokiError) or failure.meaning is not Meaning.CALL or self._canary is None:
+            return
+        if self._canary_sings():
+            _log.error("the token does not do what it was asked", token=str(self._pool.address), cause=str(failure))
+            raise TokenUnavailable(_NOT_DONE) from failure
+
     def _open_surely(self, session: ck.Session, handle: int, sealed: bytes) -> bytes:
         """Bad input fails every time; a device that fails now and then does not, and is in doubt from then on."""
         try:
             return session.open(handle, sealed)
         except CryptokiError as error:
-            if error.meaning is not Meaning.DOUBTFUL:
+            if error.meaning not in _FOR_THE_CANARY:
                 raise
             failure = error
         for _ in range(_DOUBTFUL_AGAIN):
@@ -279,26 +342,38 @@ class RecoveringToken:
         return True
 
     def _canary_sings(self, *, fresh: bool = False) -> bool:
-        """True if the token opened a known good blob just now, or within the last 50 ms: clients can provoke this.
-        `fresh` has the blob made anew, now."""
-        now = time.monotonic()
-        if now < self._canary_good_until and not fresh:
-            return True
+        """True if the token opens a known good blob now. `fresh` has the blob made anew."""
         session = self._pool.take()
         try:
             generation = self._pool.generation
             handle = self._find(session, SENTINEL_ID)
+            if self._canary is None or self._canary[0] != generation:
+                self._require_same_sentinel(session, handle)
             if fresh or self._canary is None or self._canary[0] != generation:
                 self._canary = (generation, session.seal(handle, _CANARY_FRAME))
-            sang = session.open(handle, self._canary[1]) == _CANARY_FRAME
+            return session.open(handle, self._canary[1]) == _CANARY_FRAME
         except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
             _counted(error)
             return False
+        except _OtherSentinel:
+            return False
         finally:
             self._pool.give(session)
-        if sang:
-            self._canary_good_until = now + _CANARY_VALID_S
-        return sang
+
+    def _require_same_sentinel(self, session: ck.Session, handle: int) -> None:
+        """A token may be swapped for one of the same label and even serial; the sentinel's key is not the same then."""
+        found = check_value(session, handle)
+        if self._sentinel_check is None:
+            self._sentinel_check = found
+        swapped, self._swapped = self._swapped, not hmac.compare_digest(found, self._sentinel_check)
+        if self._swapped:
+            if not swapped:
+                _log.critical("the token was swapped: it holds another sentinel key", token=str(self._pool.address))
+            raise _OtherSentinel
+
+
+class _OtherSentinel(Exception):
+    """The token has a sentinel, and not the one that it had."""
 
 
 def _counted(failure: Exception) -> Exception:

@@ -17,11 +17,18 @@ from hsmkms.errors import SigningKeyMissing, TokenUnavailable, UnprocessableCiph
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import describing, integrity, signing, templates
 from hsmkms.token.carrying import CarryingToken
-from hsmkms.token.objects import AES_OBJECTS, ObjectMissing
+from hsmkms.token.objects import AES_OBJECTS, ObjectMissing, check_value
 from hsmkms.token.recovery import OTHER_TOKEN, SENTINEL_ID
 from hsmkms.token.sessions import SessionPool
 
 _NO_MAC_KEY: Final = "The key that seals rights is not on the token. Run `hsmkms doctor`."
+
+_PROOF: Final = b"hsmkms: a new key is proved"
+_NOT_PROVED: Final = "The HSM does not open what it sealed with a new key, so the key is not used. Try again."
+
+_INLINE_BELOW_S: Final = 0.001
+"""A token that answers faster than this is called on the event loop: handing a call of 50 µs to a thread costs more
+than the call. A slower one, such as an HSM in the network, gets threads so that its wait is nobody else's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,24 @@ class TokenObject:
     unsafe: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class TokenStatus:
+    """A token as one process sees it. `away`: callers are told so; `openings`: how often its module was opened."""
+
+    address: str
+    module: str
+    label: str | None
+    serial: str | None
+    firmware: str | None
+    proved: bool
+    refused: bool
+    away: bool
+    pin_refused: str | None
+    sessions: int
+    sessions_lent: int
+    openings: int
+
+
 class Token(CarryingToken):
     """One token, opened and proved. Methods raise TokenUnavailable or TokenBusy when the device does not answer."""
 
@@ -41,6 +66,76 @@ class Token(CarryingToken):
         self._signing_handles: dict[tuple[int, str], int] = {}
         self._mac_handle: tuple[int, int] | None = None
         super().__init__(pool)
+
+    @property
+    def parts(self) -> dict[str, Token]:
+        """The tokens that this is made of, by their part in it: the primary alone, unless there is a standby."""
+        return {"primary": self}
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it was proved, and not refused afterwards."""
+        return self.is_proved and not self.breaker.is_refused
+
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions there are with this token, without those of a standby."""
+        return self._pool.open_sessions
+
+    @property
+    def lent_sessions(self) -> int:
+        """How many of them somebody has."""
+        return self._pool.lent_sessions
+
+    @property
+    def call_s(self) -> float:
+        """Median seconds of one seal, as the self-test found; infinite before it."""
+        return self.capabilities.call_s
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether its calls belong on the event loop, by what the self-test measured."""
+        return self.call_s < _INLINE_BELOW_S
+
+    def status(self) -> dict[str, TokenStatus]:
+        """How each part is, from memory: this asks no token."""
+        return {part: token.describe() for part, token in self.parts.items()}
+
+    def describe(self) -> TokenStatus:
+        """How this token is."""
+        pool = self._pool
+        info = pool.info if self.is_proved else None
+        return TokenStatus(
+            address=str(pool.address),
+            module=pool.address.module,
+            label=None if info is None else info.label,
+            serial=None if info is None else info.serial,
+            firmware=None if info is None else info.firmware,
+            proved=self.is_proved,
+            refused=self.breaker.is_refused,
+            away=self.breaker.is_open,
+            pin_refused=pool.guard.reason,
+            sessions=pool.open_sessions,
+            sessions_lent=pool.lent_sessions,
+            openings=pool.generation,
+        )
+
+    def has_key(self, version_id: str) -> bool:
+        """Whether a search finds an object under this id; its attributes are not looked at."""
+        return self._call(lambda session: self._is_there(session, version_id))
+
+    def check_value_of(self, version_id: str) -> bytes:
+        """The check value of an object (`objects.check_value`)."""
+        return self._call(lambda session: check_value(session, self._find(session, version_id)))
+
+    def prove_key(self, version: KeyVersion) -> None:
+        """Wrap and unwrap with a new key, before anybody is told of it. Raises TokenUnavailable when that fails."""
+        try:
+            opened = Token.open(self, version, version.id, Token.seal(self, version, _PROOF, ()), ())
+        except UnprocessableCiphertext as error:
+            raise TokenUnavailable(_NOT_PROVED) from error
+        if opened.reveal() != _PROOF:
+            raise TokenUnavailable(_NOT_PROVED)
 
     def has_sentinel(self) -> bool:
         """True once `make_sentinel` was called on this token."""
@@ -142,6 +237,19 @@ class Token(CarryingToken):
                 return signing.generate(session, key_id, fixed=self.capabilities.fixed_attributes)
 
         return self._call(generate, attempts=1)
+
+    def has_signing_key(self, key_id: str) -> bool:
+        """Whether the private key is there."""
+
+        def find(session: ck.Session) -> bool:
+            try:
+                with self._objects_lock:
+                    signing.find(session, key_id)
+            except ObjectMissing:
+                return False
+            return True
+
+        return self._call(find)
 
     def sign(self, key_id: str, message: bytes) -> bytes:
         """ECDSA P-256 SHA-256 signature, r and s of 32 bytes each (RFC 7518 section 3.4).

@@ -5,6 +5,7 @@ All objects made here are session objects; nothing stays on the token.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -37,6 +38,10 @@ class Capabilities:
 
     fixed_attributes: bool
     call_s: float
+
+
+UNKNOWN: Final = Capabilities(fixed_attributes=False, call_s=math.inf)
+"""Of a token that was not proved yet."""
 
 
 def require_mechanisms(offered: frozenset[int], label: str) -> None:

@@ -19,10 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import structlog
+
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import PinRefused, TokenBusy, TokenRefused, TokenUnavailable, Unavailable
 from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
+from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.returned import (
     CKR_OK,
     CKR_PIN_EXPIRED,
@@ -31,6 +34,8 @@ from hsmkms.token.returned import (
     CKR_USER_ALREADY_LOGGED_IN,
     CryptokiError,
 )
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +97,24 @@ def _text(padded: ck.CData) -> str:
 class SessionPool:
     """Sessions with one token, logged in as the normal user. Safe for threads and after a fork."""
 
-    def __init__(self, address: TokenAddress, pin: SecretText, *, size: int, wait_s: float, recycle_after: int) -> None:
-        """Load the library and open `size` sessions; a caller waits at most `wait_s` seconds for one.
+    def __init__(
+        self,
+        address: TokenAddress,
+        pin: SecretText,
+        *,
+        size: int,
+        wait_s: float,
+        recycle_after: int,
+        guard: PinGuard | None = None,
+        opened: bool = True,
+    ) -> None:
+        """Load the library and, unless `opened` is false, open `size` sessions; a caller waits at most `wait_s` seconds
+        for one. `guard` knows whether the PIN was refused before, by whichever process of this host.
 
         Raises TokenRefused, PinRefused or TokenUnavailable.
         """
-        self._address = address
-        self._pin = pin
+        self.address = address
+        self.pin = pin
         self._size = size
         self._wait_s = wait_s
         self._recycle_after = recycle_after
@@ -111,12 +127,40 @@ class SessionPool:
         self._patient_until = 0.0
         self._draining = False
         self._destroyed_objects = 0
-        self._refused: PinRefused | None = None
+        self.guard = guard or PinGuard(None, str(address))
         self._retry_at = 0.0
         self.generation = 0
         self.info: TokenInfo
+        self._serial: str | None = None
+        self._expected: frozenset[str] | None = None
+        self._told = ""
         renew_after_fork(self)
+        if opened:
+            self.open()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are sessions."""
+        return self._open_count > 0
+
+    def open(self) -> None:
+        """Open the sessions for the first time. Raises TokenRefused, PinRefused or TokenUnavailable."""
         self._open()
+
+    def expect(self, serials: frozenset[str]) -> None:
+        """Refuse tokens of other serials from now on. Raises TokenRefused."""
+        self._expected = serials
+        self.require_expected()
+
+    def require_expected(self) -> None:
+        """Raise TokenRefused when the token that is open is not one of those that are expected."""
+        if self._serial is not None:
+            self._require_known(self._serial)
+
+    def take_pin(self, pin: SecretText) -> None:
+        """Log in with this PIN from now on. Sessions that are logged in stay so."""
+        self.pin = pin
+        self._retry_at = 0.0
 
     @contextlib.contextmanager
     def session(self) -> Iterator[ck.Session]:
@@ -175,7 +219,10 @@ class SessionPool:
                 self._condition.notify_all()
 
     def close(self) -> None:
-        """Close all sessions and finalise the module. Sessions that are still out become invalid."""
+        """Close all sessions and finalise the module. Sessions that are still out become invalid. A library that
+        somebody just opens, perhaps for ever, is left alone: to call it could hang as well."""
+        if not math.isinf(self._opening_at):
+            return
         with self._condition:
             self._opening_at = time.monotonic()
             self._free.clear()
@@ -183,7 +230,8 @@ class SessionPool:
             self._open_count = 0
             # C_Finalize closes them too; but a device in the network may not hear of that, and has few. One that is
             # away has none to close.
-            self._functions.C_CloseAllSessions(self.info.slot)
+            if self._serial is not None:
+                self._functions.C_CloseAllSessions(self.info.slot)
             with contextlib.suppress(CryptokiError):
                 ck.finalize(self._functions)
             self._opening_at = math.inf
@@ -205,7 +253,9 @@ class SessionPool:
         if now < self._patient_until:
             return -math.inf
         waited = [now - session.lent_at - session.patience_s for session in tuple(self._sessions)]
-        return max((now - self._opening_at - _OPENING_PATIENCE_S, *waited))
+        # Before the first opening nobody waits for a session, so that there is nothing to be patient for.
+        patience_s = 0.0 if self._serial is None else _OPENING_PATIENCE_S
+        return max((now - self._opening_at - patience_s, *waited))
 
     @property
     def open_sessions(self) -> int:
@@ -235,18 +285,25 @@ class SessionPool:
             return self._free.pop()
 
     def _open_again(self) -> None:
-        """One attempt a second while there is no token, whoever asks; never a second one with a refused PIN."""
-        if self._refused is not None:
-            raise TokenUnavailable("The HSM refused its PIN. An operator has to correct it.") from self._refused
+        """One attempt a second while there is no token, whoever asks; none while its PIN is known to be wrong."""
         if time.monotonic() < self._retry_at:
-            raise TokenUnavailable("The HSM does not answer. Try again.")
+            raise TokenUnavailable(NOT_OPENED if self.guard.reason is None else _PIN_REFUSED)
         self._open()
 
     def _open(self) -> None:
         """Finalise, initialise, log in, open sessions. Callers hold the condition, but for the constructor."""
         self._opening_at = time.monotonic()
+        first = self._serial is None
         try:
             self._open_all()
+        except (PinRefused, TokenRefused) as error:
+            if first:
+                raise
+            # Whoever calls now can do nothing about it, and need not know which token this is.
+            if error.message != self._told:
+                _log.error("the token cannot be opened", token=str(self.address), reason=error.message)
+            self._told = error.message
+            raise TokenUnavailable(_PIN_REFUSED if isinstance(error, PinRefused) else NOT_OPENED) from error
         finally:
             self._opening_at = math.inf
 
@@ -261,43 +318,43 @@ class SessionPool:
             ck.initialize(self._functions)
             self.info = self._choose()
             first = ck.Session(self._functions, self.info.slot)
-            self._login(first)
+            with self.guard.turn(min(self._wait_s, _TURN_WAIT_S)):
+                self._login(first)
             bound = self._size if self.info.max_sessions in (0, _UNAVAILABLE) else self.info.max_sessions
             sessions = [first]
             sessions += [ck.Session(self._functions, self.info.slot) for _ in range(min(self._size, bound) - 1)]
         except CryptokiError as error:
             metrics.token_error(error.function, error.name, error.meaning.name.lower())
-            raise TokenUnavailable("The HSM does not answer. Try again.") from error
+            raise TokenUnavailable(NOT_OPENED) from error
         metrics.TOKEN_OPENED.inc()
+        self._serial, self._told = self.info.serial, ""
         self._sessions = sessions
         self._free.extend(sessions)
         self._open_count = len(sessions)
 
     def _choose(self) -> TokenInfo:
-        tokens = [token for token in list_tokens(self._functions) if token.flags & ck.CKF_TOKEN_INITIALIZED]
-        matching = [
-            token
-            for token in tokens
-            if self._address.label in (None, token.label) and self._address.serial in (None, token.serial)
-        ]
-        if len(matching) > 1:
-            raise TokenRefused(f"Several tokens have the {self._address}. Set token_serial to choose one.")
-        if not matching and self.generation > 1:
-            raise TokenUnavailable("The token is not present. Try again.")
-        if not matching:
-            raise TokenRefused(f"No token with the {self._address} is present. Check token_label and the device.")
-        return matching[0]
+        found = choose(self._functions, self.address)
+        self._require_known(found.serial)
+        if self._serial is not None and found.serial != self._serial:
+            raise TokenRefused(
+                f"The token with the {self.address} has the serial {found.serial} and not {self._serial}, "
+                "which holds the keys. Bring that one back."
+            )
+        return found
+
+    def _require_known(self, serial: str) -> None:
+        if self._expected is not None and serial not in self._expected:
+            raise TokenRefused(
+                f"The token with the {self.address} has the serial {serial}, which this deployment does not know. "
+                "If it was replaced on purpose, run `hsmkms hsm accept`."
+            )
 
     def _login(self, session: ck.Session) -> None:
-        if self.info.flags & (ck.CKF_USER_PIN_LOCKED | ck.CKF_USER_PIN_FINAL_TRY):
-            self._refused = PinRefused("The token's user PIN is locked or one try from it. Unlock it before you start.")
-            raise self._refused
-        returned = session.login(self._pin.reveal().encode())
-        if returned in (CKR_PIN_INCORRECT, CKR_PIN_LOCKED, CKR_PIN_EXPIRED):
-            self._refused = PinRefused("The token does not take this PIN. Correct it before the next try locks it.")
-            raise self._refused
-        if returned not in (CKR_OK, CKR_USER_ALREADY_LOGGED_IN):
-            raise CryptokiError("C_Login", returned)
+        """Try the PIN, unless it is known to be wrong. Callers have the guard's turn."""
+        reason = self.guard.reason
+        if reason is not None:
+            raise PinRefused(f"The token's PIN was refused ({reason}) and is not tried again. {CORRECT_PIN}")
+        log_in(session, self.info, self.pin, self.guard)
 
     def renew_after_fork(self) -> None:
         """In the child: no state of the parent's is usable. The next `take` opens everything anew."""
@@ -311,6 +368,56 @@ class SessionPool:
         self._retry_at = 0.0
 
 
+NOT_OPENED: Final = "The HSM does not answer. Try again."
+_PIN_REFUSED: Final = "The HSM refused its PIN. An operator has to correct it."
+CORRECT_PIN: Final = "Correct it, then run `hsmkms hsm login`."
+_REFUSALS: Final = {
+    CKR_PIN_INCORRECT: "incorrect",
+    CKR_PIN_EXPIRED: "expired",
+    CKR_PIN_LOCKED: "locked",
+}
+
+
+def choose(functions: ck.CData, address: TokenAddress) -> TokenInfo:
+    """The one token at an address. Raises TokenRefused when it is not there or not alone, CryptokiError."""
+    matching = [
+        token
+        for token in list_tokens(functions)
+        if token.flags & ck.CKF_TOKEN_INITIALIZED
+        and address.label in (None, token.label)
+        and address.serial in (None, token.serial)
+    ]
+    if len(matching) > 1:
+        raise TokenRefused(f"Several tokens have the {address}. Set token_serial to choose one.")
+    if not matching:
+        raise TokenRefused(f"No token with the {address} is present. Check token_label and the device.")
+    return matching[0]
+
+
+def log_in(session: ck.Session, info: TokenInfo, pin: SecretText, guard: PinGuard, *, last_try: bool = False) -> None:
+    """C_Login, once. A token that is one wrong PIN from being locked is asked only with `last_try`.
+
+    Raises PinRefused, which the guard then remembers, or CryptokiError.
+    """
+    if info.flags & ck.CKF_USER_PIN_LOCKED:
+        guard.refuse("locked")
+        raise PinRefused(
+            "The token's user PIN is locked. Its security officer has to unlock it, then run `hsmkms hsm login`."
+        )
+    if info.flags & ck.CKF_USER_PIN_FINAL_TRY and not last_try:
+        guard.refuse("one wrong PIN would lock the token")
+        raise PinRefused(
+            "One more wrong PIN would lock the token. Run `hsmkms hsm login --last-try` with the right one."
+        )
+    returned = session.login(pin.reveal().encode())
+    if returned in _REFUSALS:
+        guard.refuse(_REFUSALS[returned])
+        raise PinRefused(f"The token does not take this PIN ({_REFUSALS[returned]}). {CORRECT_PIN}")
+    if returned not in (CKR_OK, CKR_USER_ALREADY_LOGGED_IN):
+        raise CryptokiError("C_Login", returned)
+
+
+_TURN_WAIT_S: Final = 1.0
 _OPENING_PATIENCE_S: Final = 30.0
 """A large token takes seconds to be opened."""
 _UNAVAILABLE = (1 << 64) - 1
@@ -321,13 +428,17 @@ class _Renewed(Protocol):
     def renew_after_fork(self) -> None: ...
 
 
+_RENEWED: Final[weakref.WeakSet[_Renewed]] = weakref.WeakSet()
+
+
 def renew_after_fork(owner: _Renewed) -> None:
     """Have `owner.renew_after_fork` called in every forked child, for as long as `owner` lives."""
-    reference = weakref.ref(owner)
+    _RENEWED.add(owner)
 
-    def in_child() -> None:
-        alive = reference()
-        if alive is not None:
-            alive.renew_after_fork()
 
-    os.register_at_fork(after_in_child=in_child)
+def _renew_all() -> None:
+    for owner in tuple(_RENEWED):
+        owner.renew_after_fork()
+
+
+os.register_at_fork(after_in_child=_renew_all)

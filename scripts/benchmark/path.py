@@ -118,7 +118,7 @@ def open_path(rooms: Rooms) -> Path:
     bodies = {"wrap": plain, "unwrap": {"ciphertext": wrap().ciphertext, "aad": AAD}}
     warm = WarmPath(services.crypto, services.tokens, services.gate, services.trail, services.clock)
     encoded = {action: json.dumps(body).encode() for action, body in bodies.items()}
-    return Path(rooms, create_app(services, lambda: None), warm, authorization, instance_id, key.id, encoded)
+    return Path(rooms, create_app(services), warm, authorization, instance_id, key.id, encoded)
 
 
 def parts(path: Path, action: str) -> dict[str, float]:

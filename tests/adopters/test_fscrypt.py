@@ -154,6 +154,7 @@ def test_what_two_kills_left_open_is_closed_by_the_next_run(volume: Volume) -> N
     assert not run.is_open
 
 
+@pytest.mark.slow
 def test_a_lost_guard_is_as_a_lost_file_system(volume: Volume) -> None:
     with Run(volume, *SERVER) as run:
         run.wait_until("started", (volume.mount / "started").exists)

@@ -21,7 +21,7 @@ from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
 from tests.ceremony.plans import CUSTODIANS, plan_text
 from tests.support.deployment import State
-from tests.token.conftest import MODULE
+from tests.support.injector import MODULE
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LEADER = "Lea Lindqvist"

@@ -8,7 +8,9 @@
  * without calling the module behind; with CKR 0 it goes on to it. The file is read at every call, so that a test
  * cures a fault by emptying it. A call that waits says so first: it makes the file INJECT_CONTROL.waits. How often each
  * function was called by all processes together stands in INJECT_CONTROL.calls, if that file is there: 64-bit numbers in
- * the order below.
+ * the order below. INJECT_CONTROL.flags, if there, holds a hexadecimal number that is added to the flags of each token
+ * (CK_TOKEN_INFO). With INJECT_PARAMETERS set C_Initialize passes it on as NSS softoken wants it: as a member of its own
+ * before pReserved.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -91,6 +93,18 @@ static U fault(int place, const char *name) {
   return result;
 }
 
+/* CK_TOKEN_INFO begins with label, manufacturer, model and serial number: 96 bytes. */
+static void add_flags(U result, U info) {
+  char name[4096];
+  const char *path = getenv("INJECT_CONTROL");
+  snprintf(name, sizeof name, "%s.flags", path == NULL ? "" : path);
+  FILE *file = fopen(name, "re");
+  U flags;
+  if (file == NULL) return;
+  if (result == 0 && fscanf(file, "%lx", &flags) == 1) *(U *)(info + 96) |= flags;
+  fclose(file);
+}
+
 #define P1 U a
 #define P2 P1, U b
 #define P3 P2, U c
@@ -116,6 +130,20 @@ U C_GetFunctionList(struct list **result);
 FUNCTIONS(X)
 #undef X
 
+static U token_info(U slot, U info) {
+  U result = our_GetTokenInfo(slot, info);
+  add_flags(result, info);
+  return result;
+}
+
+struct nss_arguments { void *create, *destroy, *lock, *unlock; U flags; const char *parameters; void *reserved; };
+
+static U initialize(U arguments) {
+  const char *parameters = getenv("INJECT_PARAMETERS");
+  struct nss_arguments nss = {NULL, NULL, NULL, NULL, 2 /* CKF_OS_LOCKING_OK */, parameters, NULL};
+  return our_Initialize(parameters == NULL ? arguments : (U)&nss);
+}
+
 U C_GetFunctionList(struct list **result) {
   if (behind == NULL) {
     const char *path = getenv("INJECT_MODULE");
@@ -127,6 +155,8 @@ U C_GetFunctionList(struct list **result) {
 #define X(name, count) ours.member[AT_##name] = (void *)our_##name;
     FUNCTIONS(X)
 #undef X
+    ours.member[AT_Initialize] = (void *)initialize;
+    ours.member[AT_GetTokenInfo] = (void *)token_info;
     ours.member[AT_GetFunctionList] = (void *)C_GetFunctionList;
   }
   *result = &ours;

@@ -84,7 +84,7 @@ class InProcess:
         settings = load()
         self._rooms = open_rooms(settings, pin_of(settings), clock=self.clock)
         self._rooms.deployment.require_founded()
-        app = create_app(self._rooms.services, lambda: None)
+        app = create_app(self._rooms.services)
         self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
 
     def _close(self) -> None:

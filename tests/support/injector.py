@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.deployment import ROOT
-from tests.token.conftest import MODULE
 
+MODULE = "/usr/lib/softhsm/libsofthsm2.so"
 SOURCE = ROOT / "tests" / "faults" / "injector.c"
 
 
@@ -45,6 +45,10 @@ class Injector:
         part = self.control.with_suffix(".part")
         part.write_text(lines)
         part.replace(self.control)
+
+    def tell(self, flags: int) -> None:
+        """Have these flags added to those of each token."""
+        Path(f"{self.control}.flags").write_text(f"{flags:x}")
 
     def count_calls(self) -> None:
         """Count calls from now on; before a process starts."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,11 +16,13 @@ import pytest
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.secrets import SecretText
+from hsmkms.token import selftest
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
+from tests.support import nss
 from tests.support.deployment import State
+from tests.support.injector import MODULE, Injector, compile_injector
 
-MODULE = "/usr/lib/softhsm/libsofthsm2.so"
 LABEL = "hsmkms"
 
 OpenPool = Callable[..., SessionPool]
@@ -57,18 +61,81 @@ class Cable:
         self._away.rename(self._tokens)
 
 
+@dataclass(frozen=True)
+class Implementation:
+    """A token of one PKCS#11 implementation."""
+
+    module: str
+    label: str
+    pin: str
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test runs with every implementation, unless it looks at SoftHSM's own files."""
+    if "implementation" not in metafunc.fixturenames:
+        return
+    wanted = inspect.signature(metafunc.function).parameters
+    of_softhsm = any(name in wanted for name in ("state", "cable", "group", "standby", "injector_on_token"))
+    metafunc.parametrize("implementation", ["softhsm"] if of_softhsm else ["softhsm", "nss"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def module_in_front(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Passes NSS its initialisation string."""
+    return compile_injector(tmp_path_factory.mktemp("front"))
+
+
 @pytest.fixture
-def open_pool(state: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenPool]:
+def implementation(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Implementation:
+    """A token of this test's own."""
+    if request.param == "softhsm":
+        state: State = request.getfixturevalue("state")
+        monkeypatch.setenv("SOFTHSM2_CONF", str(state.path / "softhsm2.conf"))
+        return Implementation(MODULE, LABEL, state.pin)
+    for name in (request.node.originalname, request.node.name.replace("[nss-", "[")):
+        if name in nss.LACKS:
+            pytest.skip(f"NSS softoken {nss.LACKS[name]}")
+    module = str(request.getfixturevalue("module_in_front"))
+    (tmp_path / "nss").mkdir()
+    for name, value in nss.environment_of(tmp_path / "nss").items():
+        monkeypatch.setenv(name, value)
+    nss.make_database(module)
+    if request.node.originalname != "test_a_token_that_can_be_robbed_is_refused":
+        monkeypatch.setattr(selftest, "_require_kept", lambda *_: None)
+    # Its session objects take CKA_COPYABLE, for which the database of its token objects has no column.
+    monkeypatch.setattr(selftest, "_takes_fixed_attributes", lambda _: False)
+    return Implementation(module, nss.LABEL, nss.PIN)
+
+
+@pytest.fixture(scope="session")
+def injecting_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of its own: a module in front keeps the one behind it for as long as the process lives."""
+    return compile_injector(tmp_path_factory.mktemp("injecting"))
+
+
+@pytest.fixture
+def injector_on_token(
+    injecting_module: Path, state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Injector:
+    """Faults for this test's SoftHSM token, in this process."""
+    injector = Injector(injecting_module, tmp_path / "faults")
+    injector.cure()
+    for name, value in injector.environment.items():
+        monkeypatch.setenv(name, value)
+    return injector
+
+
+@pytest.fixture
+def open_pool(implementation: Implementation) -> Iterator[OpenPool]:
     """Open session pools on this test's token; they are closed at the end."""
-    monkeypatch.setenv("SOFTHSM2_CONF", str(state.path / "softhsm2.conf"))
     opened: list[SessionPool] = []
 
     def open_pool(
         *,
-        pin: str = state.pin,
-        label: str | None = LABEL,
+        pin: str = implementation.pin,
+        label: str | None = implementation.label,
         serial: str | None = None,
-        module: str = MODULE,
+        module: str = implementation.module,
         size: int = 4,
         wait_s: float = 5,
         recycle_after: int = 100_000,
@@ -91,8 +158,11 @@ def pool(open_pool: OpenPool) -> SessionPool:
 
 @pytest.fixture
 def token(pool: SessionPool) -> Token:
-    """An opened and proved token."""
-    return Token(pool)
+    """An opened and proved token of a deployment."""
+    token = Token(pool)
+    if not token.has_sentinel():
+        token.make_sentinel()
+    return token
 
 
 @pytest.fixture

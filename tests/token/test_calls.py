@@ -22,7 +22,8 @@ from hsmkms.errors import PinRefused, TokenUnavailable, UnprocessableCiphertext
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
 from tests.support.deployment import State
-from tests.token.conftest import LABEL, MODULE
+from tests.support.injector import MODULE
+from tests.token.conftest import LABEL
 
 SPY = next(Path("/usr/lib").glob("*-linux-gnu/pkcs11-spy.so"))
 DEK = bytes(range(32))
@@ -101,7 +102,7 @@ def change_pin_while_running(pin: str) -> list[str]:
     subprocess.run([*command, "--new-pin", "env:NEW", "--change-pin"], env=environment, check=True, capture_output=True)
 
     def use() -> None:
-        with pytest.raises(PinRefused):
+        with pytest.raises(TokenUnavailable, match="PIN"):
             pool.reopen(pool.generation)
         for _ in range(4):
             with pytest.raises(TokenUnavailable, match="PIN"):
@@ -121,10 +122,10 @@ def test_warm_calls_are_the_least_there_can_be(spied: ProcessPoolExecutor, state
         "random": ["C_GenerateRandom"],
         "odd length": [],
     }
-    # Bad input costs three attempts, because a device may fail now and then, and at most one look at the canary; never
-    # a fresh start.
-    tries = ["C_UnwrapKey"] * 3
-    assert corrupt in (tries, [*tries, *counted["open"]])
+    # Bad input costs two attempts before the canary and two after it, because a device may fail now and then or come
+    # back in between; never a fresh start.
+    tries = ["C_UnwrapKey"] * 2
+    assert corrupt == [*tries, *counted["open"], *tries]
 
 
 def test_four_sessions_and_one_login(spied: ProcessPoolExecutor, state: State) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from hsmkms.errors import TokenRefused
 from hsmkms.token import selftest
+from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
 from tests.support.deployment import State
-from tests.token.conftest import LABEL, OpenPool
+from tests.token.conftest import LABEL, Implementation, OpenPool
 
 OTHER_PIN = "other-pin"
 
@@ -71,3 +72,13 @@ def test_missing_mechanisms_are_named(pool: SessionPool) -> None:
     selftest.require_mechanisms(offered, "good")
     with pytest.raises(TokenRefused, match="lacks CKM_AES_KEY_WRAP, CKM_ECDSA"):
         selftest.require_mechanisms(offered - {0x2109, 0x1041}, "poor")
+
+
+def test_a_token_that_can_be_robbed_is_refused(open_pool: OpenPool, implementation: Implementation) -> None:
+    """NSS keeps CKA_EXTRACTABLE=False and lets the key be wrapped out all the same; SoftHSM does not."""
+    pool = open_pool()
+    if implementation.label == LABEL:
+        Token(pool)
+        return
+    with pytest.raises(TokenRefused, match="must not hold root keys"):
+        Token(pool)

@@ -1,0 +1,70 @@
+"""The application of a process whose rooms are not open yet: alive, not ready, and without an answer to anything else.
+
+A token may be away or hang for hours when a worker starts. Load balancers and supervisors hear at once how things are,
+and callers get 503 with Retry-After instead of a connection that is never accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from hsmkms.api.problems import kms_problem, platform_problem, token_problem
+from hsmkms.api.protocol import STOPPING, WARM
+from hsmkms.api.requests import correlation_id, header_map
+from hsmkms.api.warm import WarmPath
+from hsmkms.errors import NotOpen
+
+_JSON: Final = "application/json"
+
+
+class WaitingApp:
+    """Passes requests on to `app` as soon as there is one."""
+
+    def __init__(self, start: Callable[[], None], close: Callable[[], None]) -> None:
+        """`start` begins to open the rooms, in a thread of its own; `close` is called once when the server stops."""
+        self._start, self._close = start, close
+        self._app: ASGIApp | None = None
+        self._state: dict[str, object] = {}
+
+    def open(self, app: ASGIApp, warm: WarmPath | None) -> None:
+        """The rooms are open. Connections from now on may also take the short way."""
+        self._app = app
+        self._state[WARM] = warm
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if self._app is not None and scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        else:
+            await _refusal(scope)(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        # uvicorn shows this very dictionary to each new connection.
+        self._state = scope["state"]
+        self._state.update({STOPPING: asyncio.Event(), WARM: None})
+        self._start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _refusal(scope: Scope) -> Response:
+    path, asked = scope["path"], correlation_id(header_map(scope["headers"]))
+    if path == "/healthz":
+        return Response(msgspec.json.encode({"status": "ok"}), 200, {"Correlation-Id": asked}, _JSON)
+    if path == "/readyz":
+        content = {"status": "unavailable", "token": False, "database": False, "audit": False}
+        return Response(msgspec.json.encode(content), 503, {"Correlation-Id": asked}, _JSON)
+    if path.startswith("/identity/"):
+        return token_problem(NotOpen(), asked)
+    return (platform_problem if path.startswith(("/v1/", "/v2/")) else kms_problem)(NotOpen(), asked)

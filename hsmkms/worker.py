@@ -1,0 +1,105 @@
+"""One worker process: it answers that it lives at once, opens its rooms beside that, and hears commands of the host."""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from typing import Final
+
+import structlog
+from starlette.types import ASGIApp
+
+from hsmkms.api.serving import end_with_parent
+from hsmkms.api.waiting import WaitingApp
+from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
+from hsmkms.domain.secrets import SecretText
+from hsmkms.errors import HsmkmsError
+from hsmkms.opening import Pins
+from hsmkms.settings import Settings, load
+from hsmkms.wiring import Rooms, application_of, configure_logs, open_worker, pin_of
+
+_AGAIN_S: Final = 1.0
+_JOIN_S: Final = 5.0
+_EX_SOFTWARE: Final = 70
+
+_log = structlog.get_logger(__name__)
+
+
+def application() -> ASGIApp:
+    """What uvicorn calls in each process."""
+    end_with_parent()
+    settings = load()
+    configure_logs(settings)
+    return Worker(settings, pin_of(settings)).app
+
+
+class Worker:
+    """Opens the rooms as soon as token and database let it, and closes them again."""
+
+    def __init__(self, settings: Settings, pins: Pins) -> None:
+        self._settings, self._pins = settings, pins
+        self._rooms: Rooms | None = None
+        self._stopping = False
+        self._again = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
+        self._control: ControlSocket
+        self.app = WaitingApp(self._start, self._close)
+
+    def _start(self) -> None:
+        self._control = ControlSocket(self._settings.state_dir, self._answer)
+        self._thread.start()
+
+    def _close(self) -> None:
+        self._control.close()
+        self._stopping = True
+        self._again.set()
+        # It may hang in the token's library; the process ends all the same.
+        self._thread.join(_JOIN_S)
+        if self._rooms is not None:
+            self._rooms.close.close()
+
+    def _run(self) -> None:
+        try:
+            self._open()
+        finally:
+            if self._rooms is None and not self._stopping:
+                traceback.print_exc()
+                os._exit(_EX_SOFTWARE)
+
+    def _open(self) -> None:
+        told = ""
+        while not self._stopping:
+            try:
+                rooms = open_worker(self._settings, self._pins)
+            except HsmkmsError as error:
+                if error.message != told:
+                    _log.error("this process cannot serve yet", reason=error.message)
+                told = error.message
+                self._again.wait(_AGAIN_S)
+                self._again.clear()
+            else:
+                self._rooms = rooms
+                self.app.open(*application_of(rooms, self._settings))
+                if told:
+                    _log.warning("this process serves now")
+                return
+
+    def _answer(self, request: Request) -> Answer:
+        """Of the control socket."""
+        if isinstance(request, LoginRequest):
+            self._take_pin(request.part, SecretText(request.pin))
+        if self._rooms is None:
+            return {"serves": False}
+        return {"serves": True, "tokens": self._rooms.token.status()}
+
+    def _take_pin(self, part: str, pin: SecretText) -> None:
+        self._pins.take(part, pin)
+        token = None if self._rooms is None else self._rooms.token.parts.get(part)
+        if token is None:
+            self._again.set()
+            return
+        try:
+            token.take_pin(pin)
+        except HsmkmsError as error:
+            _log.warning("the token does not answer after a login", part=part, reason=error.message)

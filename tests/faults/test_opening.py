@@ -1,0 +1,71 @@
+"""A worker that starts while the token is away or hangs says that it lives, and serves as soon as it can."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import httpx
+import pytest
+
+from tests.faults.test_token_faults import serve, wait_until_two, workers
+from tests.support.deployment import State, create_key
+from tests.support.injector import Injector
+
+pytestmark = pytest.mark.alone
+
+TIMEOUT_S = 2
+WITHIN_S = 60
+HUNG_FOR_S = 3 * TIMEOUT_S
+
+
+@pytest.mark.parametrize(
+    ("functions", "code", "wait_ms"),
+    [(("C_Initialize",), 0, 600_000), (("C_Login",), 0, 600_000), (("*",), 0x30, 0)],
+    ids=["initialize hangs", "login hangs", "device error"],
+)
+def test_alive_and_not_replaced_while_the_token_is_not_there(
+    state: State, injector: Injector, functions: tuple[str, ...], code: int, wait_ms: int
+) -> None:
+    settings = {"HSMKMS_TOKEN_CALL_TIMEOUT_S": str(TIMEOUT_S)}
+    with serve(state, injector, workers=2, **settings) as service, service.client() as client:
+        key = create_key(client)
+        injector.fail(*functions, code=code, wait_ms=wait_ms)
+        for pid in workers(service):
+            os.kill(int(pid), signal.SIGKILL)
+        wait_until_two(service)
+        deadline = time.monotonic() + WITHIN_S
+        while not answers(service.url):
+            assert time.monotonic() < deadline
+        # From here on each request is answered, whichever worker gets it.
+        there, until = workers(service), time.monotonic() + HUNG_FOR_S
+        while time.monotonic() < until:
+            assert answers(service.url)
+            assert httpx.get(f"{service.url}/readyz").status_code == 503
+            refused = httpx.get(f"{service.url}/api/v2/keys/{key}/metadata", headers=client.headers)
+            assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+            login = httpx.post(f"{service.url}/identity/token", data={"grant_type": "x", "apikey": "y"})
+            assert (login.status_code, "errorMessage" in login.json()) == (503, True)
+            assert httpx.get(f"{service.url}/v1/apikeys", headers=client.headers).status_code == 503
+        assert workers(service) == there
+        injector.cure()
+        deadline = time.monotonic() + WITHIN_S
+        while not both_serve(service.url, f"/api/v2/keys/{key}/actions/wrap", client.headers):
+            assert time.monotonic() < deadline
+
+
+def answers(url: str) -> bool:
+    """Whether it says that it lives."""
+    try:
+        return httpx.get(f"{url}/healthz", timeout=30).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def both_serve(url: str, path: str, headers: httpx.Headers) -> bool:
+    """Whether ten wraps, each on a connection of its own, succeed."""
+    try:
+        return all(httpx.post(f"{url}{path}", headers=headers, json={}, timeout=30).is_success for _ in range(10))
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,264 @@
+"""A PIN that was changed or locked: one try on the host, a clear message, and `hsmkms hsm login` while all runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from hsmkms.control import ControlSocket, LoginRequest, Request, StatusRequest, ask_all
+from hsmkms.domain.secrets import SecretText
+from hsmkms.errors import PinRefused, TokenBusy, TokenUnavailable
+from hsmkms.token.login import try_pin
+from hsmkms.token.pin_guard import PinGuard
+from hsmkms.token.sessions import SessionPool, TokenAddress
+from tests.support.deployment import Service, State, create_key
+from tests.support.injector import MODULE, Injector
+from tests.token.conftest import LABEL
+from tests.token.test_calls import SPY
+
+NEW_PIN = "another-pin-of-this-token"
+WITHIN_S = 90
+REFUSED = re.compile(r"Returned:\s+160 CKR_PIN_INCORRECT")
+
+
+@pytest.fixture
+def spied(state: State, tmp_path: Path) -> tuple[dict[str, str], Callable[[], int]]:
+    """Settings of a service whose calls to the module are noted, and how many PINs the token refused."""
+    log = tmp_path / "calls"
+    settings = {
+        "HSMKMS_PKCS11_MODULE": str(SPY),
+        "PKCS11SPY": MODULE,
+        "PKCS11SPY_OUTPUT": str(log),
+        "SOFTHSM2_CONF": str(state.path / "softhsm2.conf"),
+    }
+    return settings, lambda: len(REFUSED.findall(log.read_text(errors="replace")))
+
+
+def change_pin(state: State) -> None:
+    """By an outside program; the file keeps the old one."""
+    command = ["pkcs11-tool", "--module", MODULE, "--token-label", LABEL, "--login", "--pin", "env:OLD"]
+    environment = {
+        **os.environ,
+        "SOFTHSM2_CONF": str(state.path / "softhsm2.conf"),
+        "OLD": state.pin,
+        "NEW": NEW_PIN,
+    }
+    subprocess.run([*command, "--new-pin", "env:NEW", "--change-pin"], env=environment, check=True, capture_output=True)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def workers(service: Service) -> dict[int, bool]:
+    """Which worker processes run and are heard, and whether each serves."""
+    answers = ask_all(service.state.path, StatusRequest(), 5)
+    return {
+        pid: answer["serves"] for pid, answer in answers.items() if answer is not None and pid != service.process.pid
+    }
+
+
+def kill(service: Service, pids: list[int]) -> None:
+    """kill -9, and wait until as many others are there."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(set(workers(service)) - set(pids)) == 2)
+
+
+def test_pin_changed_and_corrected_while_running(state: State, spied: tuple[dict[str, str], Callable[[], int]]) -> None:
+    settings, refusals = spied
+    with Service(state, workers=2, **settings) as service, service.client() as client:
+        key = create_key(client)
+        change_pin(state)
+        before = refusals()
+        # Who is logged in stays so.
+        assert client.post(f"/keys/{key}/actions/wrap", json={}).status_code == 200
+        until(lambda: len(workers(service)) == 2)
+        # Each worker that takes another's place would try the PIN it was given.
+        kill(service, list(workers(service)))
+        until(lambda: refusals() == before + 1)
+        assert httpx.get(f"{service.url}/healthz").status_code == 200
+        assert httpx.get(f"{service.url}/readyz").status_code == 503
+        refused = httpx.get(f"{service.url}/api/v2/keys", headers=client.headers)
+        assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+        doctor = state.run("doctor", stdin=b"", **settings)
+        assert b"is not tried again" in doctor.stderr
+        assert b"hsmkms hsm login" in doctor.stderr
+        status = state.run("hsm", "status", stdin=b"", **settings)
+        assert status.returncode == 1
+        # Nobody has brought a better one yet: the one try that this costs is the operator's own.
+        wrong = state.run("hsm", "login", stdin=b"", **settings)
+        assert (wrong.returncode, b"does not take this PIN" in wrong.stderr) == (1, True)
+        assert refusals() == before + 2
+
+        (state.path / "pin").write_text(NEW_PIN + "\n")
+        done = state.run("hsm", "login", stdin=b"", **settings)
+        assert done.returncode == 0, done.stderr
+        assert b"3 running processes" in done.stdout
+        until(lambda: list(workers(service).values()) == [True, True])
+        assert httpx.post(f"{client.base_url}keys/{key}/actions/wrap", headers=client.headers, json={}).is_success
+        assert state.run("hsm", "status", stdin=b"", **settings).returncode == 0
+        # Also one that is started from now on has it.
+        kill(service, list(workers(service))[:1])
+        until(lambda: list(workers(service).values()) == [True, True])
+        assert refusals() == before + 2
+        log = service.log.read_text()
+    assert log.count("the token refuses its PIN") == 1
+    assert NEW_PIN not in log
+
+
+def test_planned_change_is_not_noticed(state: State) -> None:
+    """The PIN is changed at the token, then in the file, then `hsm login`: no request fails meanwhile."""
+    with Service(state) as service, service.client() as client:
+        key = create_key(client)
+        change_pin(state)
+        (state.path / "pin").write_text(NEW_PIN + "\n")
+        assert state.run("hsm", "login").returncode == 0
+        assert client.post(f"/keys/{key}/actions/wrap", json={}).status_code == 200
+        assert "refuses" not in service.log.read_text()
+
+
+def test_a_supervisor_that_starts_it_again_and_again_locks_nothing(state: State, injector: Injector) -> None:
+    settings = {"HSMKMS_PKCS11_MODULE": str(injector.library), **injector.environment}
+    injector.fail("C_Login", code=0xA0)
+    first = state.run("serve", stdin=b"", **settings)
+    assert (first.returncode, b"does not take this PIN" in first.stderr) == (1, True), first.stderr
+    injector.cure()
+    second = state.run("serve", stdin=b"", **settings)
+    assert (second.returncode, b"is not tried again" in second.stderr) == (1, True), second.stderr
+    assert state.run("hsm", "login", stdin=b"", **settings).returncode == 0
+    assert state.run("keys", "list", stdin=b"", **settings).returncode == 0
+
+
+@pytest.fixture
+def open_with_guard(state: State, injector: Injector, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Open the token as a process of the host does, and close it."""
+    monkeypatch.setenv("SOFTHSM2_CONF", str(state.path / "softhsm2.conf"))
+    for name, value in injector.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def open_it() -> None:
+        SessionPool(
+            TokenAddress(str(injector.library), LABEL, None),
+            SecretText(state.pin),
+            size=1,
+            wait_s=5,
+            recycle_after=100_000,
+            guard=PinGuard(state.path / "guard", LABEL),
+        ).close()
+
+    return open_it
+
+
+@pytest.mark.parametrize(("code", "reason"), [(0xA4, "locked"), (0xA3, "expired"), (0xA0, "incorrect")])
+def test_every_refusal_is_the_last(
+    state: State, injector: Injector, open_with_guard: Callable[[], None], code: int, reason: str
+) -> None:
+    injector.fail("C_Login", code=code)
+    with pytest.raises(PinRefused, match=reason):
+        open_with_guard()
+    injector.cure()
+    with pytest.raises(PinRefused, match=f"{reason}.*not tried again"):
+        open_with_guard()
+    PinGuard(state.path / "guard", LABEL).clear()
+    open_with_guard()
+
+
+def test_a_device_that_fails_is_no_refusal(injector: Injector, open_with_guard: Callable[[], None]) -> None:
+    injector.fail("C_Login", code=0x30)
+    with pytest.raises(TokenUnavailable):
+        open_with_guard()
+    injector.cure()
+    open_with_guard()
+
+
+@pytest.mark.parametrize(("flags", "message"), [(0x40000, "is locked"), (0x20000, "--last-try")])
+def test_token_says_that_it_is_locked_or_nearly(
+    state: State, injector: Injector, open_with_guard: Callable[[], None], flags: int, message: str
+) -> None:
+    """CKF_USER_PIN_LOCKED and CKF_USER_PIN_FINAL_TRY: no try at all, but an operator's who insists."""
+    address, guard = TokenAddress(str(injector.library), LABEL, None), PinGuard(state.path / "guard", LABEL)
+    injector.tell(flags)
+    # Had it been called, this would be another error.
+    injector.fail("C_Login", code=0x30)
+    with pytest.raises(PinRefused, match=message):
+        open_with_guard()
+    with pytest.raises(PinRefused, match=message):
+        try_pin(address, SecretText(state.pin), guard, last_try=False)
+    injector.cure()
+    if flags == 0x20000:
+        try_pin(address, SecretText(state.pin), guard, last_try=True)
+        assert guard.reason is None
+
+
+def test_one_logs_in_at_a_time(state: State) -> None:
+    """Two processes that start together would else each try a PIN before either knows that it is wrong."""
+    first, second = (PinGuard(state.path / "guard", LABEL) for _ in range(2))
+    with first.turn(1), pytest.raises(TokenBusy), second.turn(0.05):
+        raise AssertionError
+    with second.turn(1):
+        second.refuse("incorrect")
+    assert first.reason == "incorrect"
+
+
+def test_rubbish_at_the_control_socket_harms_nobody(state: State) -> None:
+    asked: list[Request] = []
+
+    def answer(request: Request) -> dict[str, object]:
+        asked.append(request)
+        return {"serves": True}
+
+    control = ControlSocket(state.path, answer)
+    try:
+        path = next((state.path / "run").glob("*.sock"))
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        for rubbish in (b"", b"\n", b"{}\n", b'{"type":"login"}\n', b"\xff" * 70_000, b'{"type":"status","x":1}\n'):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(10)
+                connection.connect(os.path.relpath(path))
+                connection.sendall(rubbish)
+                connection.shutdown(socket.SHUT_WR)
+                # What it did not read to the end resets the connection.
+                with contextlib.suppress(ConnectionResetError):
+                    assert connection.recv(100) == b""
+        assert asked == []
+        assert ask_all(state.path, StatusRequest(), 5) == {os.getpid(): {"serves": True}}
+        assert NEW_PIN not in repr(LoginRequest("primary", NEW_PIN))
+    finally:
+        control.close()
+    assert ask_all(state.path, StatusRequest(), 5) == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_not_heard_at_the_control_socket(state: State) -> None:
+    control = ControlSocket(state.path, lambda _: {"serves": True})
+    try:
+        path = next((state.path / "run").glob("*.sock"))
+        path.chmod(0o666)
+        # The kernel remembers who connected.
+        script = (
+            "import os, socket, sys; s = socket.socket(socket.AF_UNIX); os.setuid(65534); s.connect(sys.argv[1])\n"
+            's.sendall(b\'{"type":"status"}\\n\'); print(s.recv(100))'
+        )
+        for parent in (path.parent, state.path, *state.path.parents[:3]):
+            parent.chmod(0o711)
+        done = subprocess.run(
+            [sys.executable, "-c", script, os.path.relpath(path)], capture_output=True, text=True, check=False
+        )
+        assert done.stdout.strip() == "b''", done.stderr
+    finally:
+        control.close()

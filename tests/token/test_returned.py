@@ -1,0 +1,94 @@
+"""Bad data, lost session, lost object, lost device: what each return value leads to."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+
+import pytest
+
+from hsmkms.domain.ids import new_id
+from hsmkms.domain.keys import KeyVersion
+from hsmkms.errors import TokenUnavailable, UnprocessableCiphertext
+from hsmkms.token.returned import TABLE, CryptokiError, Meaning
+from hsmkms.token.room import Token
+from hsmkms.token.sessions import SessionPool
+from tests.support.deployment import ROOT
+from tests.support.injector import Injector
+from tests.token.conftest import OpenPool
+
+DEK = bytes(range(32))
+ROW = re.compile(r"^\| `(CKR_\w+)` \| 0x([0-9A-F]+) \| ([\w ]+) \| ([^|]+) \|$", re.MULTILINE)
+
+
+def test_bad_data_opens_nothing_anew_and_trips_nothing(token: Token, pool: SessionPool, key: KeyVersion) -> None:
+    """Whatever a client sends: other keys' ciphertexts, changed, cut and random ones of every size."""
+    token.check()
+    generation = pool.generation
+    sealed = token.seal(key, DEK, ())
+    changed = [sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :] for at in range(0, len(sealed), 7)]
+    cut = [sealed[:length] for length in range(len(sealed))]
+    random = [os.urandom(length) for length in (56, 64, 72, 256, 264, 1_024, 4_096, 7_680)]
+    for rubbish in [*changed, *cut, *random]:
+        with pytest.raises(UnprocessableCiphertext):
+            token.open(key, key.id, rubbish, ())
+        assert not token.breaker.is_open
+    assert token.open(key, key.id, sealed, ()).reveal() == DEK
+    assert pool.generation == generation
+
+
+def test_what_each_value_leads_to(open_pool: OpenPool, injector_on_token: Injector) -> None:
+    """While C_UnwrapKey alone answers with it: 422 only if nothing but bad data explains it, 503 for all else."""
+    pool, injector = open_pool(module=str(injector_on_token.library)), injector_on_token
+    token = Token(pool)
+    key = token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
+    sealed = token.seal(key, DEK, ())
+    for returned, row in TABLE.items():
+        token.check()
+        generation = pool.generation
+        injector.fail("C_UnwrapKey", code=returned)
+        bad_data = row.meaning is Meaning.DATA
+        with pytest.raises(UnprocessableCiphertext if bad_data else TokenUnavailable):
+            token.open(key, key.id, sealed, ())
+        # A stale handle is looked up anew first; that it is the whole token is for the canary to find.
+        anew = row.meaning not in (Meaning.DATA, Meaning.OBJECT)
+        assert (row.name, token.breaker.is_open, pool.generation > generation) == (row.name, not bad_data, anew)
+        injector.cure()
+        token.check()
+        assert token.open(key, key.id, sealed, ()).reveal() == DEK
+
+
+def test_back_between_failure_and_canary(open_pool: OpenPool, injector_on_token: Injector) -> None:
+    """The device fails two calls, comes back, and the canary sings: the ciphertext is good all the same."""
+    pool, injector = open_pool(module=str(injector_on_token.library)), injector_on_token
+    token = Token(pool)
+    token.check()
+    key = token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
+    sealed = token.seal(key, DEK, ())
+    injector.fail("C_UnwrapKey", code=0x05)
+    sings = token._canary_sings
+
+    def cured_first() -> bool:
+        injector.cure()
+        return sings()
+
+    token._canary_sings = cured_first  # type: ignore[method-assign,assignment]
+    assert token.open(key, key.id, sealed, ()).reveal() == DEK
+
+
+def test_values_of_vendors_count_as_a_lost_device() -> None:
+    assert CryptokiError("C_WrapKey", 0x80000001).meaning is Meaning.DEVICE
+    assert str(CryptokiError("C_WrapKey", 0x80000001)) == "C_WrapKey: 0x80000001"
+
+
+def test_the_page_has_the_same_rows() -> None:
+    """docs/hsms.md is what an operator reads."""
+    page = (ROOT / "docs" / "hsms.md").read_text()
+    rows = {int(code, 16): (name, meaning, evidence) for name, code, meaning, evidence in ROW.findall(page)}
+    assert rows == {code: (row.name, words_of(row.meaning), row.evidence) for code, row in TABLE.items()}
+
+
+def words_of(meaning: Meaning) -> str:
+    """How the page calls it."""
+    return meaning.name.lower()

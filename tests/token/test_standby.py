@@ -1,0 +1,104 @@
+"""A primary and a standby with the same keys, in one process: what is proved, and what is destroyed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from hsmkms.domain.ids import new_id
+from hsmkms.errors import KeyMaterialMissing, TokenRefused, TokenUnavailable
+from hsmkms.token.room import Token
+from hsmkms.token.standby import PairedToken
+from tests.support.deployment import State
+from tests.support.tokens import STANDBY_LABEL, Group, give_other_sentinel
+from tests.token.conftest import OpenPool
+
+DEK = bytes(range(32))
+OWNER = "hsmkms test"
+SOON_S, LONG_S = 0.5, 30
+
+
+@pytest.fixture
+def group(state: State) -> Iterator[Group]:
+    with Group(state) as group:
+        yield group
+
+
+@pytest.fixture
+def standby(open_pool: OpenPool, group: Group) -> Token:
+    return Token(open_pool(module=str(group.module), label=STANDBY_LABEL))
+
+
+@pytest.fixture
+def pair(open_pool: OpenPool, standby: Token) -> PairedToken:
+    return PairedToken(open_pool(), standby, LONG_S)
+
+
+def test_same_keys(pair: PairedToken) -> None:
+    pair.require_same_keys()
+    pair.check()
+    assert set(pair.parts) == {"primary", "standby"}
+
+
+def test_other_keys_are_noticed(open_pool: OpenPool, state: State, group: Group) -> None:
+    group.replicates.clear()
+    give_other_sentinel(state, STANDBY_LABEL)
+    standby = Token(open_pool(module=str(group.module), label=STANDBY_LABEL))
+    with pytest.raises(TokenRefused, match="other keys"):
+        PairedToken(open_pool(), standby, LONG_S).require_same_keys()
+
+
+def test_each_opens_what_the_other_sealed(pair: PairedToken, standby: Token) -> None:
+    version = pair.generate_key(new_id(), OWNER, datetime.now(UTC))
+    pair.prove_key(version)
+    assert standby.open(version, version.id, pair.seal(version, DEK, ("a",)), ("a",)).reveal() == DEK
+    assert pair.open(version, version.id, standby.seal(version, DEK, ("a",)), ("a",)).reveal() == DEK
+
+
+def test_a_key_is_proved_as_soon_as_it_is_replicated(pair: PairedToken, group: Group) -> None:
+    group.replicates.clear()
+    version = pair.generate_key(new_id(), OWNER, datetime.now(UTC))
+    late = threading.Timer(SOON_S, group.replicates.set)
+    late.start()
+    pair.prove_key(version)
+    late.join()
+
+
+def test_a_key_that_is_not_replicated_is_not_proved(open_pool: OpenPool, standby: Token, group: Group) -> None:
+    pair = PairedToken(open_pool(), standby, SOON_S)
+    group.replicates.clear()
+    version = pair.generate_key(new_id(), OWNER, datetime.now(UTC))
+    with pytest.raises(TokenUnavailable, match="standby"):
+        pair.prove_key(version)
+    with pytest.raises(TokenUnavailable, match="standby"):
+        pair.generate_signing_key(new_id())
+
+
+def test_another_key_under_the_same_id_is_not_proved(pair: PairedToken, standby: Token, group: Group) -> None:
+    """A group that went out of step: the standby has made a key of its own under this id."""
+    group.replicates.clear()
+    version = pair.generate_key(new_id(), OWNER, datetime.now(UTC))
+    standby.generate_key(version.id, OWNER, datetime.now(UTC))
+    with pytest.raises(KeyMaterialMissing):
+        pair.prove_key(version)
+
+
+def test_signing_key_is_proved(pair: PairedToken, standby: Token) -> None:
+    key_id = new_id()
+    pem = pair.generate_signing_key(key_id)
+    assert standby.signing_public_key(key_id) == pem
+    pair.destroy_signing_key(key_id)
+    assert not standby.has_signing_key(key_id)
+
+
+def test_destroyed_on_both(pair: PairedToken, group: Group) -> None:
+    """Also where the group does not replicate that an object is gone."""
+    before = group.objects()
+    version = pair.generate_key(new_id(), OWNER, datetime.now(UTC))
+    pair.prove_key(version)
+    group.replicates.clear()
+    assert pair.destroy_key(version.id)
+    assert group.objects() == before
