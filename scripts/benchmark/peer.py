@@ -31,7 +31,7 @@ _HEADERS: Final = {
     "X-Identity-Status": "Confirmed",
     "X-Project-Id": "bench",
     "X-User-Id": "bench",
-    "X-Roles": "admin,creator",
+    "X-Roles": "member,reader,creator",
     "X-Service-Catalog": "[]",
     "Content-Type": "application/json",
 }
@@ -43,8 +43,7 @@ _SECRET: Final = (
 _CONFIGURATION: Final = """
 [DEFAULT]
 host_href = http://127.0.0.1:{port}
-log_file = {place}/barbican.log
-use_stderr = false
+use_stderr = true
 [database]
 connection = {database}
 [secretstore]
@@ -102,7 +101,8 @@ def measure(place: Path, ours: Deployment, rounds: int, seconds: float) -> objec
         url, process = _serve(place, ours, server)
         headers = {**_HEADERS}
         stored = httpx.post(f"{url}/v1/secrets", content=_SECRET, headers=headers)
-        stored.raise_for_status()
+        if stored.status_code != 201:
+            raise SystemExit(f"bench: Barbican does not store a secret\n{_log_of(place)}")
         path = httpx.URL(stored.json()["secret_ref"]).path
         read = {name: value for name, value in headers.items() if name != "Content-Type"}
         store = Call("/v1/secrets", _SECRET, headers)
@@ -173,4 +173,8 @@ def _serve(place: Path, ours: Deployment, server: PostgresServer) -> tuple[str, 
         except httpx.TransportError:
             time.sleep(0.1)
     process.kill()
-    raise SystemExit(f"bench: Barbican did not start\n{(home / 'uwsgi.log').read_text()[-3000:]}")
+    raise SystemExit(f"bench: Barbican did not start\n{_log_of(place)}")
+
+
+def _log_of(place: Path) -> str:
+    return (place / "barbican" / "uwsgi.log").read_text()[-3_000:]
