@@ -134,7 +134,9 @@ def _install() -> None:
 
 def _serve(place: Path, ours: Deployment, server: PostgresServer) -> tuple[str, subprocess.Popen[bytes]]:
     home = place / "barbican"
-    home.mkdir()
+    # Where oslo.config looks by itself.
+    configuration = home / ".barbican" / "barbican.conf"
+    configuration.parent.mkdir(parents=True)
     port = free_port()
     database = server.new_database("barbican").replace("+psycopg", "+psycopg2")
     values: dict[str, Any] = {
@@ -144,17 +146,17 @@ def _serve(place: Path, ours: Deployment, server: PostgresServer) -> tuple[str, 
         "module": ours.module,
         "pin": (ours.path / "pin").read_text().strip(),
     }
-    (home / "barbican.conf").write_text(_CONFIGURATION.format(**values))
-    (home / "barbican.conf").chmod(0o600)
+    configuration.write_text(_CONFIGURATION.format(**values))
+    configuration.chmod(0o600)
     (home / "paste.ini").write_text(_PASTE.format(**values))
     (home / "audit_map.conf").write_text(_AUDIT_MAP)
     environment = {
         **os.environ,
         "SOFTHSM2_CONF": str(ours.path / "softhsm2.conf"),
-        "OS_BARBICAN_CONFIG_FILES": str(home / "barbican.conf"),
+        "HOME": str(home),
         "PATH": f"{PLACE / 'bin'}:{os.environ['PATH']}",
     }
-    manage = [str(PLACE / "bin" / "barbican-manage"), "--config-file", str(home / "barbican.conf")]
+    manage = [str(PLACE / "bin" / "barbican-manage"), "--config-file", str(configuration)]
     for command in (["db", "upgrade"], ["hsm", "gen_mkek"], ["hsm", "gen_hmac"]):
         subprocess.run([*manage, *command], env=environment, check=True, cwd=home, stdout=subprocess.DEVNULL)
     uwsgi = [str(PLACE / "bin" / "uwsgi"), "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "1"]
