@@ -140,9 +140,6 @@ def _serve(settings: Settings) -> None:
             ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
             # Asked for, not required: most clients bring a token.
             ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_OPTIONAL,
-            # A thread of the worker answers this, also while the token hangs; but not before Python has imported all,
-            # which takes a busy machine more than the five seconds after which uvicorn would begin again.
-            timeout_worker_healthcheck=60,
             loop="uvloop",
             http=Protocol,
             # Its lines come by way of ours, and a request has a line only where the setting says so.
