@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -19,15 +20,17 @@ from hsmkms.api.requests import address_of
 from hsmkms.domain.identities import SigningKey
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import TokenRequestInvalid
-from hsmkms.iam.issuing import GRANT_API_KEY, GRANT_REFRESH, SCOPE
+from hsmkms.iam.issuing import GRANT_API_KEY, GRANT_REFRESH, SCOPE, IssuedTokens
+from hsmkms.service.acts import Act
 
 router = APIRouter(route_class=TokenRoute, default_response_class=Response)
 
+TOKEN_PATHS: Final = ("/identity/token", "/oidc/token")
 _JSON = "application/json"
 
 
-@router.post("/identity/token", openapi_extra=d.token_endpoint())
-@router.post("/oidc/token", openapi_extra=d.token_endpoint())
+@router.post(TOKEN_PATHS[0], openapi_extra=d.token_endpoint())
+@router.post(TOKEN_PATHS[1], openapi_extra=d.token_endpoint())
 async def issue_token(request: Request) -> Response:
     """Exchange an API key or a refresh token for an access token.
 
@@ -36,24 +39,17 @@ async def issue_token(request: Request) -> Response:
     """
     form = _form(raw_body_of(request))
     tokens = services(request).tokens
+    act: Act = request.state.act
     if form.get("grant_type") == GRANT_API_KEY:
-        secret = SecretText(_field(form, "apikey"))
+        act.credential, secret = "apikey", SecretText(_field(form, "apikey"))
         issued = await run_in_threadpool(tokens.exchange_api_key, secret, address_of(request.scope))
     elif form.get("grant_type") == GRANT_REFRESH:
+        act.credential = "refresh-token"
         issued = await run_in_threadpool(tokens.refresh, SecretText(_field(form, "refresh_token")))
     else:
         raise TokenRequestInvalid(f"The form field grant_type must be {GRANT_API_KEY} or {GRANT_REFRESH}.")
-    request.state.act.actor = issued.iam_id
-    remaining = issued.expires_at - services(request).clock()
-    content = {
-        "access_token": issued.access_token.reveal(),
-        "refresh_token": issued.refresh_token.reveal(),
-        "token_type": "Bearer",
-        "expires_in": math.ceil(remaining.total_seconds()),
-        "expiration": int(issued.expires_at.timestamp()),
-        "scope": SCOPE,
-    }
-    response = answer(content, _JSON)
+    act.actor = issued.iam_id
+    response = answer(token_answer(issued, services(request).clock()), _JSON)
     response.headers["Cache-Control"] = "no-store"
     return response
 
@@ -71,6 +67,18 @@ async def public_keys(request: Request) -> Response:
     """The JSON Web Key Set (RFC 7517)."""
     keys = await run_in_threadpool(services(request).tokens.public_keys)
     return answer({"keys": [_json_web_key(key) for key in keys]}, _JSON)
+
+
+def token_answer(issued: IssuedTokens, now: datetime) -> dict[str, Any]:
+    """What a log-in is answered with, and the only way of tokens into an answer."""
+    return {
+        "access_token": issued.access_token.reveal(),
+        "refresh_token": issued.refresh_token.reveal(),
+        "token_type": "Bearer",
+        "expires_in": math.ceil((issued.expires_at - now).total_seconds()),
+        "expiration": int(issued.expires_at.timestamp()),
+        "scope": SCOPE,
+    }
 
 
 def _form(body: bytes) -> dict[str, str]:

@@ -43,6 +43,7 @@ class Protocol(HttpToolsProtocol):
 
     _certificate: bytes | None = None
     _chunks: list[bytes] | None = None
+    _in_body = False
     _idle_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
@@ -76,9 +77,20 @@ class Protocol(HttpToolsProtocol):
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
+        self._in_body = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; what comes behind the body is none and must not count as one (RFC 9110 section 6.5.1)."""
+        if self._in_body:
+            return
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Wait for the body, if it may be a warm request."""
+        self._in_body = True
         if (
             self._warm is not None
             and not self._stopping
@@ -107,13 +119,11 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is whole."""
         if self._warm is not None and self._chunks is not None:
-            body = b"".join(self._chunks)
-            exchange = self._warm.prepare(self.url, self.headers, body, self._address, self._certificate)
-            if exchange is not None:
+            under_way = _UnderWay(self._nothing, keep_alive=self.parser.should_keep_alive())
+            answer, body = partial(self._answer, under_way), b"".join(self._chunks)
+            if self._warm.take(self.url, self.headers, body, self._address, self._certificate, answer):
                 self._chunks = None
-                under_way = _UnderWay(self._nothing, keep_alive=self.parser.should_keep_alive())
                 self.cycle = under_way  # type: ignore[assignment]  # all of it that the protocol reads
-                self._warm.add(exchange, partial(self._answer, under_way))
                 return
             self._go_patiently()
         super().on_message_complete()

@@ -81,7 +81,8 @@ def header_map(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 def correlation_id(headers: Mapping[str, str]) -> str:
     """The caller's UUID, or a new one."""
     for name in CORRELATION_HEADERS:
-        found = canonical_uuid(headers.get(name, ""))
+        given = headers.get(name)
+        found = None if given is None else canonical_uuid(given)
         if found is not None:
             return found
     return new_id()
@@ -100,6 +101,11 @@ async def authenticate(gate: Gate, headers: Mapping[str, str], scope: Scope) -> 
     if caller is None:
         caller = await loop.run_in_executor(gate.threads, gate.callers.resolve, *shown)
     return caller
+
+
+def credential_of(headers: Mapping[str, str]) -> str:
+    """What kind of proof an authenticated caller brought: a token counts before a certificate."""
+    return "token" if "authorization" in headers else "certificate"
 
 
 def address_of(scope: Scope) -> str:

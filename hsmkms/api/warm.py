@@ -1,85 +1,82 @@
-"""Wrap and unwrap of which everything is in memory; those of one turn of the event loop are done together.
+"""The short way of wrap, unwrap and log-in: of requests that need nothing but what is in memory, and the token.
 
-`hot` can answer every request, this the usual one at less cost: no task, no ASGI messages, one write to the socket, and
-one wait for the audit log for all that came together. A request is taken only whole and only while nothing speaks
-against it. Whatever has to be waited for, and whatever will be refused, goes the patient way from its beginning;
-so no rule stands here. What has been counted by the gate is answered here, whatever comes of it.
+`hot` and the token endpoint's route can answer every request, this the usual one at less cost: without task, ASGI
+messages or thread. A request is taken only whole and only while nothing speaks against it. Whatever has to be waited
+for, and whatever will be refused, goes the patient way from its beginning; so no rule stands here. What the gate has
+counted is answered here, whatever comes of it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Final
+from urllib.parse import parse_qsl
 
-from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from hsmkms.api import hot, wire
-from hsmkms.api.problems import guard_now
-from hsmkms.api.requests import CORRELATION_HEADERS, Gate, correlation_id
-from hsmkms.correlation import adopt
+from hsmkms.api.exchanges import Answer, Exchange, Exchanges, headers_of
+from hsmkms.api.identity import TOKEN_PATHS, token_answer
+from hsmkms.api.problems import token_problem
+from hsmkms.api.requests import Gate, correlation_id, credential_of
+from hsmkms.clock import Clock
 from hsmkms.domain.access import Caller
 from hsmkms.domain.ids import canonical_uuid
-from hsmkms.errors import AuditUnavailable, HsmkmsError
+from hsmkms.domain.secrets import SecretText
+from hsmkms.errors import HsmkmsError
+from hsmkms.iam.issuing import GRANT_API_KEY
+from hsmkms.service.acts import Act
+from hsmkms.service.cadf import LOGIN
 from hsmkms.service.crypto import CryptoService
-from hsmkms.service.trail import Act, Trail
-from hsmkms.telemetry import metrics
+from hsmkms.service.tokens import TokenService
+from hsmkms.service.trail import Trail
 
-MOST_AT_ONCE: Final = 32
-"""So that the last of a turn does not wait for more than some milliseconds of others' work."""
-_PREFIX: Final = hot.PREFIX.encode()
+_KEYS: Final = hot.PREFIX.encode()
 _ACTIONS: Final = {b"wrap": "wrap", b"unwrap": "unwrap"}
-_AUTHORIZATION, _INSTANCE, _RING = b"authorization", b"bluemix-instance", b"x-kms-key-ring"
-_READ: Final = frozenset(
-    {_AUTHORIZATION, _INSTANCE, _RING, b"content-length", *(name.encode() for name in CORRELATION_HEADERS)}
-)
-_HEAD: Final = STATUS_LINE[200] + (
-    b"content-type: " + wire.KEY_ACTION_TYPE.encode() + b"\r\ncorrelation-id: %s\r\ncontent-length: %d\r\n"
-)
-
-Answer = Callable[[bytes, bytes], None]
-"""Sends a head, which lacks its empty line, and a body."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """A request that nothing speaks against; `work` gives the body of its answer."""
-
-    act: Act
-    caller: Caller
-    instance_id: str
-    action: str
-    began: float
-    work: Callable[[], bytes]
-
-    def problem(self, error: Exception) -> Response:
-        """The answer that an error becomes."""
-        return hot.PROBLEMS[self.action](error, self.act.correlation_id)
+_LOG_IN_PATHS: Final = frozenset(path.encode() for path in TOKEN_PATHS)
+_HEAD: Final = b"%scontent-type: %s\r\n" % (STATUS_LINE[200], wire.KEY_ACTION_TYPE.encode())
+_TOKEN_HEAD: Final = STATUS_LINE[200] + b"content-type: application/json\r\ncache-control: no-store\r\n"
 
 
 class WarmPath:
     """For the event loop's thread alone."""
 
-    def __init__(self, crypto: CryptoService, gate: Gate, trail: Trail) -> None:
+    def __init__(self, crypto: CryptoService, tokens: TokenService, gate: Gate, trail: Trail, clock: Clock) -> None:
         self._crypto = crypto
+        self._tokens = tokens
         self._gate = gate
-        self._trail = trail
-        self._waiting: list[tuple[Exchange, Answer]] = []
+        self._clock = clock
+        self._exchanges = Exchanges(trail)
+
+    def take(
+        self,
+        url: bytes,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: bytes,
+        address: str,
+        certificate: bytes | None,
+        answer: Answer,
+    ) -> bool:
+        """Whether a POST that came whole is for here; then it is done, and `answer` is called in a later turn."""
+        exchange = self.prepare(url, headers, body, address, certificate)
+        if exchange is None:
+            return False
+        self._exchanges.add(exchange, answer)
+        return True
 
     def prepare(
         self, url: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes, address: str, certificate: bytes | None
     ) -> Exchange | None:
-        """A POST that came whole, if it is for here; it has had no effect yet."""
+        """The exchange of a POST, if it is for here; nothing has been done of it."""
         began = time.perf_counter()
-        reference, _, name = url[len(_PREFIX) :].partition(b"/actions/")
+        if not url.startswith(_KEYS):
+            return self._log_in(began, url, headers, body, address) if url in _LOG_IN_PATHS else None
+        reference, _, name = url[len(_KEYS) :].partition(b"/actions/")
         action = _ACTIONS.get(name)
-        if action is None or not url.startswith(_PREFIX) or not _is_plain(reference):
+        if action is None or not _is_plain(reference):
             return None
-        found = _read(headers)
+        found = headers_of(headers)
         if found is None or not self._gate.snapshot.fresh:
             return None
         caller = self._gate.callers.known(found.get("authorization"), certificate)
@@ -92,16 +89,24 @@ class WarmPath:
             url.decode(),
             address,
             caller,
+            credential_of(found),
             instance_id=instance_id,
             key_ring_id=found.get("x-kms-key-ring") or None,
             reference=reference.decode(),
         )
         try:
-            work = (self._wrap if action == "wrap" else self._unwrap)(act, caller, instance_id, body)
+            call = (self._wrap if action == "wrap" else self._unwrap)(act, caller, instance_id, body)
         except (HsmkmsError, ValueError, RecursionError):
             # The patient way says what is wrong with it.
             return None
-        return None if work is None else Exchange(act, caller, instance_id, action, began, work)
+        if call is None:
+            return None
+
+        def work() -> bytes:
+            self._gate.admit(caller, hot.ACTIONS[action], instance_id, address)
+            return call()
+
+        return Exchange(act, began, _HEAD, lambda error: hot.PROBLEMS[action](error, act.correlation_id), work)
 
     def _wrap(self, act: Act, caller: Caller, instance_id: str, body: bytes) -> Callable[[], bytes] | None:
         wish = hot.decode_wrap(body)
@@ -118,67 +123,33 @@ class WarmPath:
         )
         return None if unwrap is None else lambda: hot.encode(hot.unwrapped(unwrap(), act))
 
-    def add(self, exchange: Exchange, answer: Answer) -> None:
-        """Do it, with the others of this turn, and `answer` once its event is durable."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._turn)
-        self._waiting.append((exchange, answer))
-
-    def _turn(self) -> None:
-        batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._turn)
-        done: list[tuple[Exchange, Answer, bytes | Response]] = []
-        events: list[bytes] = []
-        for exchange, answer in batch:
-            adopt(exchange.act.correlation_id)
-            found = guard_now(partial(self._work, exchange), exchange.problem)
-            status = 200 if isinstance(found, bytes) else found.status_code
-            event = guard_now(partial(self._trail.outcome, exchange.act, status), exchange.problem)
-            if isinstance(event, bytes):
-                events.append(event)
-                done.append((exchange, answer, found))
-            else:
-                _send(exchange, answer, event)
-        settle = partial(self._settle, done)
+    def _log_in(
+        self, began: float, url: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes, address: str
+    ) -> Exchange | None:
+        found = headers_of(headers)
         try:
-            self._trail.end_all(events, settle)
-        except AuditUnavailable as error:
-            settle(error)
+            fields = parse_qsl(body.decode(), strict_parsing=True, max_num_fields=32)
+        except ValueError:
+            return None
+        form = dict(fields)
+        if found is None or len(form) != len(fields) or form.get("grant_type") != GRANT_API_KEY:
+            return None
+        try:
+            exchange = self._tokens.warm_exchange(SecretText(form.get("apikey", "")), address)
+        except HsmkmsError:
+            return None
+        if exchange is None:
+            return None
+        act = Act(LOGIN, correlation_id(found), url.decode(), address, credential="apikey")
 
-    def _work(self, exchange: Exchange) -> bytes:
-        self._gate.admit(exchange.caller, hot.ACTIONS[exchange.action], exchange.instance_id, exchange.act.address)
-        return exchange.work()
+        def work() -> bytes:
+            issued = exchange()
+            act.actor = issued.iam_id
+            return hot.encode(token_answer(issued, self._clock()))
 
-    def _settle(
-        self, done: Sequence[tuple[Exchange, Answer, bytes | Response]], error: AuditUnavailable | None
-    ) -> None:
-        for exchange, answer, found in done:
-            _send(exchange, answer, found if error is None else exchange.problem(error))
-
-
-def _send(exchange: Exchange, answer: Answer, found: bytes | Response) -> None:
-    status = 200 if isinstance(found, bytes) else found.status_code
-    metrics.answered(exchange.act.action, status, exchange.began)
-    if isinstance(found, bytes):
-        answer(_HEAD % (exchange.act.correlation_id.encode(), len(found)), found)
-        return
-    lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in found.raw_headers)]
-    answer(b"".join(lines), bytes(found.body))
+        return Exchange(act, began, _TOKEN_HEAD, lambda error: token_problem(error, act.correlation_id), work)
 
 
 def _is_plain(reference: bytes) -> bool:
     """An id or alias as it is written without escapes."""
-    return reference.replace(b"-", b"").replace(b"_", b"").isalnum() and reference.isascii()
-
-
-def _read(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str] | None:
-    """The headers that count here; None if one is given twice, or the body had no length."""
-    found: dict[str, str] = {}
-    for name, value in headers:
-        if name in _READ:
-            known = name.decode()
-            if known in found:
-                return None
-            found[known] = value.decode("latin-1")
-    return found if "content-length" in found else None
+    return reference.replace(b"-", b"").replace(b"_", b"").isalnum()

@@ -26,10 +26,6 @@ MAX_PLAINTEXT_BYTES: Final = 4_096
 MAX_AAD_STRINGS: Final = 255
 MAX_AAD_CHARS: Final = 255
 
-INLINE_BELOW_S: Final = 0.001
-"""A token that answers faster than this is called on the event loop: handing a call of 50 µs to a thread costs more
-than the call. A slower one, such as an HSM in the network, gets threads so that its wait is nobody else's."""
-
 
 @dataclass(frozen=True, slots=True)
 class Wrapped:
@@ -70,7 +66,7 @@ class CryptoService:
         self._snapshot = snapshot
         self._clock = clock
         self._threads = threads
-        self._inline = token.call_s < INLINE_BELOW_S
+        self._inline = token.is_fast
 
     async def wrap(
         self,
@@ -267,9 +263,9 @@ def parse(text: str, aad: Sequence[str]) -> tuple[str, bytes]:
 
 def _require_aad(aad: Sequence[str]) -> None:
     """At most 255 strings of at most 255 characters (additions section 4)."""
-    if len(aad) > MAX_AAD_STRINGS or any(len(text) > MAX_AAD_CHARS for text in aad):
+    if aad and (len(aad) > MAX_AAD_STRINGS or max(map(len, aad)) > MAX_AAD_CHARS):
         raise InvalidField(
             "aad", f"The field `aad` takes {MAX_AAD_STRINGS} strings of {MAX_AAD_CHARS} characters each."
         )
-    if any("\ud800" <= character <= "\udfff" for text in aad if not text.isascii() for character in text):
+    if not all(map(str.isascii, aad)) and any("\ud800" <= character <= "\udfff" for text in aad for character in text):
         raise InvalidField("aad", "The field `aad` must hold valid Unicode strings.")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from hsmkms.clock import Clock
-from hsmkms.domain.identities import ApiKey, Identity, RevokedSession, SigningKey
+from hsmkms.domain.identities import ApiKey, ApiKeyUse, Identity, RevokedSession, SigningKey
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import (
@@ -26,6 +27,7 @@ from hsmkms.iam.bearer import ACCESS, CLOCK_SKEW, MAX_TOKEN_CHARS, REFRESH, Pres
 from hsmkms.iam.callers import Callers
 from hsmkms.iam.grants import Grants
 from hsmkms.iam.throttle import Throttle
+from hsmkms.service.acts import current
 from hsmkms.service.rights import Change, Delete, Insert, Replace, RightsWriter
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.store.records import RecordStore
@@ -34,6 +36,7 @@ from hsmkms.token.room import Token
 OVERLAP: Final = issuing.SESSION_LIFETIME + CLOCK_SKEW
 """How long a replaced signing key goes on verifying: until its last refresh token has ended."""
 _CLEARED_AT_ONCE: Final = 100
+_NOTED_KEYS: Final = 20_000
 _USE_NOTED_EVERY: Final = timedelta(minutes=1)
 
 
@@ -61,6 +64,7 @@ class TokenService:
         self._verifier = verifier
         self._throttle = throttle
         self._clock = clock
+        self._noted: dict[str, datetime] = {}
 
     def exchange_api_key(self, secret: SecretText, address: str) -> issuing.IssuedTokens:
         """Tokens for the owner of an API key. `address` is where the request came from.
@@ -68,10 +72,22 @@ class TokenService:
         Raises CredentialsRefused, whatever is wrong with the key, or TooManyAttempts.
         """
         api_key, identity = self._authenticate(secret, address)
+        self._note_use(api_key)
+        return self._log_in(api_key, identity)
+
+    def warm_exchange(self, secret: SecretText, address: str) -> Callable[[], issuing.IssuedTokens] | None:
+        """What is left to do of it: two signatures of the token, on this thread. None if it would have to wait for
+        anything else, or would be refused."""
+        if not (self._snapshot.fresh and self._token.is_fast):
+            return None
+        found = self._right(secret)
+        if found is None or not self._was_noted(found[0], self._clock()):
+            return None
+        self._throttle.succeeded(found[0].id, address)
+        return partial(self._log_in, *found)
+
+    def _log_in(self, api_key: ApiKey, identity: Identity) -> issuing.IssuedTokens:
         now = self._clock()
-        use = self._records.last_use(api_key.id)
-        if use is None or now - use.last_at >= _USE_NOTED_EVERY:
-            self._records.note_use(api_key.id, now)
         ends_at = (now + issuing.SESSION_LIFETIME).replace(microsecond=0)
         fences = (identity.fence, api_key.fence)
         return self._issue(issuing.LogIn(identity, api_key.id, new_id(), ends_at, fences))
@@ -104,6 +120,7 @@ class TokenService:
                 presented = self._presented(token, use, ended=True)
             except CredentialsRefused:
                 continue
+            current().actor = presented.iam_id
             session = RevokedSession(id=presented.session_id or "", ends_at=presented.session_ends_at or self._clock())
             changes: list[Change] = [Insert(session), *self._ended_sessions()]
             try:
@@ -158,17 +175,43 @@ class TokenService:
     def _authenticate(self, secret: SecretText, address: str) -> tuple[ApiKey, Identity]:
         key_id = api_keys.id_of(secret) or ""
         self._snapshot.refresh()
-        api_key = self._grants.get(ApiKey, key_id)
-        identity = None if api_key is None else self._grants.identity(api_key.iam_id)
-        right = api_keys.matches(secret, api_key)
-        if not right or api_key is None or identity is None or identity.locked or not api_key.usable(self._clock()):
+        found = self._right(secret)
+        if found is None:
             # Only failures wait. A client with an old secret must not lock out the one that has the new one, and 256
             # bits are not guessed however fast one may try.
             self._throttle.require(key_id, address)
             self._throttle.failed(key_id, address)
             raise CredentialsRefused
         self._throttle.succeeded(key_id, address)
+        return found
+
+    def _right(self, secret: SecretText) -> tuple[ApiKey, Identity] | None:
+        """The API key with this secret and its owner, if both may log in."""
+        api_key = self._grants.get(ApiKey, api_keys.id_of(secret) or "")
+        identity = None if api_key is None else self._grants.identity(api_key.iam_id)
+        right = api_keys.matches(secret, api_key)
+        # Only of a key that there is: what somebody typed in its place may be a secret.
+        current().reference = None if api_key is None else api_key.id
+        if not right or api_key is None or identity is None or identity.locked or not api_key.usable(self._clock()):
+            return None
         return api_key, identity
+
+    def _note_use(self, api_key: ApiKey) -> None:
+        now = self._clock()
+        if self._was_noted(api_key, now):
+            return
+        use = self._records.last_use(api_key.id)
+        if use is None or now - use.last_at >= _USE_NOTED_EVERY:
+            self._records.note_use(api_key.id, now)
+            use = ApiKeyUse(now, 0)
+        if len(self._noted) >= _NOTED_KEYS:
+            self._noted.clear()
+        self._noted[api_key.id] = use.last_at
+
+    def _was_noted(self, api_key: ApiKey, now: datetime) -> bool:
+        """Whether this process knows that its last use was noted in the last minute."""
+        noted_at = self._noted.get(api_key.id)
+        return noted_at is not None and now - noted_at < _USE_NOTED_EVERY
 
     def _issue(self, log_in: issuing.LogIn) -> issuing.IssuedTokens:
         signing_key, issuer = self._signing_key(), self._verifier.issuer

@@ -26,6 +26,10 @@ _NO_MAC_KEY: Final = "The key that seals rights is not on the token. Run `hsmkms
 _PROOF: Final = b"hsmkms: a new key is proved"
 _NOT_PROVED: Final = "The HSM does not open what it sealed with a new key, so the key is not used. Try again."
 
+_INLINE_BELOW_S: Final = 0.001
+"""A token that answers faster than this is called on the event loop: handing a call of 50 µs to a thread costs more
+than the call. A slower one, such as an HSM in the network, gets threads so that its wait is nobody else's."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenObject:
@@ -87,6 +91,11 @@ class Token(CarryingToken):
     def call_s(self) -> float:
         """Median seconds of one seal, as the self-test found; infinite before it."""
         return self.capabilities.call_s
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether its calls belong on the event loop, by what the self-test measured."""
+        return self.call_s < _INLINE_BELOW_S
 
     def status(self) -> dict[str, TokenStatus]:
         """How each part is, from memory: this asks no token."""

@@ -13,12 +13,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import httpx
+
+from hsmkms.settings import Settings
 
 ROOT: Final = Path(__file__).parents[2]
 PROGRAM: Final = Path(sys.executable).with_name("hsmkms")
 SERVER_CORE, CLIENT_CORE = "0", "1"
+DEK_BYTES: Final = (32, 256, 4_096)
+BULK: Final = 100
+"""Items of one call when bulk is measured."""
 AAD: Final = ["volume-1234", "tenant-7"]
 DEK: Final = bytes(range(32))
 _GRANT: Final = "urn:ibm:params:oauth:grant-type:apikey"
@@ -28,24 +34,73 @@ _STARTS_WITHIN_S: Final = 60
 
 @dataclass(frozen=True)
 class Rate:
-    """Operations per second, the median and 99th percentile of one in microseconds, and how many there were."""
+    """Operations per second, percentiles of one in microseconds, and how many there were."""
 
     per_s: float
     p50_us: float
     p99_us: float
     count: int = 0
+    p999_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that is sent again and again; `items` is how many operations it is."""
+
+    path: str
+    body: str
+    headers: dict[str, str]
+    items: int = 1
+    method: str = "POST"
+
+
+def load(url: str, call: Call, seconds: float, connections: int, core: str | None = CLIENT_CORE) -> Rate:
+    """wrk on a core. Any answer that is no success ends the run."""
+    lines = "\n".join(f"{name}: {value}" for name, value in call.headers.items())
+    environment = {
+        **os.environ,
+        "BENCH_PATH": call.path,
+        "BENCH_BODY": call.body,
+        "BENCH_HEADERS": lines,
+        "BENCH_METHOD": call.method,
+    }
+    script = str(Path(__file__).with_name("request.lua"))
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "-s", script, url]
+    pinned = [] if core is None else ["taskset", "-c", core]
+    said = subprocess.run([*pinned, *command], env=environment, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"^bench (\d+) (\d+) ([\d.]+) ([\d.]+) ([\d.]+) (\d+)$", said, re.MULTILINE)
+    if found is None or found[6] != "0":
+        raise SystemExit(f"bench: the service refused requests\n{said}")
+    count = int(found[1]) * call.items
+    per_s = count / (int(found[2]) / 1e6)
+    return Rate(per_s, float(found[3]), float(found[4]), count, float(found[5]))
 
 
 class Deployment:
     """A state directory of its own and, inside `with`, its service on SERVER_CORE."""
 
-    def __init__(self, path: Path, **settings: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        core: str | None = SERVER_CORE,
+        workers: int = 1,
+        beside: Deployment | None = None,
+        **settings: str,
+    ) -> None:
+        """`beside` another deployment this is a second node of it, with a port of its own."""
         self.path = path
-        port = _free_port()
+        self._core, self._workers = core, workers
+        self._process: subprocess.Popen[bytes] | None = None
+        self._client: dict[str, str]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         # Settings of a service that the caller runs must not reach this one.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HSMKMS_", "SOFTHSM2_"))}
         self._environment = {**inherited, "HSMKMS_STATE_DIR": str(path), "HSMKMS_PORT": str(port), **settings}
+        if beside is not None:
+            self._client = beside._client
+            return
         template = str(ROOT / "softhsm" / "softhsm2.conf.template")
         self._run([str(PROGRAM), "init", "--softhsm", template])
         lines = (path / "client.env").read_text().splitlines()
@@ -60,7 +115,8 @@ class Deployment:
         return self._run([sys.executable, "-m", name, *arguments])
 
     def __enter__(self) -> Deployment:
-        command = ["taskset", "-c", SERVER_CORE, str(PROGRAM), "serve", "--workers", "1"]
+        pinned = ["taskset", "-c", self._core] if self._core else []
+        command = [*pinned, str(PROGRAM), "serve", "--workers", str(self._workers)]
         self._process = subprocess.Popen(command, env=self._environment, start_new_session=True)
         try:
             self._wait_until_ready()
@@ -72,12 +128,13 @@ class Deployment:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
 
     def _wait_until_ready(self) -> None:
         end = time.monotonic() + _STARTS_WITHIN_S
-        while time.monotonic() < end and self._process.poll() is None:
+        while time.monotonic() < end and self.is_running:
             try:
                 if httpx.get(f"{self.url}/readyz").status_code == 200:
                     return
@@ -107,35 +164,68 @@ class Deployment:
         body = {"metadata": {"collectionType": _KEY_TYPE, "collectionTotal": 1}, "resources": [resource]}
         key = self._post("/keys", body)["resources"][0]
         self.version_id: str = key["keyVersion"]["id"]
-        self._path = f"/keys/{key['id']}/actions"
-        plain = {"plaintext": base64.b64encode(DEK).decode(), "aad": AAD}
-        wrapped = self._post(f"{self._path}/wrap", plain)
-        self._bodies = {"wrap": plain, "unwrap": {"ciphertext": wrapped["ciphertext"], "aad": AAD}}
+        path = f"/keys/{key['id']}/actions"
+        self.calls: dict[str, Call] = {"generate": self._call(f"{path}/wrap", {"aad": AAD})}
+        for size in DEK_BYTES:
+            plain = {"plaintext": base64.b64encode(bytes(size)).decode(), "aad": AAD}
+            sealed = {"ciphertext": self._post(f"{path}/wrap", plain)["ciphertext"], "aad": AAD}
+            self.calls[f"wrap {size}"] = self._call(f"{path}/wrap", plain)
+            self.calls[f"unwrap {size}"] = self._call(f"{path}/unwrap", sealed)
+            if size == len(DEK):
+                self.calls["wrap"], self.calls["unwrap"] = self.calls[f"wrap {size}"], self.calls[f"unwrap {size}"]
+                self.calls["bulk wrap"] = self._call(f"{path}/bulk_wrap", {"items": [plain] * BULK}, BULK)
+                self.calls["bulk unwrap"] = self._call(f"{path}/bulk_unwrap", {"items": [sealed] * BULK}, BULK)
+        form = urlencode({"grant_type": _GRANT, "apikey": self._client["APIKEY"]})
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        self.calls["log in"] = Call("/identity/token", form, headers)
 
-    def http(self, action: str, seconds: float, connections: int) -> Rate:
-        """wrk on CLIENT_CORE against this service. Any answer but 200 ends the run."""
-        environment = {
-            **self._environment,
-            "BENCH_PATH": f"/api/v2{self._path}/{action}",
-            "BENCH_BODY": json.dumps(self._bodies[action]),
-            "BENCH_TOKEN": self._token,
-            "BENCH_INSTANCE": self._client["BLUEMIX_INSTANCE"],
-        }
-        script = str(Path(__file__).with_name("request.lua"))
-        load = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "-s", script]
-        command = ["taskset", "-c", CLIENT_CORE, "wrk", *load, self.url]
-        said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-        if "Non-2xx" in said or "Socket errors" in said:
-            raise SystemExit(f"bench: the service refused requests\n{said}")
-        rate = float(_find(r"Requests/sec:\s+([\d.]+)", said).group(1))
-        count = int(_find(r"(\d+) requests in", said).group(1))
-        return Rate(rate, _latency_us("50", said), _latency_us("99", said), count)
+    def _call(self, path: str, body: object, items: int = 1) -> Call:
+        headers = {"Authorization": f"Bearer {self._token}", "Bluemix-Instance": self._client["BLUEMIX_INSTANCE"]}
+        return Call(f"/api/v2{path}", json.dumps(body), headers, items)
+
+    def http(self, action: str, seconds: float, connections: int, core: str | None = CLIENT_CORE) -> Rate:
+        """wrk against this service."""
+        return load(self.url, self.calls[action], seconds, connections, core)
 
     def loop(self, program: Path, module: str, action: str, seconds: float, *, private: bool) -> Rate:
         """The C loop on SERVER_CORE under the same key."""
         key = [str(self.path / "pin"), self.version_id.replace("-", "")]
         command = [str(program), module, "hsmkms", *key, action, str(seconds), str(int(private))]
         return self._pinned(command)
+
+    def loops(self, program: Path, module: str, action: str, seconds: float) -> Rate:
+        """The C loop twice at once, each on a core of its own; the slower one's percentiles."""
+        key = [str(self.path / "pin"), self.version_id.replace("-", "")]
+        command = [str(program), module, "hsmkms", *key, action, str(seconds), "0"]
+        environment = self._inner_environment()
+        both = [
+            subprocess.Popen(["taskset", "-c", core, *command], env=environment, stdout=subprocess.PIPE, text=True)
+            for core in (SERVER_CORE, CLIENT_CORE)
+        ]
+        found = [tuple(map(float, process.communicate()[0].split())) for process in both]
+        return Rate(sum(one[0] for one in found), max(one[1] for one in found), max(one[2] for one in found))
+
+    def paced(self, action: str, per_s: float, seconds: float) -> Rate:
+        """Load at a rate, on CLIENT_CORE (see `paced`)."""
+        call, url = self.calls[action], httpx.URL(self.url)
+        head = [f"POST {call.path} HTTP/1.1", f"Host: {url.host}", *(f"{k}: {v}" for k, v in call.headers.items())]
+        body = call.body.encode()
+        request = "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
+        module = [sys.executable, "-m", "scripts.benchmark.paced", url.host, str(url.port), str(per_s), str(seconds)]
+        command = ["taskset", "-c", CLIENT_CORE, *module]
+        said = subprocess.run(command, input=request, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout
+        reached, p50_us, p99_us, p999_us = map(float, said.split())
+        return Rate(reached, p50_us, p99_us, int(per_s * seconds), p999_us)
+
+    def path_parts(self, action: str) -> str:
+        """JSON of the processor time of a request's parts (see `path`)."""
+        command = ["taskset", "-c", SERVER_CORE, sys.executable, "-m", "scripts.benchmark.path", action, "150", "16"]
+        return self._run(command)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its service runs."""
+        return self._process is not None and self._process.poll() is None
 
     def room(self, action: str, seconds: float) -> Rate:
         """The token room alone, in a process of its own on SERVER_CORE."""
@@ -145,8 +235,14 @@ class Deployment:
         """Microseconds of authorization with one policy and with ten thousand, a line each."""
         return self._run(["taskset", "-c", SERVER_CORE, sys.executable, "-m", "scripts.benchmark.decision"])
 
+    @property
+    def module(self) -> str:
+        """The PKCS#11 library."""
+        return Settings().pkcs11_module
+
     def resident_mib(self) -> float:
-        """Memory of the one worker, which is the service's only process."""
+        """Memory of the service, which with one worker is one process."""
+        assert self._process is not None
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -155,23 +251,15 @@ class Deployment:
         return Rate(per_s, p50_us, p99_us)
 
     def _run(self, command: list[str]) -> str:
-        environment = {**self._environment, "SOFTHSM2_CONF": str(self.path / "softhsm2.conf")}
+        environment = self._inner_environment()
         return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
 
+    def _inner_environment(self) -> dict[str, str]:
+        return {**self._environment, "SOFTHSM2_CONF": str(self.path / "softhsm2.conf")}
 
-def _free_port() -> int:
+
+def free_port() -> int:
+    """A port of loopback that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _find(pattern: str, text: str) -> re.Match[str]:
-    found = re.search(pattern, text)
-    if found is None:
-        raise SystemExit(f"bench: wrk said something unexpected\n{text}")
-    return found
-
-
-def _latency_us(percentile: str, text: str) -> float:
-    value, unit = _find(rf"\s{percentile}%\s+([\d.]+)(us|ms|s)", text).groups()
-    return float(value) * {"us": 1, "ms": 1e3, "s": 1e6}[unit]

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 from grpc_tools import protoc
 
+from hsmkms.adopters.kubernetes.wire import kms_v1beta1_pb2, kms_v2_pb2
 from tests.support.deployment import PROGRAM, ROOT, START_S
 
 WIRE = "hsmkms/adopters/kubernetes/wire"
@@ -50,8 +51,6 @@ class Kms:
     """A client of KMS v2; each call has a deadline, as the API server's do."""
 
     def __init__(self, socket: Path, timeout_s: float = 3) -> None:
-        from hsmkms.adopters.kubernetes.wire import kms_v2_pb2
-
         self._messages, self._timeout_s = kms_v2_pb2, timeout_s
         self.channel = grpc.insecure_channel(f"unix:{socket}", options=[("grpc.max_reconnect_backoff_ms", 200)])
         self._stub = stubs("kms_v2").KeyManagementServiceStub(self.channel)
@@ -86,8 +85,6 @@ class KmsV1beta1:
     """A client of KMS v1beta1."""
 
     def __init__(self, socket: Path) -> None:
-        from hsmkms.adopters.kubernetes.wire import kms_v1beta1_pb2
-
         self._messages = kms_v1beta1_pb2
         self.channel = grpc.insecure_channel(f"unix:{socket}")
         self._stub = stubs("kms_v1beta1").KeyManagementServiceStub(self.channel)

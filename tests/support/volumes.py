@@ -29,7 +29,7 @@ from tests.support.deployment import PROGRAM, ROOT
 from tests.support.iam import Iam
 from tests.support.ports import free_port
 
-WAIT_S = 60
+WAIT_S = 120
 POSTGRES = "postgres" if os.geteuid() == 0 else None
 """Who owns a database; PostgreSQL refuses to run as root."""
 
@@ -151,7 +151,10 @@ class Run:
     def end(self, number: int = signal.SIGINT) -> int:
         """Send a signal and wait; the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(WAIT_S)
+        try:
+            return self.process.wait(WAIT_S)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"`run` did not end:\n{self.log.read_text()}") from error
 
     @property
     def is_open(self) -> bool:

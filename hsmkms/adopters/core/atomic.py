@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 
-def replace(file: Path, content: bytes, mode: int = 0o600) -> None:
+def replace(file: Path, content: bytes, mode: int = 0o600, *, lasting: bool = True) -> None:
     """Put content into a file, new or not. When this raises OSError, or the process dies, the file is as it was before.
+    What need not outlast a power cut (not `lasting`) does not wait for the disk.
 
     One writer at a time: what writers hold that is named `<file>.new` is theirs until they are done.
     """
@@ -17,13 +18,15 @@ def replace(file: Path, content: bytes, mode: int = 0o600) -> None:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as writer:
             writer.write(content)
             writer.flush()
-            os.fsync(writer.fileno())
+            if lasting:
+                os.fsync(writer.fileno())
         part.replace(file)
     except OSError:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
-    sync_directory(file.parent)
+    if lasting:
+        sync_directory(file.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -99,7 +99,9 @@ def _arguments(settings: PluginSettings, socket: SocketFile) -> list[str]:
 
 def _unit(settings: PluginSettings, socket: SocketFile) -> str:
     program = Path(sys.executable).with_name("hsmkms")
-    command = " \\\n    ".join(shlex.quote(word) for word in [str(program), *_arguments(settings, socket)])
+    words = [shlex.quote(word) for word in (str(program), *_arguments(settings, socket))]
+    # Two characters mean something to systemd, also between quotes.
+    command = " \\\n    ".join(word.replace("%", "%%").replace("$", "$$") for word in words)
     return f"""[Unit]
 Description=KMS plugin of kube-apiserver ({PROVIDER})
 After=network-online.target
@@ -108,8 +110,7 @@ Before=kubelet.service
 
 [Service]
 ExecStart={command}
-# The socket is made with mode 0600 by the plugin itself.
-ExecStartPre=/usr/bin/install -d -m 0700 {shlex.quote(str(socket.path.parent))}
+# The plugin makes the socket, mode 0600, and its directory, mode 0700, by itself.
 UMask=0077
 Restart=always
 RestartSec=1
@@ -136,7 +137,12 @@ def _pod(settings: PluginSettings, socket: SocketFile, image: str) -> NodeFile:
         "image": image,
         "command": ["hsmkms"],
         "args": _arguments(settings, socket),
-        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            # Decrypted DEKs stay out of swap.
+            "capabilities": {"add": ["IPC_LOCK"]},
+        },
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
         "volumeMounts": [
             {"name": name, "mountPath": str(path), "readOnly": name == "connection"} for name, path in mounts.items()

@@ -29,7 +29,7 @@ from swift.common.swob import (
     Request,
     wsgi_to_str,
 )
-from swift.common.utils import get_logger
+from swift.common.utils import config_true_value, get_logger
 
 from hsmkms.adopters.client import (
     CiphertextRefused,
@@ -44,7 +44,7 @@ from hsmkms.adopters.objectstorage import notes
 from hsmkms.adopters.objectstorage.bucket import BucketDeks, bucket_of, is_subsidiary, part_of
 from hsmkms.adopters.objectstorage.configuration import Account, Configuration
 from hsmkms.adopters.objectstorage.deks import DekCache
-from hsmkms.adopters.objectstorage.lifecycle import AWAY, Lifecycle, is_policy, wanted_key
+from hsmkms.adopters.objectstorage.lifecycle import AWAY, VERSIONED, Lifecycle, is_policy, wanted_key
 from hsmkms.adopters.objectstorage.metadata import OVERRIDE, Metadata
 from hsmkms.adopters.objectstorage.provisioning import Provisioner
 from hsmkms.adopters.objectstorage.refusals import refusal, unavailable
@@ -104,6 +104,8 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
         if container is not None and request.method == "PUT" and wanted_key(request) is not None:
             words = "This account has no key service: no bucket can be under a root key."
             raise refusal(request, HTTPBadRequest, words)
+        if is_policy(request):
+            raise refusal(request, HTTPBadRequest, "Nothing keeps objects in this account.")
         return self._unprotected(request.environ, start_response)
 
     def _container(
@@ -112,16 +114,20 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
         act = {"PUT": self._lifecycle.create, "DELETE": self._lifecycle.delete}.get(request.method)
         if request.method == "POST" and is_policy(request):
             act = self._lifecycle.retain
+        elif request.method == "POST" and config_true_value(request.headers.get(VERSIONED, "")):
+            act = self._lifecycle.version
         if act is not None:
             answer: Iterable[bytes] = act(request, account, container)(request.environ, start_response)
             return answer
-        deks = self._metadata.deks(request, account, container)
-        if deks is not None and not is_subsidiary(container):
-            notes.of(request.environ).key_crn = deks.active.key_crn
-        if request.method != "GET":
-            return self._passed(request.environ, start_response)
-        # The ETags in a listing are encrypted.
-        return self._keyed(request, account, container, None, deks, start_response)
+        if request.method == "GET":
+            # The ETags in a listing are encrypted.
+            return self._keyed(request, account, container, None, start_response)
+        if request.method == "HEAD":
+            try:
+                self._deks(request, account, container)
+            except HTTPException as refused:
+                self._require_deletion(request, refused)
+        return self._passed(request.environ, start_response)
 
     def _object(
         self, request: Any, account: Account, container: str, obj: str, start_response: StartResponse
@@ -130,30 +136,36 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
             self._heed_retention(request, account, container, obj)
         if request.method not in ("GET", "HEAD", "PUT", "POST"):
             return self._passed(request.environ, start_response)
-        deks = self._metadata.deks(request, account, container)
-        return self._keyed(request, account, container, obj, deks, start_response)
+        return self._keyed(request, account, container, obj, start_response)
 
     def _keyed(
-        self,
-        request: Any,
-        account: Account,
-        container: str,
-        obj: str | None,
-        deks: BucketDeks | None,
-        start_response: StartResponse,
+        self, request: Any, account: Account, container: str, obj: str | None, start_response: StartResponse
     ) -> Iterable[bytes]:
         """A request that needs the bucket's DEK, if it has one."""
-        if deks is None:
-            return self._unprotected(request.environ, start_response)
         try:
-            bucket = self._of_bucket(request, account, deks)
+            deks = self._deks(request, account, container)
+            bucket = None if deks is None else self._of_bucket(request, account, deks)
         except HTTPException as refused:
-            if refused.status_int != 403 or not notes.of(request.environ).deletes:
-                raise
+            self._require_deletion(request, refused)
             return self._looked_at_to_delete(request.environ, start_response)
+        if bucket is None:
+            return self._unprotected(request.environ, start_response)
         context = KeyMasterContext(bucket, account.name, container, obj, _META_VERSION)
         answer: Iterable[bytes] = context.handle_request(request, start_response)
         return answer
+
+    def _deks(self, request: Any, account: Account, container: str) -> BucketDeks | None:
+        deks = self._metadata.deks(request, account, container)
+        if deks is not None and not is_subsidiary(container):
+            notes.of(request.environ).key_crn = deks.active.key_crn
+        return deks
+
+    def _require_deletion(self, request: Any, refused: Any) -> None:
+        """Data whose key is refused, or whose DEK is damaged, can still be thrown away. Raises HTTPException."""
+        reads = request.method in ("GET", "HEAD")
+        if refused.status_int == 503 or not reads or not notes.of(request.environ).deletes:
+            raise refused
+        notes.of(request.environ).refusal = None
 
     def _passed(self, env: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         answer: Iterable[bytes] = self.app(env, start_response)
@@ -166,7 +178,7 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
         return self._passed(env, start_response)
 
     def _looked_at_to_delete(self, env: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        """What is read in order to delete it need not be decrypted: data without a key can still be thrown away."""
+        """What is read in order to delete it need not be decrypted."""
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             # The list of a large object's parts cannot be read, so it is deleted as any other object; the parts go

@@ -62,7 +62,7 @@ class Status:
 
     def write(self, volume: Volume) -> None:
         """Raises OSError."""
-        atomic.replace(volume.status_file, json.dumps(asdict(self)).encode())
+        atomic.replace(volume.status_file, json.dumps(asdict(self)).encode(), lasting=False)
 
 
 def describe(volume: Volume) -> dict[str, Any]:

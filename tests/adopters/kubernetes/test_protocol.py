@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import re
 import subprocess
 import uuid
@@ -13,7 +15,7 @@ import grpc
 import pytest
 
 from tests.adopters.kubernetes.conftest import Cluster
-from tests.support.deployment import ROOT
+from tests.support.deployment import ROOT, create_key
 from tests.support.kms_plugin import Encrypted, Kms, KmsPlugin, KmsV1beta1, refused
 
 DEK = bytes(range(32))
@@ -152,7 +154,21 @@ def test_the_uid_is_in_the_log_and_in_the_audit_trail(kms: Kms, plugin: KmsPlugi
     for uid in (encrypting, decrypting):
         assert uid in log
         assert uid.encode() in trail
+    assert base64.b64encode(DEK).decode() not in log
+    assert DEK.hex() not in log
     assert '"uid": "no uuid\\nat all"' in log
+
+
+def test_material_that_was_imported_again_opens_what_it_encrypted(cluster: Cluster) -> None:
+    """After the loss of a key, or in another site: the new key has another id, and so has its version."""
+    material = base64.b64encode(os.urandom(32)).decode()
+    lost, again = (create_key(cluster.admin, "brought", payload=material) for _ in range(2))
+    with cluster.plugin(key=lost) as before, before.client() as kms:
+        sealed = kms.encrypt(DEK)
+    assert cluster.admin.delete(f"/keys/{lost}?force=true").is_success
+    with cluster.plugin(key=again) as after, after.client() as kms:
+        assert kms.decrypt(sealed) == DEK
+        assert kms.encrypt(DEK).key_id.startswith(again)
 
 
 def test_v1beta1(plugin: KmsPlugin) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -149,6 +151,11 @@ def test_install_prints_and_writes(quiet_cluster: Cluster, tmp_path: Path) -> No
     assert identity == {"identity": {}}
     started = unit.split("ExecStart=")[1].split("\nUMask")[0].replace("\\\n", "").split()
     assert Path(started[0]).name == "hsmkms"
+    if shutil.which("systemd-analyze") is not None:
+        file = tmp_path / "hsmkms-kubernetes.service"
+        file.write_text(unit)
+        done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False)
+        assert [line for line in done.stderr.splitlines() if "hsmkms" in line] == []
     expected = [f"--key={quiet_cluster.key}", f"--crn={quiet_cluster.crn}", f"--connection={quiet_cluster.connection}"]
     expected += ["--socket=/run/hsmkms-kms/kms.sock", "--owner=kube", "--metrics-port=9189", "--prevent-deletion"]
     assert started[2 : 2 + len(expected)] == expected

@@ -29,6 +29,7 @@ from tests.adopters.objectstorage.test_buckets import (
     works,
 )
 from tests.support.adopter import STORAGE
+from tests.support.certificates import Authority
 from tests.support.deployment import Service, State, create_key
 from tests.support.iam import Iam
 from tests.support.swift import CACHE_S, Swift, wait_until
@@ -39,8 +40,13 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture(scope="module")
 def broken(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A key service of these tests alone, which they stop and start."""
-    with Service(seed_state.copy_to(tmp_path_factory.mktemp("broken") / "state")) as service:
+    """A key service of these tests alone, which they stop and start; it speaks TLS, which Swift makes green."""
+    directory = tmp_path_factory.mktemp("broken")
+    authority = Authority(directory, "authority")
+    server = authority.server()
+    settings = {"HSMKMS_TLS_CERT": str(server.certificate), "HSMKMS_TLS_KEY": str(server.key)}
+    state = seed_state.copy_to(directory / "state")
+    with Service(state, workers=1, tls_ca=str(authority.file), **settings) as service:
         yield service
 
 
@@ -127,27 +133,16 @@ def test_the_key_service_goes_and_comes(admin: httpx.Client, broken: Service, sw
     assert read(bank, name, "more") == DATA == read(bank, name, "parts")
 
 
-def test_cold_processes_read_what_was_rewrapped(admin: httpx.Client, swift: Swift, bank: Any) -> None:
-    key = create_key(admin)
-    name = make(bank, crn_of(admin, key))
-    bank.put_object(Bucket=name, Key="k", Body=DATA, Metadata={"said": "x"})
-    multipart(bank, name, "parts", [DATA[:PART], DATA[PART:]])
-    first = registrations(admin, key)[0]["keyVersion"]["id"]
-    assert admin.post(f"/keys/{key}/actions/rotate", json={}).status_code == 204
-    wait_until("rewrapped", lambda: registrations(admin, key)[0]["keyVersion"]["id"] != first)
-    bank.put_object(Bucket=name, Key="after", Body=DATA)
-    swift.kill()
-    swift.__enter__()
-    listed = {one["Key"]: one["ETag"] for one in bank.list_objects_v2(Bucket=name)["Contents"]}
-    assert set(listed) == {"k", "parts", "after"}
-    assert listed["k"] == bank.head_object(Bucket=name, Key="k")["ETag"]
-    assert bank.head_object(Bucket=name, Key="k")["Metadata"] == {"said": "x"}
-    assert read(bank, name, "k") == DATA == read(bank, name, "parts") == read(bank, name, "after")
-
-
 def test_killed_while_it_is_written_to(admin: httpx.Client, swift: Swift, bank: Any) -> None:
-    key = create_key(admin)
+    key, rotated = create_key(admin), create_key(admin)
     crn = crn_of(admin, key)
+    cold = make(bank, crn_of(admin, rotated))
+    bank.put_object(Bucket=cold, Key="k", Body=DATA, Metadata={"said": "x"})
+    multipart(bank, cold, "parts", [DATA[:PART], DATA[PART:]])
+    first = registrations(admin, rotated)[0]["keyVersion"]["id"]
+    assert admin.post(f"/keys/{rotated}/actions/rotate", json={}).status_code == 204
+    wait_until("rewrapped", lambda: registrations(admin, rotated)[0]["keyVersion"]["id"] != first)
+    bank.put_object(Bucket=cold, Key="after", Body=DATA)
     written: list[tuple[str, str]] = []
 
     def write(number: int) -> None:
@@ -173,6 +168,12 @@ def test_killed_while_it_is_written_to(admin: httpx.Client, swift: Swift, bank: 
     registered = {one["resourceCrn"] for one in registrations(admin, key)}
     assert {swift.bank.crn(name) for name in buckets if name.startswith("killed-")} <= registered
     assert not holds(swift.devices, MARKER)
+    # What was rewrapped, in processes that never saw its DEK: the listing comes first and needs it as well.
+    listed = {one["Key"]: one["ETag"] for one in bank.list_objects_v2(Bucket=cold)["Contents"]}
+    assert set(listed) == {"k", "parts", "after"}
+    assert listed["k"] == bank.head_object(Bucket=cold, Key="k")["ETag"]
+    assert bank.head_object(Bucket=cold, Key="k")["Metadata"] == {"said": "x"}
+    assert read(bank, cold, "k") == DATA == read(bank, cold, "parts") == read(bank, cold, "after")
 
 
 def test_the_authorization_is_taken_away(admin: httpx.Client, iam: Iam, swift: Swift, bank: Any) -> None:
@@ -227,11 +228,9 @@ client.make_request("POST", "/v1/AUTH_bank/" + {name!r}, {{name: {change}}}, (2,
             assert refused(call, Bucket=name, **parameters)[0] == status
         assert read(bank, other, "k") == DATA
 
-    for change in ("old[:100]", "'x'", "old.replace('\"format\":1', '\"format\":2')", "other"):
+    for change in ("old[:100]", "other", "old.replace(json.loads(old)['ciphertext'], json.loads(other)['ciphertext'])"):
         spoil(change)
         answers(500)
-    spoil("old.replace(json.loads(old)['ciphertext'], json.loads(other)['ciphertext'])")
-    answers(500)
     spoil("old")
     swift.forget()
     wait_until("read again", lambda: works(bank.get_object, Bucket=name, Key="k"))
@@ -277,18 +276,16 @@ pathlib.Path({str(stored)!r}).write_text(found[0])
 
 
 def test_the_status_of_buckets(admin: httpx.Client, swift: Swift, bank: Any) -> None:
-    crn = crn_of(admin, create_key(admin))
-    name = make(bank, crn)
-    # The follower looks at all buckets when it starts.
-    swift.__exit__(None, None, None)
-    swift.__enter__()
-
-    def shown() -> dict[str, Any] | None:
-        done = swift.service.state.run("adopt", "status", str(swift.configuration), "--json")
-        rows = json.loads(done.stdout) if done.returncode == 0 else []
-        return next((row for row in rows if row["resource"] == swift.bank.crn(name)), None)
-
-    wait_until("shown", lambda: shown() is not None)
-    row = shown()
-    assert row is not None
+    key = create_key(admin)
+    crn = crn_of(admin, key)
+    resource = swift.bank.crn(make(bank, crn))
+    assert admin.post(f"/keys/{key}/actions/rotate", json={}).status_code == 204
+    wait_until("seen", lambda: swift.status_file.exists() and resource in swift.status_file.read_text())
+    metrics = httpx.get(f"http://127.0.0.1:{swift.metrics_port}/metrics").text
+    assert f'hsmkms_adopter_open{{resource="{resource}"}} 1\n' in metrics
+    assert httpx.get(f"http://127.0.0.1:{swift.metrics_port}/healthz").status_code == 200
+    done = swift.service.state.run("adopt", "status", str(swift.configuration), "--json")
+    assert done.returncode == 0, done.stderr
+    row = next(row for row in json.loads(done.stdout) if row["resource"] == resource)
     assert (row["condition"], row["key"], row["backend"]) == ("open", crn, "swift")
+    assert row["last event"].startswith("rotate")
