@@ -11,6 +11,7 @@ test:
 	@scripts/setup --dev
 ifeq ($(ARGS),)
 	@$(MAKE) --no-print-directory lint
+	.venv/bin/python -m scripts.benchmark.guard
 	.venv/bin/pytest $(PARALLEL)
 	.venv/bin/pytest -m "alone and not slow"
 else

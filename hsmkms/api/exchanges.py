@@ -67,16 +67,17 @@ class Exchanges:
             asyncio.get_running_loop().call_soon(self._turn)
         done: list[tuple[Exchange, Answer, bytes | Response]] = []
         events: list[bytes] = []
-        for exchange, answer in batch:
-            adopt(exchange.act.correlation_id)
-            found = guard_now(exchange.work, exchange.problem)
-            status = 200 if isinstance(found, bytes) else found.status_code
-            event = guard_now(partial(self._trail.outcome, exchange.act, status), exchange.problem)
-            if isinstance(event, bytes):
-                events.append(event)
-                done.append((exchange, answer, found))
-            else:
-                _send(exchange, answer, event)
+        with metrics.gathered():
+            for exchange, answer in batch:
+                adopt(exchange.act.correlation_id)
+                found = guard_now(exchange.work, exchange.problem)
+                status = 200 if isinstance(found, bytes) else found.status_code
+                event = guard_now(partial(self._trail.outcome, exchange.act, status), exchange.problem)
+                if isinstance(event, bytes):
+                    events.append(event)
+                    done.append((exchange, answer, found))
+                else:
+                    _send(exchange, answer, event)
         settle = partial(_settle, done)
         try:
             self._trail.end_all(events, settle)
@@ -85,8 +86,9 @@ class Exchanges:
 
 
 def _settle(done: Sequence[tuple[Exchange, Answer, bytes | Response]], error: AuditUnavailable | None) -> None:
-    for exchange, answer, found in done:
-        _send(exchange, answer, found if error is None else exchange.problem(error))
+    with metrics.gathered():
+        for exchange, answer, found in done:
+            _send(exchange, answer, found if error is None else exchange.problem(error))
 
 
 def _send(exchange: Exchange, answer: Answer, found: bytes | Response) -> None:

@@ -81,7 +81,8 @@ def header_map(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 def correlation_id(headers: Mapping[str, str]) -> str:
     """The caller's UUID, or a new one."""
     for name in CORRELATION_HEADERS:
-        found = canonical_uuid(headers.get(name, ""))
+        given = headers.get(name)
+        found = None if given is None else canonical_uuid(given)
         if found is not None:
             return found
     return new_id()

@@ -101,6 +101,7 @@ SERVICE_ONLY: Final = frozenset(
     }
 )
 """What only a source service may do, with any role from Reader up."""
+_SERVICE_ONLY_BITS: Final = sum(action.bit for action in SERVICE_ONLY)
 _READER: Final = {
     *_LISTING,
     *SERVICE_ONLY,
@@ -275,6 +276,6 @@ def allows(caller: Caller, action: Action, target: Target) -> bool:
     """True if `caller` may do `action` on `target`. Deny by default; nobody reaches beyond the own account."""
     if caller.account != target.account:
         return False
-    if action in SERVICE_ONLY and not caller.sources:
+    if action.bit & _SERVICE_ONLY_BITS and not caller.sources:
         return False
     return caller.rights.permit(action, target)

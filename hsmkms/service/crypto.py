@@ -263,9 +263,9 @@ def parse(text: str, aad: Sequence[str]) -> tuple[str, bytes]:
 
 def _require_aad(aad: Sequence[str]) -> None:
     """At most 255 strings of at most 255 characters (additions section 4)."""
-    if len(aad) > MAX_AAD_STRINGS or any(len(text) > MAX_AAD_CHARS for text in aad):
+    if aad and (len(aad) > MAX_AAD_STRINGS or max(map(len, aad)) > MAX_AAD_CHARS):
         raise InvalidField(
             "aad", f"The field `aad` takes {MAX_AAD_STRINGS} strings of {MAX_AAD_CHARS} characters each."
         )
-    if any("\ud800" <= character <= "\udfff" for text in aad if not text.isascii() for character in text):
+    if not all(map(str.isascii, aad)) and any("\ud800" <= character <= "\udfff" for text in aad for character in text):
         raise InvalidField("aad", "The field `aad` must hold valid Unicode strings.")

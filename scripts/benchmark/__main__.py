@@ -85,6 +85,7 @@ def _processor() -> str:
 
 
 def _everything(place: Path, options: argparse.Namespace) -> dict[str, object]:
+    report.begin()
     found: dict[str, object] = {"fdatasync us": _fdatasync_us(place)}
     program = _compile(place)
     few = Deployment(place / "few")
@@ -191,7 +192,7 @@ def _by_connections(few: Deployment, options: argparse.Namespace) -> dict[str, o
         for count in CONNECTIONS
     }
     rates = _rounds(targets, min(3, options.rounds))
-    report.show("\nby connections", rates, {})
+    report.show("by connections", rates, {})
     middles = {name: _middle(found) for name, found in rates.items()}
     report.plot_connections(
         {action: {count: middles[f"{action}, {count} connections"] for count in CONNECTIONS} for action in actions}
@@ -203,7 +204,7 @@ def _by_size(few: Deployment, options: argparse.Namespace) -> dict[str, object]:
     names = [f"{action} {size}" for action in ("wrap", "unwrap") for size in DEK_BYTES]
     targets = {name: partial(few.http, name, options.seconds, options.connections) for name in names}
     rates = _rounds(targets, min(3, options.rounds))
-    report.show("\nby bytes of the DEK", rates, {})
+    report.show("by bytes of the DEK", rates, {})
     return {name: vars(_middle(found)) for name, found in rates.items()}
 
 
@@ -215,7 +216,7 @@ def _paced(few: Deployment, rates: Rates, options: argparse.Namespace) -> dict[s
         for part in LOADS:
             targets[f"{action} at {part:.0%} load"] = partial(few.paced, action, full * part, 2 * options.seconds)
     found = _rounds(targets, min(3, options.rounds))
-    report.show("\nbelow saturation", found, {})
+    report.show("below saturation", found, {})
     middles = {name: _middle(rounds) for name, rounds in found.items()}
     report.plot_latency(middles)
     return {name: vars(rate) for name, rate in middles.items()}
@@ -232,7 +233,7 @@ def _by_workers(place: Path, options: argparse.Namespace) -> dict[str, object]:
             found[f"{workers} worker{'s' * (workers > 1)}"] = [
                 service.http("wrap", options.seconds, options.connections, None) for _ in range(options.rounds)
             ]
-    report.show("\nby workers, wrap", found, {})
+    report.show("by workers, wrap", found, {})
     return {name: vars(_middle(rates)) for name, rates in found.items()}
 
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections import deque
-from typing import Final
+from typing import Final, cast
 
 import uvloop
 
@@ -29,8 +29,8 @@ class _Connection(asyncio.Protocol):
         self._answer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's is none of asyncio's classes.
+        self._transport = cast(asyncio.Transport, transport)
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, due: float) -> None:

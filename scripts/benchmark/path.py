@@ -11,7 +11,7 @@ import base64
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -81,10 +81,13 @@ class Path:
         protocol.connection_made(socket)
         return protocol, socket
 
-    async def turns(self, action: str, count: int, at_once: int) -> None:
-        """`at_once` requests, on connections of their own, and their answers; again and again."""
+    def connections(self, count: int) -> list[tuple[Protocol, _Socket]]:
+        """So many, each for one request at a time. In a running loop."""
+        return [self.connection() for _ in range(count)]
+
+    async def turns(self, action: str, count: int, connections: Sequence[tuple[Protocol, _Socket]]) -> None:
+        """A request on each connection, and their answers; again and again."""
         request = self.request(action)
-        connections = [self.connection() for _ in range(at_once)]
         for _ in range(count):
             for protocol, socket in connections:
                 socket.answered.clear()
@@ -163,6 +166,14 @@ def _each_us(call: Callable[[], object]) -> float:
     return best
 
 
+async def _whole_us(path: Path, action: str, count: int, at_once: int) -> float:
+    connections = path.connections(at_once)
+    await path.turns(action, 20, connections)
+    started = time.process_time()
+    await path.turns(action, count, connections)
+    return (time.process_time() - started) / count / at_once * 1e6
+
+
 def main() -> None:
     """Print a line of JSON."""
     action, count, at_once = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -171,10 +182,7 @@ def main() -> None:
     with rooms.close:
         path = open_path(rooms)
         with asyncio.Runner() as runner:
-            runner.run(path.turns(action, 20, at_once))
-            started = time.process_time()
-            runner.run(path.turns(action, count, at_once))
-            whole = (time.process_time() - started) / count / at_once * 1e6
+            whole = runner.run(_whole_us(path, action, count, at_once))
         print(json.dumps({"whole": whole, **parts(path, action)}))
 
 

@@ -31,7 +31,7 @@ _HEADERS: Final = {
     "X-Identity-Status": "Confirmed",
     "X-Project-Id": "bench",
     "X-User-Id": "bench",
-    "X-Roles": "admin,creator",
+    "X-Roles": "member,reader,creator",
     "X-Service-Catalog": "[]",
     "Content-Type": "application/json",
 }
@@ -43,8 +43,7 @@ _SECRET: Final = (
 _CONFIGURATION: Final = """
 [DEFAULT]
 host_href = http://127.0.0.1:{port}
-log_file = {place}/barbican.log
-use_stderr = false
+use_stderr = true
 [database]
 connection = {database}
 [secretstore]
@@ -102,7 +101,8 @@ def measure(place: Path, ours: Deployment, rounds: int, seconds: float) -> objec
         url, process = _serve(place, ours, server)
         headers = {**_HEADERS}
         stored = httpx.post(f"{url}/v1/secrets", content=_SECRET, headers=headers)
-        stored.raise_for_status()
+        if stored.status_code != 201:
+            raise SystemExit(f"bench: Barbican does not store a secret\n{_log_of(place)}")
         path = httpx.URL(stored.json()["secret_ref"]).path
         read = {name: value for name, value in headers.items() if name != "Content-Type"}
         store = Call("/v1/secrets", _SECRET, headers)
@@ -118,7 +118,7 @@ def measure(place: Path, ours: Deployment, rounds: int, seconds: float) -> objec
             process.kill()
             process.wait()
         server.stop()
-    report.show(f"\nBarbican {VERSION} and hsmkms, {CONNECTIONS} connections, one process on one core each", rates, {})
+    report.show(f"Barbican {VERSION} and hsmkms, {CONNECTIONS} connections, one process on one core each", rates, {})
     return report.plain(rates)
 
 
@@ -134,7 +134,9 @@ def _install() -> None:
 
 def _serve(place: Path, ours: Deployment, server: PostgresServer) -> tuple[str, subprocess.Popen[bytes]]:
     home = place / "barbican"
-    home.mkdir()
+    # Where oslo.config looks by itself.
+    configuration = home / ".barbican" / "barbican.conf"
+    configuration.parent.mkdir(parents=True)
     port = free_port()
     database = server.new_database("barbican").replace("+psycopg", "+psycopg2")
     values: dict[str, Any] = {
@@ -144,17 +146,17 @@ def _serve(place: Path, ours: Deployment, server: PostgresServer) -> tuple[str, 
         "module": ours.module,
         "pin": (ours.path / "pin").read_text().strip(),
     }
-    (home / "barbican.conf").write_text(_CONFIGURATION.format(**values))
-    (home / "barbican.conf").chmod(0o600)
+    configuration.write_text(_CONFIGURATION.format(**values))
+    configuration.chmod(0o600)
     (home / "paste.ini").write_text(_PASTE.format(**values))
     (home / "audit_map.conf").write_text(_AUDIT_MAP)
     environment = {
         **os.environ,
         "SOFTHSM2_CONF": str(ours.path / "softhsm2.conf"),
-        "OS_BARBICAN_CONFIG_FILES": str(home / "barbican.conf"),
+        "HOME": str(home),
         "PATH": f"{PLACE / 'bin'}:{os.environ['PATH']}",
     }
-    manage = [str(PLACE / "bin" / "barbican-manage"), "--config-file", str(home / "barbican.conf")]
+    manage = [str(PLACE / "bin" / "barbican-manage"), "--config-file", str(configuration)]
     for command in (["db", "upgrade"], ["hsm", "gen_mkek"], ["hsm", "gen_hmac"]):
         subprocess.run([*manage, *command], env=environment, check=True, cwd=home, stdout=subprocess.DEVNULL)
     uwsgi = [str(PLACE / "bin" / "uwsgi"), "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "1"]
@@ -173,4 +175,8 @@ def _serve(place: Path, ours: Deployment, server: PostgresServer) -> tuple[str, 
         except httpx.TransportError:
             time.sleep(0.1)
     process.kill()
-    raise SystemExit(f"bench: Barbican did not start\n{(home / 'uwsgi.log').read_text()[-3000:]}")
+    raise SystemExit(f"bench: Barbican did not start\n{_log_of(place)}")
+
+
+def _log_of(place: Path) -> str:
+    return (place / "barbican" / "uwsgi.log").read_text()[-3_000:]

@@ -18,6 +18,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt  # only after the choice of a back end that needs no display
 
 OUT: Final = ROOT / "bench-out"
+TABLES: Final = "tables.md"
 Rates = Mapping[str, Sequence[Rate]]
 
 
@@ -27,20 +28,32 @@ def ratio(found: Sequence[Rate], limit: Sequence[Rate]) -> float:
 
 
 def show(title: str, rates: Rates, limits: Mapping[str, str]) -> None:
-    """A line for each target; `limits` names what a target is to be compared with."""
+    """A line for each target; `limits` names what a target is to be compared with. Also as Markdown, in bench-out."""
+    columns = ("ops/s", "min", "max", "of C", "p50 µs", "p99 µs", "p99.9 µs")
     table = Table(title, box=None)
-    for column in ("ops/s", "min", "max", "of C", "p50 µs", "p99 µs", "p99.9 µs"):
+    for column in columns:
         table.add_column(column, justify="right")
+    lines = [f"| {title} | {' | '.join(columns)} |", f"|---{'|---:' * len(columns)}|"]
     for name, found in rates.items():
         speeds = [rate.per_s for rate in found]
         limit = limits.get(name)
-        table.add_row(
-            name,
+        cells = [
             *(f"{speed:,.0f}" for speed in (statistics.median(speeds), min(speeds), max(speeds))),
             "" if limit is None else f"{ratio(found, rates[limit]):.3f}",
             *(_us(found, place) for place in ("p50_us", "p99_us", "p999_us")),
-        )
+        ]
+        table.add_row(name, *cells)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    print()
     Console(width=120).print(table)
+    OUT.mkdir(exist_ok=True)
+    with (OUT / TABLES).open("a") as file:
+        file.write("\n".join(lines) + "\n\n")
+
+
+def begin() -> None:
+    """No tables of an earlier run."""
+    (OUT / TABLES).unlink(missing_ok=True)
 
 
 def _us(found: Sequence[Rate], place: str) -> str:

@@ -54,9 +54,6 @@ class Buckets(Protocol):
     def deks(self, bucket: str) -> BucketDeks | None:
         """Raises StorageAway, DekFileInvalid."""
 
-    def exists(self, bucket: str) -> bool:
-        """Raises StorageAway."""
-
     def store(self, bucket: str, dek: WrappedDekFile) -> None:
         """Put a rewrapped DEK in the place of the one with its id. Raises StorageAway."""
 
@@ -179,8 +176,8 @@ class AccountFollower:
         except DekFileInvalid as invalid:
             _log.error("a wrapped DEK is damaged", bucket=bucket, reason=invalid.message)
             return Row(crn, "damaged", "", "", invalid.message, self._last_of(crn))
+        self._forget_events(crn, set() if deks is None else {dek.key_id for dek in deks.deks})
         if deks is None:
-            self._forget_events(crn)
             return None
         if deks.keeps_key:
             seen.kept.add(crn)
@@ -240,10 +237,10 @@ class AccountFollower:
                 deleted = key is not None and key.state is KeyState.DESTROYED
                 self._say(client, event_id, AdopterKeyState.DEK_DELETED if deleted else AdopterKeyState.DEK_DISABLED)
 
-    def _forget_events(self, crn: str) -> None:
-        """Events about a bucket that is no more: its registration ends, and they with it."""
+    def _forget_events(self, crn: str, key_ids: set[str]) -> None:
+        """Events about a bucket that is no more, or is under other keys: its registration ends, and they with it."""
         for event_id, waiting in list(self._waiting.items()):
-            if waiting.event.resource_crn == crn:
+            if waiting.event.resource_crn == crn and waiting.event.key_id not in key_ids:
                 _log.info("event of a deleted bucket", event_id=event_id, resource=crn)
                 del self._waiting[event_id]
 
@@ -267,7 +264,7 @@ class AccountFollower:
             written[registration.key_id, crn] = registration.key_version
             if bucket is None or self._now() - registration.created_at < _ORPHANED_AFTER:
                 continue
-            if not self._buckets.exists(bucket):
+            if not self._is_under(bucket, registration.key_id):
                 client.deregister(registration.key_id, crn)
                 _log.warning("ended the registration of a bucket that is gone", resource=crn)
         for dek in seen.open:
@@ -281,6 +278,14 @@ class AccountFollower:
                 _log.warning("registered again", resource=dek.resource_crn)
             if told != dek.key_version:
                 client.registered_version(key_id, dek.resource_crn, dek.key_version)
+
+    def _is_under(self, bucket: str, key_id: str) -> bool:
+        try:
+            deks = self._buckets.deks(bucket)
+        except DekFileInvalid:
+            # It may be.
+            return True
+        return deks is not None and key_id in {dek.key_id for dek in deks.deks}
 
     def _row(self, dek: WrappedDekFile, condition: str, reason: str | None) -> Row:
         return Row(dek.resource_crn, condition, dek.key_crn, dek.key_version, reason, self._last_of(dek.resource_crn))

@@ -48,10 +48,6 @@ class Shelf:
             raise found
         return found
 
-    def exists(self, bucket: str) -> bool:
-        self._answer()
-        return bucket in self.found
-
     def store(self, bucket: str, dek: WrappedDekFile) -> None:
         self._answer()
         self.found[bucket] = BucketDeks((dek,))
@@ -227,6 +223,10 @@ def test_registrations_are_mended(admin: httpx.Client, storage: Adopter, scene: 
     retained = scene.bucket("retained", crn_of(admin, key))
     scene.shelf.found["retained"] = BucketDeks((retained,), keeps_key=True)
     del scene.shelf.found["lost"]
+    # A bucket of the same name was made again under another key, and the first one's registration was left.
+    again = create_key(admin)
+    other = scene.bucket("kept", crn_of(admin, again))
+    scene.shelf.found["kept"] = BucketDeks((kept,))
     scene.follower._client.deregister(key, kept.resource_crn)
     scene.follower._client.deregister(key, retained.resource_crn)
     scene.follower.look_at_all()
@@ -240,6 +240,8 @@ def test_registrations_are_mended(admin: httpx.Client, storage: Adopter, scene: 
     scene.today += timedelta(minutes=11)
     scene.follower.look_at_all()
     assert registered() == wanted
+    assert other.resource_crn == kept.resource_crn
+    assert not admin.get(f"/keys/{again}/registrations").json().get("resources")
 
 
 def test_keys_of_another_instance(
