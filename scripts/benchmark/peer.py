@@ -138,7 +138,7 @@ def _serve(place: Path, ours: Deployment, server: PostgresServer) -> tuple[str, 
     configuration = home / ".barbican" / "barbican.conf"
     configuration.parent.mkdir(parents=True)
     port = free_port()
-    database = server.new_database("barbican").replace("+psycopg", "+psycopg2")
+    database = "postgresql+psycopg2://" + server.new_database("barbican").partition("://")[2]
     values: dict[str, Any] = {
         "place": home,
         "port": port,

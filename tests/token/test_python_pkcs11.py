@@ -21,7 +21,8 @@ from hsmkms.token.returned import CryptokiError
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
 from tests.support.deployment import ROOT, State
-from tests.token.conftest import LABEL, MODULE
+from tests.support.injector import MODULE
+from tests.token.conftest import LABEL
 
 DEK = bytes(range(32))
 AAD = ("volume-1", "région")
