@@ -1,7 +1,7 @@
 # make run: a Key Protect on this machine.  make test: the whole suite.  make test ARGS="tests/interop -k wrap": a part.
 # Two processes, each with whole files: much of what tests do is wait for servers.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not alone"
-.PHONY: run test test-slow test-kube-apiserver lint bench
+.PHONY: run test test-slow test-faults test-kube-apiserver soak lint bench
 
 run:
 	@scripts/setup
@@ -21,6 +21,16 @@ endif
 test-slow:
 	@scripts/setup --dev
 	.venv/bin/pytest -m slow $(ARGS)
+
+# Every fault of the bench, as a table and in fault-bench.json. What needs to mount disks is skipped without root.
+test-faults:
+	@scripts/setup --dev
+	FAULTS_JSON=fault-bench.json .venv/bin/pytest tests/faults/test_bench.py -m "slow or not slow" $(ARGS)
+
+# Random faults under load; make soak ARGS="--minutes 5 --seed 1".
+soak:
+	@scripts/setup --dev
+	.venv/bin/python -m tests.faults.soak $(ARGS)
 
 lint:
 	.venv/bin/ruff check .

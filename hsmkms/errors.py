@@ -17,7 +17,7 @@
     ├── KeyIncomplete              what is stored of a key is damaged
     ├── Unavailable                a part this service stands on does not answer: try again
     │   ├── TokenUnavailable · TokenAway · NotOpen · SigningKeyMissing · TokenBusy · KeyMaterialMissing
-    │   └── StoreUnavailable · IssuerUnavailable · AuditUnavailable
+    │   └── StoreUnavailable · IssuerUnavailable · AuditUnavailable · SinkFailed
     └── OperatorError              for the person at the command line: settings, set-up, token
 
 `code` is the contract's reason code (contract section 5, additions section 7). `message` is safe to show: it says what
@@ -558,8 +558,16 @@ class AuditUnavailable(Unavailable):
     """What would happen cannot be recorded, so it does not happen."""
 
 
+class SinkFailed(Unavailable):
+    """A place that audit records are shipped to does not take them. Only who ships sees it."""
+
+
 class OperatorError(HsmkmsError):
     """What a person at the command line has to put right; printed as one line."""
+
+
+class AuditTampered(OperatorError):
+    """An audit log is not what was written."""
 
 
 class SettingsInvalid(OperatorError):

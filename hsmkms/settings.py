@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pydantic
@@ -41,6 +41,42 @@ class OidcIssuer(pydantic.BaseModel):
     audience: str = pydantic.Field(min_length=1)
     ca_file: Path | None = None
     keys_max_age_s: float = pydantic.Field(default=300, gt=0, le=3_600)
+
+
+class _AuditSink(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str | None = pydantic.Field(default=None, pattern=r"^[a-z0-9-]{1,32}$")
+    """What its cursor and its log lines are called; as its kind unless set."""
+
+
+class StandardOutputSink(_AuditSink):
+    """Audit records as JSON lines on the standard output of `hsmkms serve`."""
+
+    kind: Literal["stdout"]
+
+
+class SyslogSink(_AuditSink):
+    """Audit records to a syslog server over TLS; `cert_file` and `key_file` if it wants to know who sends."""
+
+    kind: Literal["syslog"]
+    host: str = pydantic.Field(min_length=1, max_length=255)
+    port: int = pydantic.Field(default=6514, ge=1, le=65_535)
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+
+class HttpSink(_AuditSink):
+    """Audit records by POST to a URL; the bearer token's file is read anew for each."""
+
+    kind: Literal["http"]
+    url: str = pydantic.Field(pattern=r"^https?://[^\s/@?#]+(/[^\s?#]*)?$", max_length=2_000)
+    ca_file: Path | None = None
+    bearer_file: Path | None = None
+
+
+AuditSink = Annotated[StandardOutputSink | SyslogSink | HttpSink, pydantic.Field(discriminator="kind")]
 
 
 class Settings(BaseSettings):
@@ -83,6 +119,7 @@ class Settings(BaseSettings):
     audit_dir: Path | None = None
     audit_checkpoint_s: float = pydantic.Field(default=60.0, ge=0.1, le=86_400)
     audit_log_bytes: int = pydantic.Field(default=256 << 20, ge=4_096)
+    audit_sinks: tuple[AuditSink, ...] = ()
     audit_log_age_s: float = pydantic.Field(default=86_400.0, ge=1, le=31 * 86_400)
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = pydantic.Field(default=None, ge=1, le=65_535)
@@ -159,15 +196,18 @@ class Settings(BaseSettings):
 def _read_pin(name: str, pin: pydantic.SecretStr | None, file: Path | None) -> SecretText | None:
     if pin is not None:
         return SecretText(pin.get_secret_value())
-    if file is None:
-        return None
+    return None if file is None else read_secret(name, file)
+
+
+def read_secret(setting: str, path: Path) -> SecretText:
+    """The text of a file that only its owner can read. Raises SettingsInvalid."""
     try:
-        mode = file.stat().st_mode
-        text = file.read_text()
-    except OSError as error:
-        raise SettingsInvalid(f"The {name} {file} cannot be read. Check its path and owner.") from error
+        mode = path.stat().st_mode
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"The {setting} {path} cannot be read. Check its path and owner.") from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise SettingsInvalid(f"Others can read the {name} {file}. Run chmod 600 on it.")
+        raise SettingsInvalid(f"Others can read the {setting} {path}. Run chmod 600 on it.")
     return SecretText(text.strip())
 
 

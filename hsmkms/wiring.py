@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from inspect import isfunction
@@ -26,12 +25,16 @@ from hsmkms.api.observed import AccessLog, Traced
 from hsmkms.api.requests import Gate
 from hsmkms.api.warm import WarmPath
 from hsmkms.audit.chain import Head
-from hsmkms.audit.journal import Journal, Limits
+from hsmkms.audit.journal import HEADS_TOLD, Journal, Limits
+from hsmkms.audit.shipping import Shipper, Sink
+from hsmkms.audit.sinks import HttpReceiver, StandardOutput, Syslog, client_context
 from hsmkms.clock import Clock, system_clock
 from hsmkms.correlation import ContextThreads
+from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import (
     KeyMaterialMissing,
+    SettingsInvalid,
     SigningKeyMissing,
     StoreRefused,
     TokenRefused,
@@ -45,6 +48,7 @@ from hsmkms.iam.outside import IssuerSettings, OutsideIssuer
 from hsmkms.iam.throttle import Throttle
 from hsmkms.jobs.runner import Job, JobRunner
 from hsmkms.opening import PRIMARY, STANDBY, Pins, open_token
+from hsmkms.outbound import is_private
 from hsmkms.service.account_records import AccountRecords
 from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
@@ -76,7 +80,7 @@ from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
 from hsmkms.service.trail import Trail
 from hsmkms.service.webhooks import WebhookService
-from hsmkms.settings import Settings
+from hsmkms.settings import HttpSink, Settings, StandardOutputSink, SyslogSink, read_secret
 from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
@@ -104,8 +108,6 @@ _TRACED_OF_TOKEN: Final = (
     "seal",
     "sign",
 )
-AUDIT_HEADS_TOLD_FOR: Final = timedelta(days=7)
-"""How long after its last record a log's head is written into the logs of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ class Rooms:
     database: Database
     heads: AuditHeadStore
     audit_directory: Path
+    shippers: Sequence[Shipper]
+    journal: Journal
     gauges: Mapping[Gauge, Callable[[], float]]
     close: ExitStack
 
@@ -143,7 +147,7 @@ def open_rooms(
 ) -> Rooms:
     """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
     key that seals rights is made when the token has none; `watch` and `stays` say what becomes of a process whose token
-    hangs (`token.hanging`). Every service reads its time from `clock`.
+    hangs (`token.hanging`), and with `stays` audit records are shipped. Every service reads its time from `clock`.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
@@ -180,8 +184,14 @@ def open_rooms(
         heads = AuditHeadStore(database)
         if migrate:
             _require_audit_key(token)
+        # Closed behind the journal, whose last record they ship.
+        shippers = _shippers(settings) if migrate or watch else []
+        for shipper in shippers:
+            stack.callback(shipper.close)
         journal = _journal(settings, token, heads, clock)
         stack.callback(journal.close)
+        for shipper in shippers if stays else ():
+            shipper.start()
         threads = ContextThreads(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
@@ -214,6 +224,7 @@ def open_rooms(
                 grants,
                 material,
                 services.lifecycle,
+                trail,
                 _import_rules(settings),
                 clock,
             ),
@@ -221,6 +232,8 @@ def open_rooms(
             database=database,
             heads=heads,
             audit_directory=settings.audit_directory,
+            shippers=shippers,
+            journal=journal,
             gauges=_gauges(token, snapshot, journal),
             close=stack.pop_all(),
         )
@@ -251,17 +264,54 @@ def _journal(settings: Settings, token: Token, heads: AuditHeadStore, clock: Clo
 
     def exchange(head: Head) -> list[Head]:
         heads.put(head.log, head.sequence, head.digest, clock(), closed=head.closed)
-        return [Head(*one) for one in heads.all(since=clock() - AUDIT_HEADS_TOLD_FOR)]
+        return [Head(*one) for one in heads.newest(HEADS_TOLD)]
 
     return Journal(
         settings.audit_directory,
-        "".join(letter for letter in socket.gethostname()[:40] if letter.isalnum()) or "node",
+        _node(),
         partial(token.signing_public_key, AUDIT_KEY_ID),
         partial(token.sign, AUDIT_KEY_ID),
         exchange,
         Limits(settings.audit_checkpoint_s, settings.audit_log_bytes, settings.audit_log_age_s),
         clock,
     )
+
+
+def _node() -> str:
+    """This host in the names of audit logs."""
+    return "".join(letter for letter in socket.gethostname()[:40] if letter.isalnum()) or "node"
+
+
+def _shippers(settings: Settings) -> list[Shipper]:
+    """One for each sink. Raises SettingsInvalid."""
+    sinks = [_sink(one) for one in settings.audit_sinks]
+    if len({sink.name for sink in sinks}) != len(sinks):
+        raise SettingsInvalid("Two audit_sinks have one name. Give each a name of its own.")
+    return [Shipper(settings.audit_directory, sink) for sink in sinks]
+
+
+def _sink(one: StandardOutputSink | SyslogSink | HttpSink) -> Sink:
+    name = one.name or one.kind
+    try:
+        match one:
+            case StandardOutputSink():
+                return StandardOutput(name)
+            case SyslogSink():
+                context = client_context(one.ca_file, one.cert_file, one.key_file)
+                return Syslog(name, one.host, one.port, context, _node())
+            case HttpSink():
+                if not is_private(one.url):
+                    raise SettingsInvalid(f"The audit sink {name} needs an https URL, or an http URL on this host.")
+                return HttpReceiver(name, one.url, client_context(one.ca_file, None, None), _bearer(one.bearer_file))
+    except OSError as error:
+        raise SettingsInvalid(f"The certificates or the key of the audit sink {name} cannot be read.") from error
+
+
+def _bearer(path: Path | None) -> Callable[[], SecretText | None]:
+    if path is None:
+        return lambda: None
+    read_secret("bearer_file", path)
+    return partial(read_secret, "bearer_file", path)
 
 
 def _import_rules(settings: Settings) -> ImportRules:
@@ -314,7 +364,7 @@ def _services(
     access = KeyAccess(stores.keys, stores.tenants, snapshot, clock)
     instance_policies = InstancePolicyService(grants, rights, access, snapshot, clock)
     rules = _import_rules(settings)
-    imports = ImportService(token, stores.import_tokens, instance_policies, material, access, rules, clock)
+    imports = ImportService(token, stores.import_tokens, instance_policies, material, access, trail, rules, clock)
     lifecycle = LifecycleService(token, stores.keys, access, waits, clock)
     callers = Callers(grants, verifier, outside, clock)
     tokens = TokenService(token, grants, rights, stores.records, snapshot, callers, verifier, Throttle(), clock)
@@ -437,6 +487,7 @@ def _runners(services: Services, holder: str) -> list[JobRunner]:
                 "rotation": jobs.rotate_due,
                 "purge": jobs.purge_due,
                 "events": jobs.forget_events,
+                "overdue": jobs.tell_overdue,
                 "import_tokens": services.imports.expire_due,
             },
         ),

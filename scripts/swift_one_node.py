@@ -36,7 +36,6 @@ symlink keymaster encryption proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
-allow_account_management = true
 [filter:catch_errors]
 use = egg:swift#catch_errors
 [filter:gatekeeper]

@@ -256,7 +256,11 @@ def _registration(found: Mapping[str, Any]) -> Registration:
     except ValueError as error:
         raise _unreadable() from error
     return Registration(
-        _text(found, "keyId"), _text(found, "resourceCrn"), created_at, found.get("preventKeyDeletion") is True
+        key_id=_text(found, "keyId"),
+        resource_crn=_text(found, "resourceCrn"),
+        key_version=_text(found, "keyVersion", "id"),
+        created_at=created_at,
+        prevents_deletion=found.get("preventKeyDeletion") is True,
     )
 
 

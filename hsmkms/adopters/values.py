@@ -71,10 +71,12 @@ class Unwrapped:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A resource that a key protects, as its service told the key service."""
+    """A resource that a key protects, as its service told the key service; `key_version` is the id of the version that
+    its DEK was last said to be under."""
 
     key_id: str
     resource_crn: str
+    key_version: str
     created_at: datetime
     prevents_deletion: bool
 

@@ -27,23 +27,24 @@ from hsmkms.api import (
     registrations,
     service_ids,
 )
-from hsmkms.api.cold import Services
+from hsmkms.api.cold import Services, services, unknown_action
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
-from hsmkms.api.problems import kms_problem, platform_problem, status_of
-from hsmkms.api.requests import correlation_id
+from hsmkms.api.problems import Problem, guard, kms_problem, platform_problem, status_of
+from hsmkms.api.requests import address_of, correlation_id
+from hsmkms.service.acts import Act
 from hsmkms.telemetry import metrics
 
 
-def create_app(services: Services) -> ASGIApp:
-    """The application over `services`. Its lifespan is that of `waiting.WaitingApp`."""
+def create_app(rooms: Services) -> ASGIApp:
+    """The application over `rooms`. Its lifespan is that of `waiting.WaitingApp`."""
     app = FastAPI(
         title="hsmkms",
         version=__version__,
         description="Key management in front of your own HSM; speaks the IBM Cloud Key Protect API.",
         redirect_slashes=False,
     )
-    app.state.services = services
+    app.state.services = rooms
     for part in (
         # Before the keys, as `registrations` is the id of none.
         registrations,
@@ -65,15 +66,28 @@ def create_app(services: Services) -> ASGIApp:
         app.include_router(part.router)
     app.add_exception_handler(HTTPException, _no_such_call)
     _describe(app)
-    return HotPath(app, services.crypto, services.gate, services.trail)
+    return HotPath(app, rooms.crypto, rooms.gate, rooms.trail)
 
 
 async def _no_such_call(request: Request, error: Exception) -> Response:
-    """404 and 405 of the router, in the shape of every other error."""
+    """404 and 405 of the router, in the shape of every other error, and recorded like every other refusal."""
     metrics.answered("no_such_call", status_of(error), perf_counter())
-    if request.url.path.startswith(("/v1/", "/v2/")):
-        return platform_problem(error, correlation_id(request.headers))
-    return kms_problem(error, correlation_id(request.headers), "Call could not be performed")
+    current, path = correlation_id(request.headers), request.scope["path"]
+    problem: Problem = platform_problem if path.startswith(("/v1/", "/v2/")) else _unknown_call
+    refused, action = problem(error, current), unknown_action(path)
+    if action is None:
+        return refused
+    act = Act(action, current, path, address_of(request.scope))
+
+    async def recorded() -> Response:
+        await services(request).trail.end(act, refused.status_code)
+        return refused
+
+    return await guard(recorded(), problem, current)
+
+
+def _unknown_call(error: Exception, correlation_id: str) -> Response:
+    return kms_problem(error, correlation_id, "Call could not be performed")
 
 
 def _describe(app: FastAPI) -> None:

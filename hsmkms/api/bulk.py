@@ -12,9 +12,9 @@ from hsmkms.api.bodies import decode_object, parse
 from hsmkms.api.problems import kms_resource
 from hsmkms.api.requests import Envelope, Gate
 from hsmkms.errors import InvalidField, NoBody
+from hsmkms.service.acts import Act
 from hsmkms.service.bulk import MAX_ITEMS, Bulk, BulkService, Refused, digest_of
 from hsmkms.service.crypto import Unwrapped, Wrapped
-from hsmkms.service.trail import Act
 
 
 class _WrapItem(msgspec.Struct, forbid_unknown_fields=True):

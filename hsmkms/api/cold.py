@@ -6,6 +6,7 @@ tests want the raw response (additions section 1.3).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,16 @@ from fastapi.routing import APIRoute
 from hsmkms.api import wire
 from hsmkms.api.bodies import COLD_LIMIT, Model, decode_object, parse, read_body
 from hsmkms.api.problems import guard, kms_problem, platform_problem, token_problem
-from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
+from hsmkms.api.requests import (
+    Envelope,
+    Gate,
+    address_of,
+    authenticate,
+    correlation_id,
+    credential_of,
+    envelope,
+    header_map,
+)
 from hsmkms.clock import Clock
 from hsmkms.correlation import correlated
 from hsmkms.domain.access import Action, Caller
@@ -29,11 +39,13 @@ from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance
 from hsmkms.domain.waits import Waits
 from hsmkms.errors import InvalidQueryParam, NoBody, NotFound, Unauthorized
+from hsmkms.service.acts import Act, acting
 from hsmkms.service.adoption import AdoptionService
 from hsmkms.service.aliases import AliasService
 from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.authorize import require_any_in_account
 from hsmkms.service.bell import EventBell
+from hsmkms.service.cadf import LOGIN, REVOKE
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.events import EventService
 from hsmkms.service.groups import GroupService
@@ -52,11 +64,20 @@ from hsmkms.service.registrations import RegistrationService
 from hsmkms.service.rights import entity_tag
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
-from hsmkms.service.trail import LOGIN, REVOKE, UNKNOWN_ACTION, Act, Trail
+from hsmkms.service.trail import Trail
 from hsmkms.service.webhooks import WebhookService
 from hsmkms.telemetry import metrics
 
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+_UNKNOWN: Final = (
+    ("/instance/policies", "kms.instance-policies.request"),
+    ("/policies", "kms.policies.default"),
+    ("/aliases", "kms.secrets-alias.request"),
+    ("/key_rings", "kms.key-rings.request"),
+    ("/import_token", "kms.import-token.request"),
+    ("/registrations", "kms.registrations.default"),
+    ("/kmip_adapters", "kms.kmip-management.default"),
+)
 _NOT_DONE: Final = "Action could not be performed"
 
 
@@ -111,7 +132,8 @@ class OpenRoute(APIRoute):
         Unauthorized and as `authenticate`."""
         headers = header_map(request.scope["headers"])
         request.state.caller = await authenticate(services(request).gate, headers, request.scope)
-        request.state.act.caller = request.state.caller
+        act: Act = request.state.act
+        act.caller, act.credential = request.state.caller, credential_of(headers)
         self.admit(request, headers, again=again)
 
     def admit(self, request: Request, headers: Mapping[str, str], *, again: bool) -> None:
@@ -148,7 +170,9 @@ class OpenRoute(APIRoute):
             with correlated(correlation_id(request.headers)) as current:
                 act = request.state.act = self._act(request, current)
                 try:
-                    response = await guard(answer(request), self.problem, current)
+                    # Without an act nobody looks at what is noted.
+                    with contextlib.nullcontext() if act is None else acting(act):
+                        response = await guard(answer(request), self.problem, current)
                     if act is not None:
                         response = await guard(recorded(request, act, response), self.problem, current)
                     status = response.status_code
@@ -163,7 +187,8 @@ class OpenRoute(APIRoute):
         if action is None:
             return None
         path, address = request.scope["path"], address_of(request.scope)
-        return Act(action, correlation_id, path, address, reference=request.path_params.get("id"))
+        named = request.path_params
+        return Act(action, correlation_id, path, address, reference=named.get("id") or named.get("group_id"))
 
 
 class TokenRoute(OpenRoute):
@@ -214,7 +239,7 @@ class KmsRoute(OpenRoute):
         if not self.actions:
             return str(self.action.value)
         named = self.actions.get(request.query_params.get("action", ""))
-        return UNKNOWN_ACTION if named is None else str(named.value)
+        return unknown_action(request.scope["path"]) if named is None else str(named.value)
 
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """Key Protect's error body, which begins with what could not be done."""
@@ -237,6 +262,15 @@ class PlatformRoute(OpenRoute):
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """The platform's error body."""
         return platform_problem(error, correlation_id)
+
+
+def unknown_action(path: str) -> str | None:
+    """How the audit trail names a call that there is not (contract section 7); None for a path of no API of ours."""
+    if path.startswith(("/v1/", "/v2/", "/identity/", "/oidc/")):
+        return "iam.request.default"
+    if not path.startswith("/api/v2/"):
+        return None
+    return next((action for part, action in _UNKNOWN if part in path), "kms.secrets.default")
 
 
 def services(request: Request) -> Services:
@@ -304,11 +338,6 @@ def answer(content: dict[str, Any], kind: str, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type=kind)
 
 
-def note_key(request: Request, key: Key) -> None:
-    """Tell the audit trail which key it was, as it is now."""
-    request.state.act.key = key
-
-
 def note_total(request: Request, total: int) -> None:
     """Tell the audit trail how much was listed."""
     request.state.act.total = total
@@ -322,7 +351,6 @@ def note_import_token(request: Request, token: ImportToken) -> None:
 def key_answer(request: Request, key: Key, status: int = 200, **shown: Any) -> Response:
     """One key in its envelope; `shown` as `wire.key_resource` takes it."""
     here = services(request)
-    note_key(request, key)
     resource = wire.key_resource(key, instance_of(request, call_of(request)), here.waits, here.clock(), **shown)
     return answer(wire.collection(wire.KEY_TYPE, [resource]), wire.KEY_TYPE, status)
 

@@ -16,7 +16,8 @@ from hsmkms.api.problems import guard_now
 from hsmkms.api.requests import CORRELATION_HEADERS
 from hsmkms.correlation import adopt
 from hsmkms.errors import AuditUnavailable
-from hsmkms.service.trail import Act, Trail
+from hsmkms.service.acts import Act
+from hsmkms.service.trail import Trail
 from hsmkms.telemetry import metrics
 
 MOST_AT_ONCE: Final = 32

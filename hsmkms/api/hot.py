@@ -22,13 +22,23 @@ from hsmkms.api import wire
 from hsmkms.api.bodies import BULK_LIMIT, HOT_LIMIT, decode_object, parse, read_body
 from hsmkms.api.bulk import BulkActions
 from hsmkms.api.problems import guard, kms_problem
-from hsmkms.api.requests import Envelope, Gate, address_of, authenticate, correlation_id, envelope, header_map
+from hsmkms.api.requests import (
+    Envelope,
+    Gate,
+    address_of,
+    authenticate,
+    correlation_id,
+    credential_of,
+    envelope,
+    header_map,
+)
 from hsmkms.correlation import adopt
 from hsmkms.domain.access import Action
 from hsmkms.errors import NoBody
+from hsmkms.service.acts import Act
 from hsmkms.service.bulk import BulkService
 from hsmkms.service.crypto import CryptoService, Unwrapped, Wrapped
-from hsmkms.service.trail import Act, Trail
+from hsmkms.service.trail import Trail
 from hsmkms.telemetry import metrics
 
 _ENTERED_FOR_S: Final = 0.1
@@ -121,7 +131,7 @@ class HotPath:
     async def _enter(
         self, act: Act, action: str, headers: dict[str, str], scope: Scope, *, again: bool = False
     ) -> Envelope:
-        act.caller = await authenticate(self._gate, headers, scope)
+        act.caller, act.credential = await authenticate(self._gate, headers, scope), credential_of(headers)
         call = envelope(headers, act.caller)
         act.instance_id, act.key_ring_id = call.instance_id, call.key_ring_id
         self._gate.admit(call.caller, ACTIONS[action], call.instance_id, act.address, again=again)

@@ -21,6 +21,7 @@ from hsmkms.domain.identities import SigningKey
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import TokenRequestInvalid
 from hsmkms.iam.issuing import GRANT_API_KEY, GRANT_REFRESH, SCOPE, IssuedTokens
+from hsmkms.service.acts import Act
 
 router = APIRouter(route_class=TokenRoute, default_response_class=Response)
 
@@ -38,14 +39,16 @@ async def issue_token(request: Request) -> Response:
     """
     form = _form(raw_body_of(request))
     tokens = services(request).tokens
+    act: Act = request.state.act
     if form.get("grant_type") == GRANT_API_KEY:
-        secret = SecretText(_field(form, "apikey"))
+        act.credential, secret = "apikey", SecretText(_field(form, "apikey"))
         issued = await run_in_threadpool(tokens.exchange_api_key, secret, address_of(request.scope))
     elif form.get("grant_type") == GRANT_REFRESH:
+        act.credential = "refresh-token"
         issued = await run_in_threadpool(tokens.refresh, SecretText(_field(form, "refresh_token")))
     else:
         raise TokenRequestInvalid(f"The form field grant_type must be {GRANT_API_KEY} or {GRANT_REFRESH}.")
-    request.state.act.actor = issued.iam_id
+    act.actor = issued.iam_id
     response = answer(token_answer(issued, services(request).clock()), _JSON)
     response.headers["Cache-Control"] = "no-store"
     return response

@@ -123,10 +123,12 @@ def _guid(request: Request) -> str:
     instance_id = instance_id_of(path_id(request), caller_of(request).account)
     if instance_id is None:
         raise NotFound("instance")
+    request.state.act.instance_id = instance_id
     return instance_id
 
 
 def _answer(request: Request, found: Instance, status: int = 200) -> Response:
+    request.state.act.instance_id = found.id
     return answer(w.resource_instance(found, services(request).base_url), _JSON, status)
 
 

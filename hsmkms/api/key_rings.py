@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import wire
-from hsmkms.api.cold import KmsRoute, answer, call_of, described, path_id, services
+from hsmkms.api.cold import KmsRoute, answer, call_of, described, note_total, path_id, services
 from hsmkms.domain.access import Action
 from hsmkms.domain.query import parse_version_query
 
@@ -35,6 +35,7 @@ async def list_key_rings(request: Request) -> Response:
     # The same paging grammar as that of versions.
     query = parse_version_query(request.query_params)
     rings = await run_in_threadpool(services(request).key_rings.list, call.caller, call.instance_id)
+    note_total(request, len(rings))
     page = rings[query.offset : query.offset + query.limit]
     metadata = {"totalCount": len(rings)} if query.total_count else {}
     resources = [wire.key_ring_resource(ring) for ring in page]

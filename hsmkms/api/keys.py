@@ -214,6 +214,7 @@ async def list_versions(request: Request) -> Response:
         call.key_ring_id,
         query,
     )
+    note_total(request, total)
     metadata = {"totalCount": total} if query.total_count else {}
     resources = [wire.version_reference(version) for version in versions]
     return answer(wire.collection(wire.KEY_VERSION_TYPE, resources, **metadata), wire.KEY_VERSION_TYPE)

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from hsmkms.api import described as d
 from hsmkms.api import wire
-from hsmkms.api.cold import KmsRoute, answer, by_query, call_of, described, key_answer, note_key, path_id, services
+from hsmkms.api.cold import KmsRoute, answer, by_query, call_of, described, key_answer, path_id, services
 from hsmkms.api.keys import rotate_key
 from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.keys import Key
@@ -28,9 +28,7 @@ Turn = Callable[[LifecycleService], Callable[[Caller, str, str, str | None], Key
 async def _turn(request: Request, turn: Turn) -> Key:
     call = call_of(request)
     act = turn(services(request).lifecycle)
-    key = await run_in_threadpool(act, call.caller, call.instance_id, path_id(request), call.key_ring_id)
-    note_key(request, key)
-    return key
+    return await run_in_threadpool(act, call.caller, call.instance_id, path_id(request), call.key_ring_id)
 
 
 def _action(summary: str, action: Action) -> dict[str, Any]:

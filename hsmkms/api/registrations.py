@@ -15,7 +15,18 @@ from hsmkms.api import described as d
 from hsmkms.api import registration_wire as w
 from hsmkms.api import wire
 from hsmkms.api.bodies import require_collection
-from hsmkms.api.cold import KmsRoute, answer, body_of, by_query, call_of, described, optional_body_of, path_id, services
+from hsmkms.api.cold import (
+    KmsRoute,
+    answer,
+    body_of,
+    by_query,
+    call_of,
+    described,
+    note_total,
+    optional_body_of,
+    path_id,
+    services,
+)
 from hsmkms.domain.access import Action
 from hsmkms.domain.query import flag_of, page_of
 from hsmkms.domain.registrations import (
@@ -205,7 +216,9 @@ async def deactivate_registration(request: Request) -> Response:
 
 def _crn(request: Request) -> ResourceCrn:
     """The CRN in the path; Python's client encodes it a second time (additions section 0 row 6)."""
-    return parse_resource_crn(_decoded(path_id(request, "crn")))
+    crn = parse_resource_crn(_decoded(path_id(request, "crn")))
+    request.state.act.resource_crn = str(crn)
+    return crn
 
 
 def _decoded(text: str) -> str:
@@ -249,6 +262,7 @@ def _one(request: Request, registration: Registration, status: int = 200) -> Res
 
 
 def _listed(request: Request, found: Sequence[Registration], total: int) -> Response:
+    note_total(request, total)
     counted = {"totalCount": total} if flag_of(request.query_params, "totalCount") else {}
     return _answer(request, found, 200, **counted)
 

@@ -103,6 +103,11 @@ async def authenticate(gate: Gate, headers: Mapping[str, str], scope: Scope) -> 
     return caller
 
 
+def credential_of(headers: Mapping[str, str]) -> str:
+    """What kind of proof an authenticated caller brought: a token counts before a certificate."""
+    return "token" if "authorization" in headers else "certificate"
+
+
 def address_of(scope: Scope) -> str:
     """Where a request came from, as far as the socket tells."""
     client = scope.get("client")

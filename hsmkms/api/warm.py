@@ -19,16 +19,18 @@ from hsmkms.api import hot, wire
 from hsmkms.api.exchanges import Answer, Exchange, Exchanges, headers_of
 from hsmkms.api.identity import TOKEN_PATHS, token_answer
 from hsmkms.api.problems import token_problem
-from hsmkms.api.requests import Gate, correlation_id
+from hsmkms.api.requests import Gate, correlation_id, credential_of
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Caller
 from hsmkms.domain.ids import canonical_uuid
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import HsmkmsError
 from hsmkms.iam.issuing import GRANT_API_KEY
+from hsmkms.service.acts import Act
+from hsmkms.service.cadf import LOGIN
 from hsmkms.service.crypto import CryptoService
 from hsmkms.service.tokens import TokenService
-from hsmkms.service.trail import LOGIN, Act, Trail
+from hsmkms.service.trail import Trail
 
 _KEYS: Final = hot.PREFIX.encode()
 _ACTIONS: Final = {b"wrap": "wrap", b"unwrap": "unwrap"}
@@ -87,6 +89,7 @@ class WarmPath:
             url.decode(),
             address,
             caller,
+            credential_of(found),
             instance_id=instance_id,
             key_ring_id=found.get("x-kms-key-ring") or None,
             reference=reference.decode(),
@@ -137,7 +140,7 @@ class WarmPath:
             return None
         if exchange is None:
             return None
-        act = Act(LOGIN, correlation_id(found), url.decode(), address)
+        act = Act(LOGIN, correlation_id(found), url.decode(), address, credential="apikey")
 
         def work() -> bytes:
             issued = exchange()

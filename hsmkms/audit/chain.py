@@ -7,6 +7,7 @@ A log is a file of JSON lines, one record each:
     {"hash":"<64 hex>","seq":2,"event":{...}}        an audit event
     {"hash":"<64 hex>","seq":9,"checkpoint":{...}}   a record before it, signed by the token's audit key (ECDSA P-256)
     {"hash":"<64 hex>","seq":11,"resumed":{...}}     another process goes on after a crash
+    {"hash":"<64 hex>","seq":12,"retired":{...}}     old logs were deleted on purpose
 
 `hash` is over the previous record's hash, or that of the log's id for the first, and the line's bytes behind the hash.
 """
@@ -26,7 +27,7 @@ _GENESIS: Final = b"hsmkms audit log\0"
 _SIGNED: Final = b"hsmkms audit checkpoint\0"
 _FINAL: Final = b'"final":true},"signature"'
 _HEAD: Final = b'{"hash":"'
-_BODY_AT: Final = len(_HEAD) + 64 + 2
+BODY_AT: Final = len(_HEAD) + 64 + 2
 
 
 class Opened(msgspec.Struct, frozen=True, rename="camel"):
@@ -66,6 +67,13 @@ class Resumed(msgspec.Struct, frozen=True, rename="camel"):
     torn_bytes: int
 
 
+class Retired(msgspec.Struct, frozen=True):
+    """The operator deleted whole logs: log id → number and hash of the last record, so that nobody misses them."""
+
+    at: datetime
+    logs: dict[str, tuple[int, str]]
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The last record of a log that is durable: its number and hash (hex)."""
@@ -98,9 +106,9 @@ def line(digest: bytes, content: bytes) -> bytes:
 
 def split(text: bytes) -> tuple[bytes, bytes] | None:
     """Hash (hex) and body of a line without its end; None if it has not the form of a record."""
-    if not text.startswith(_HEAD) or text[_BODY_AT - 2 : _BODY_AT] != b'",':
+    if not text.startswith(_HEAD) or text[BODY_AT - 2 : BODY_AT] != b'",':
         return None
-    return text[len(_HEAD) : _BODY_AT - 2], text[_BODY_AT:]
+    return text[len(_HEAD) : BODY_AT - 2], text[BODY_AT:]
 
 
 def kind_of(content: bytes, sequence: int) -> tuple[str, bytes] | None:

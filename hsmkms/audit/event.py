@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 EVENT_TYPE: Final = "http://schemas.dmtf.org/cloud/audit/1.0/event"
+ACTIVITY: Final = "activity"
 SUCCESS: Final = "success"
 FAILURE: Final = "failure"
 PENDING: Final = "pending"
@@ -71,6 +72,17 @@ class Target(_Cadf, frozen=True):
     type_uri: str = msgspec.field(name="typeURI")
 
 
+class Observer(_Cadf, frozen=True):
+    """Who noticed and says so."""
+
+    id: str
+    name: str
+    type_uri: str = msgspec.field(name="typeURI")
+
+
+HSMKMS: Final = Observer("hsmkms", "hsmkms", "service/security/keymanager")
+
+
 class Reason(_Cadf, frozen=True):
     """HTTP status and its phrase."""
 
@@ -78,16 +90,60 @@ class Reason(_Cadf, frozen=True):
     reason_type: str
 
 
-class RequestData(_Cadf, frozen=True):
+class Values(_Cadf, frozen=True, kw_only=True):
+    """What an action changes, as it was or as it became. The names of the policies' members are Key Protect's."""
+
+    key_ring_id: str | None = None
+    key_state: int | None = None
+    auth_id: str | None = msgspec.field(default=None, name="authID")
+    auth_expiration: datetime | None = None
+    allowed_network_enabled: bool | None = msgspec.field(default=None, name="policyAllowedNetworkEnabled")
+    allowed_network: str | None = msgspec.field(default=None, name="policyAllowedNetworkAttribute")
+    dual_auth_delete_enabled: bool | None = msgspec.field(default=None, name="policyDualAuthDeleteEnabled")
+    allowed_ip_enabled: bool | None = msgspec.field(default=None, name="policyAllowedIPEnabled")
+    allowed_ip: tuple[str, ...] | None = msgspec.field(default=None, name="policyAllowedIPAttribute")
+    create_access_enabled: bool | None = msgspec.field(default=None, name="PolicyKCIAEnabled")
+    create_root_key: bool | None = msgspec.field(default=None, name="PolicyKCIAAttrCRK")
+    create_standard_key: bool | None = msgspec.field(default=None, name="PolicyKCIAAttrCSK")
+    import_root_key: bool | None = msgspec.field(default=None, name="PolicyKCIAAttrIRK")
+    import_standard_key: bool | None = msgspec.field(default=None, name="PolicyKCIAAttrISK")
+    enforce_token: bool | None = msgspec.field(default=None, name="PolicyKCIAAttrET")
+    metrics_enabled: bool | None = msgspec.field(default=None, name="policyMetricsEnabled")
+    rotation_enabled: bool | None = msgspec.field(default=None, name="policyRotationEnabled")
+    rotation_interval_month: int | None = msgspec.field(default=None, name="policyRotationAttribute")
+    roles: tuple[str, ...] | None = None
+    members: tuple[str, ...] | None = None
+    subject: str | None = None
+    scope: str | None = None
+
+
+class RequestData(_Cadf, frozen=True, kw_only=True):
     """What was asked for."""
 
     request_uri: str | None = msgspec.field(default=None, name="requestURI")
     instance_id: str | None = msgspec.field(default=None, name="instanceID")
     key_ring_id: str | None = None
     key_type: str | None = None
+    expiration_date: datetime | None = None
+    initial_value: Values | None = None
+    new_value: Values | None = None
 
 
-class ResponseData(_Cadf, frozen=True):
+class EventAckData(_Cadf, frozen=True, kw_only=True):
+    """What a service did about a notice, or did not do in time."""
+
+    event_id: str
+    event_type: str
+    key_state: int
+    resource_crn: str = msgspec.field(name="resourceCRN")
+    event_ack_time_stamp: datetime | None = None
+    new_key_version_id: str | None = None
+    new_key_version_creation_date: datetime | None = None
+    old_key_version_id: str | None = None
+    old_key_version_creation_date: datetime | None = None
+
+
+class ResponseData(_Cadf, frozen=True, kw_only=True):
     """What came of it; the contract's table says which member belongs to which action."""
 
     key_id: str | None = None
@@ -106,25 +162,39 @@ class ResponseData(_Cadf, frozen=True):
     resources_digest: str | None = None
     max_allowed_retrievals: int | None = None
     remaining_retrievals: int | None = None
+    initial_value: Values | None = None
+    new_value: Values | None = None
+    event_ack_data: EventAckData | None = None
+    records: tuple[str, ...] | None = None
+    reason_for_failure: str | None = None
+    resource_crn: str | None = msgspec.field(default=None, name="resourceCRN")
 
 
-class Event(_Cadf, frozen=True):
-    """One request, or one step of a job. `event_time` is UTC."""
+NOTHING_ANSWERED: Final = ResponseData()
 
+
+class Event(_Cadf, frozen=True, kw_only=True):
+    """One request, or one step of a job. `event_time` is UTC; `data_event` says that it was about what keys protect,
+    and not about keys."""
+
+    type_uri: str = msgspec.field(name="typeURI")
+    event_type: str
     id: str
     event_time: datetime
     action: str
     outcome: str
+    message: str
     severity: str
     initiator: Initiator
     target: Target
+    observer: Observer
+    reason: Reason | None = None
     correlation_id: str
     request_data: RequestData
-    response_data: ResponseData = ResponseData()
-    reason: Reason | None = None
+    response_data: ResponseData
+    data_event: bool
+    log_source_crn: str | None = msgspec.field(default=None, name="logSourceCRN")
     intent: str | None = None
-    observer: str = "hsmkms"
-    type_uri: str = msgspec.field(default=EVENT_TYPE, name="typeURI")
 
 
 def severity_of(action: str, status: int) -> str:

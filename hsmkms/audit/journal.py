@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,16 @@ from hsmkms.telemetry import metrics
 
 PAUSE_S: Final = 0.5
 MOST_AT_ONCE: Final = 1_000
+HEADS_TOLD: Final = 32
+"""How many heads a checkpoint tells of at most: a log's own is among the newest of all right after it was put."""
 
 Sign = Callable[[bytes], bytes]
 """ECDSA P-256 over SHA-256 of a message: r and s, 64 bytes. Raises Unavailable."""
 Exchange = Callable[[chain.Head], Sequence[chain.Head]]
-"""Tell all nodes of a head, and hear those of the logs that were written lately. Raises StoreUnavailable."""
+"""Tell all nodes of a head, and hear the newest ones, HEADS_TOLD of them. Raises StoreUnavailable."""
+
+Settle = Callable[[AuditUnavailable | None], None]
+"""What tells one who waits: None when the event is durable."""
 
 _log = structlog.get_logger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
@@ -52,12 +57,14 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     contents: Sequence[bytes]
-    done: Callable[[AuditUnavailable | None], None]
+    settle: Settle
+    loop: asyncio.AbstractEventLoop | None = None
+    kind: str = "event"
 
 
 @dataclass(frozen=True, slots=True)
 class _Signed:
-    """A checkpoint of a log that is ready to be written there."""
+    """A checkpoint of a log that is ready to be written there; in the queue it only wakes who writes."""
 
     log: str
     content: bytes
@@ -84,7 +91,7 @@ class Journal:
         self._exchange = exchange
         self._limits = limits
         self._clock = clock
-        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Waiting | _Signed | None] = SimpleQueue()
         self._file: LogFile | None = None
         self._signer = ThreadPoolExecutor(1, thread_name_prefix="audit-checkpoint")
         self._signed: SimpleQueue[_Signed] = SimpleQueue()
@@ -95,6 +102,8 @@ class Journal:
         self._writing_since: float | None = None
         self._failure: AuditUnavailable | None = None
         self._closed = False
+        self.signed = False
+        """Whether the log that was written last was closed with a signature."""
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
@@ -114,11 +123,10 @@ class Journal:
         since = self._writing_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def record_all(self, contents: Sequence[bytes], settle: Callable[[AuditUnavailable | None], None]) -> None:
+    def record_all(self, contents: Sequence[bytes], settle: Settle) -> None:
         """Have `settle` called in the running loop when all these events (JSON) are durable, or with why they are not.
         Raises AuditUnavailable."""
-        loop = asyncio.get_running_loop()
-        self._put(contents, lambda error: _tell(loop, settle, error))
+        self._put(_Waiting(contents, settle, asyncio.get_running_loop()))
 
     async def record(self, one: event.Event) -> None:
         """Return when the event is durable. Raises AuditUnavailable."""
@@ -137,6 +145,14 @@ class Journal:
 
     def record_blocking(self, one: event.Event) -> None:
         """The same for a thread. Raises AuditUnavailable."""
+        self._write_blocking(event.encode(one), "event")
+
+    def retire_blocking(self, logs: Mapping[str, tuple[int, str]]) -> None:
+        """Record that whole logs, by their last records, are deleted on purpose. Delete them when the journal is closed
+        and `signed`: nobody believes it before. Raises AuditUnavailable."""
+        self._write_blocking(_encode(chain.Retired(self._clock(), dict(logs))), "retired")
+
+    def _write_blocking(self, content: bytes, kind: str) -> None:
         written = threading.Event()
         errors: list[AuditUnavailable] = []
 
@@ -145,7 +161,7 @@ class Journal:
                 errors.append(error)
             written.set()
 
-        self._put((event.encode(one),), settle)
+        self._put(_Waiting((content,), settle, kind=kind))
         written.wait()
         if errors:
             raise errors[0]
@@ -157,18 +173,17 @@ class Journal:
         self._thread.join()
         self._signer.shutdown()
 
-    def _put(self, contents: Sequence[bytes], done: Callable[[AuditUnavailable | None], None]) -> None:
+    def _put(self, waiting: _Waiting) -> None:
         if self._closed:
             raise AuditUnavailable("The service is stopping. Try again.")
-        self._queue.put(_Waiting(contents, done))
+        self._queue.put(waiting)
 
     def _run(self) -> None:
         while True:
             batch, stop = self._take()
             # While nothing can be written nobody may ask, so that only an empty write finds out that it can again.
             error = self._write_timed(batch) if batch or self._failure is not None else None
-            for waiting in batch:
-                waiting.done(error)
+            _tell(batch, error)
             self._write_checkpoints()
             if self._file is not None and (stop or time.monotonic() >= self._check_at):
                 if stop or self._is_full(self._file):
@@ -185,7 +200,8 @@ class Journal:
         try:
             found = self._queue.get(timeout=self._patience_s())
             while found is not None:
-                batch.append(found)
+                if isinstance(found, _Waiting):
+                    batch.append(found)
                 if len(batch) == MOST_AT_ONCE:
                     return batch, False
                 found = self._queue.get_nowait()
@@ -202,8 +218,8 @@ class Journal:
         try:
             while True:
                 late = self._queue.get_nowait()
-                if late is not None:
-                    late.done(AuditUnavailable("The service is stopping. Try again."))
+                if isinstance(late, _Waiting):
+                    _tell([late], AuditUnavailable("The service is stopping. Try again."))
         except Empty:
             return
 
@@ -221,7 +237,7 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.append(("event", content) for waiting in batch for content in waiting.contents)
+            self._file.append((waiting.kind, content) for waiting in batch for content in waiting.contents)
         except OSError as error:
             self._abandon(error.strerror or "input or output failed")
             return self._failure
@@ -251,7 +267,8 @@ class Journal:
         """Go on with a log that a process of this host left, or begin one; close what else was left. Raises OSError."""
         now = self._clock()
         self._opened_at = time.monotonic()
-        self._check_at = self._opened_at + self._limits.checkpoint_s
+        # The first checkpoint at once: from then on the others know that there is this log.
+        self._check_at = self._opened_at
         self._quiet_at = 0
         own: LogFile | None = None
         for path in logs_in([self._directory]):
@@ -268,7 +285,12 @@ class Journal:
             log = f"{now:%Y%m%dT%H%M%S}-{self._node}-{new_id()[:8]}"
             opened = chain.Opened(log, self._node, now, self._public_key().decode())
             own = LogFile.create(self._directory, log)
-            own.append([("opened", _encode(opened))])
+            try:
+                own.append([("opened", _encode(opened))])
+            except OSError:
+                # On a full disk one would be left behind at each try.
+                own.discard()
+                raise
         return own
 
     def _finish(self, left: LogFile) -> None:
@@ -295,7 +317,9 @@ class Journal:
             if self._file is not file:
                 return
         try:
+            self.signed = False
             file.end(self._checkpoint(file.head, final=True))
+            self.signed = True
             self._exchange(file.head)
         except HsmkmsError as error:
             metrics.AUDIT_CHECKPOINTS.labels("failure").inc()
@@ -317,10 +341,13 @@ class Journal:
 
     def _sign_aside(self, head: chain.Head) -> None:
         try:
-            self._signed.put(_Signed(head.log, self._checkpoint(head, final=False)))
+            signed = _Signed(head.log, self._checkpoint(head, final=False))
         except HsmkmsError as error:
             metrics.AUDIT_CHECKPOINTS.labels("failure").inc()
             _log.warning("an audit checkpoint could not be signed", log=head.log, reason=error.message)
+            return
+        self._signed.put(signed)
+        self._queue.put(signed)
 
     def _write_checkpoints(self) -> None:
         """Write what has been signed meanwhile; a log that is closed has a better one."""
@@ -347,11 +374,19 @@ class Journal:
         return _encode(chain.SignedCheckpoint(msgspec.Raw(checkpoint), signature.hex()))
 
 
-def _tell(
-    loop: asyncio.AbstractEventLoop,
-    settle: Callable[[AuditUnavailable | None], None],
-    error: AuditUnavailable | None,
-) -> None:
-    """In the loop, unless it has ended: then nobody waits any more."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(settle, error)
+def _tell(batch: Sequence[_Waiting], error: AuditUnavailable | None) -> None:
+    """Each who waits; those of one loop with a single call, unless it has ended: then nobody waits any more."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Settle]] = {}
+    for waiting in batch:
+        if waiting.loop is None:
+            waiting.settle(error)
+        else:
+            by_loop.setdefault(waiting.loop, []).append(waiting.settle)
+    for loop, settles in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_settle_all, settles, error)
+
+
+def _settle_all(settles: Sequence[Settle], error: AuditUnavailable | None) -> None:
+    for settle in settles:
+        settle(error)

@@ -13,7 +13,7 @@ from typing import Final
 from hsmkms.audit import chain
 from hsmkms.errors import AuditUnavailable
 
-_BLOCK: Final = 1 << 20
+BLOCK: Final = 1 << 20
 _SEQUENCE: Final = re.compile(rb'"seq":(\d+),')
 
 
@@ -52,11 +52,14 @@ class LogFile:
     def take_over(cls, path: Path) -> LogFile | None:
         """A log that its process left without closing it, cut behind its last whole record; None if it is closed, still
         held, or its chain is broken. Raises OSError."""
-        if _ends_closed(path):
+        if ends_closed(path):
             return None
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # What is on the disk, which after an fdatasync that failed may be less than what the cache has.
+            os.fdatasync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             tail = _tail_of(path)
             if tail is None or tail.final or tail.sequence == 0:
                 os.close(descriptor)
@@ -111,11 +114,16 @@ class LogFile:
         """Give the lock back."""
         os.close(self._descriptor)
 
+    def discard(self) -> None:
+        """Take away a log that holds no record yet. Raises OSError."""
+        self.close()
+        self.path.unlink()
+
 
 def head_of(path: Path) -> chain.Head | None:
     """The last whole record of a log, as it stands there; None if there is none. Raises OSError."""
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _BLOCK))
+        file.seek(max(0, path.stat().st_size - BLOCK))
         whole = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
     parts = chain.split(whole)
     number = None if parts is None else _SEQUENCE.match(parts[1])
@@ -153,14 +161,14 @@ def logs_in(directories: Sequence[Path]) -> list[Path]:
 
 def lines_of(path: Path) -> Iterator[bytes]:
     """The lines with their ends; the last one may lack it. Raises OSError."""
-    with path.open("rb", buffering=_BLOCK) as file:
+    with path.open("rb", buffering=BLOCK) as file:
         yield from file
 
 
-def _ends_closed(path: Path) -> bool:
-    """Whether the last record is a final checkpoint: old logs need not be read whole to know that."""
+def ends_closed(path: Path) -> bool:
+    """Whether the last record is a final checkpoint: old logs need not be read whole to know that. Raises OSError."""
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _BLOCK))
+        file.seek(max(0, path.stat().st_size - BLOCK))
         lines = file.read().split(b"\n")
     return (
         len(lines) > 2

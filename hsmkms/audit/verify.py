@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import multiprocessing
+import os
+from binascii import hexlify
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -13,8 +20,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from hsmkms.audit import chain
-from hsmkms.audit.logfile import is_held, lines_of, logs_in
+from hsmkms.audit.logfile import BLOCK, is_held, lines_of, logs_in
 from hsmkms.errors import AuditKeyInvalid
+
+WORTH_PROCESSES: Final = 64 << 20
+"""Bytes of logs from which on starting processes costs less than it saves."""
 
 
 @dataclass(slots=True)
@@ -26,15 +36,23 @@ class Verified:
     records: int = 0
     signed: int = 0
     closed: bool = False
+    closed_at: datetime | None = None
     held: bool = False
+    retired: bool = False
     broken_at: int | None = None
     problem: str | None = None
-    heads: dict[str, tuple[int, str]] = field(default_factory=dict)
+    heads: list[tuple[str, int, str]] = field(default_factory=list)
+    """What its checkpoints say of other logs: log, number and hash of a record."""
+    gone: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Logs that it says were retired, with their last records, as far as a signature covers that."""
+    digests: dict[int, str] = field(default_factory=dict)
+    """Hashes of the records that a checkpoint signed, and of the last one: what others tell of is nearly always one
+    of these."""
 
     @property
     def sound(self) -> bool:
         """Nothing is wrong, and nothing behind the last signature could have been cut off unseen."""
-        return self.problem is None and (self.closed or self.held)
+        return self.problem is None and (self.closed or self.held or self.retired)
 
 
 def load_public_key(pem: bytes) -> ec.EllipticCurvePublicKey:
@@ -49,45 +67,82 @@ def load_public_key(pem: bytes) -> ec.EllipticCurvePublicKey:
 
 
 def verify(
-    directories: Sequence[Path], key: ec.EllipticCurvePublicKey, heads: Mapping[str, tuple[int, str]]
+    directories: Sequence[Path],
+    key: ec.EllipticCurvePublicKey,
+    heads: Mapping[str, tuple[int, str]],
+    worth_processes: int = WORTH_PROCESSES,
 ) -> list[Verified]:
     """Verify every log, and that every head that another log's checkpoint or `heads` tells of is there. Logs that are
-    told of and missing are in the answer too. Raises OSError."""
+    told of and missing are in the answer too. From `worth_processes` bytes on each processor reads logs of its own.
+    Raises OSError."""
     paths = logs_in(directories)
     told: dict[str, dict[int, str]] = {}
     for log, (sequence, digest) in heads.items():
         told.setdefault(log, {})[sequence] = digest
     found: dict[str, Verified] = {}
-    for path in paths:
-        log = path.name.removesuffix(chain.SUFFIX)
-        if log in found:
-            found[log].problem = "it is there twice"
+    places: dict[str, Path] = {}
+    gone: dict[str, tuple[int, str]] = {}
+    for path, one in zip(paths, _read_all(paths, key, worth_processes), strict=True):
+        if one.log in found:
+            if (one.problem, one.digests) != (None, found[one.log].digests):
+                found[one.log].problem = "it is there twice, and not the same"
             continue
-        found[log] = one = _Reader(log, key).read(path)
-        one.held = is_held(path)
-        for other, (sequence, digest) in one.heads.items():
+        found[one.log], places[one.log] = one, path
+        for other, sequence, digest in one.heads:
             told.setdefault(other, {})[sequence] = digest
-    for path in paths:
-        log = path.name.removesuffix(chain.SUFFIX)
-        if log in told and found[log].problem is None:
-            _compare(found[log], told[log], path)
+        gone |= one.gone
+    for log in told.keys() & found.keys():
+        if found[log].problem is None:
+            _compare(found[log], told[log], places[log])
     for log in sorted(told.keys() - found.keys()):
-        found[log] = Verified(log, broken_at=1, problem="the whole log is missing")
+        found[log] = _missing(log, told[log], gone.get(log))
     return [found[log] for log in sorted(found)]
 
 
+def _read_all(paths: Sequence[Path], key: ec.EllipticCurvePublicKey, worth_processes: int) -> Iterable[Verified]:
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    read = partial(_read, pem)
+    processes = min(len(os.sched_getaffinity(0)), len(paths))
+    if processes < 2 or sum(path.stat().st_size for path in paths) < worth_processes:
+        return map(read, paths)
+    # Spawned: a process that has opened a PKCS#11 library must not be forked.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(read, paths))
+
+
+def _read(pem: bytes, path: Path) -> Verified:
+    held = is_held(path)
+    one = _Reader(path.name.removesuffix(chain.SUFFIX), load_public_key(pem)).read(path)
+    # Asked before it was read: who lets go of it meanwhile has closed it.
+    one.held = held
+    return one
+
+
+def _missing(log: str, told: Mapping[int, str], retired: tuple[int, str] | None) -> Verified:
+    if retired is None:
+        return Verified(log, broken_at=1, problem="the whole log is missing")
+    records, digest = retired
+    if max(told) > records or told.get(records, digest) != digest:
+        return Verified(log, broken_at=records, problem="what was retired is not what another log saw")
+    return Verified(log, records, records, closed=True, retired=True)
+
+
 def _compare(one: Verified, told: Mapping[int, str], path: Path) -> None:
-    wanted = {sequence: digest for sequence, digest in told.items() if sequence <= one.records}
-    if len(wanted) < len(told):
+    if max(told) > one.records:
         one.broken_at = one.records + 1
         one.problem = f"records up to {max(told)} were seen by another log and are gone"
         return
-    for number, text in enumerate(lines_of(path), 1):
-        if number in wanted:
-            parts = chain.split(text.rstrip(b"\n"))
-            if parts is None or parts[0].decode("latin-1") != wanted[number]:
-                one.broken_at, one.problem = number, "another log saw another record here"
-                return
+    there = one.digests
+    if not told.keys() <= there.keys():
+        there = {
+            number: parts[0].decode("latin-1")
+            for number, text in enumerate(lines_of(path), 1)
+            if number in told and (parts := chain.split(text.rstrip(b"\n"))) is not None
+        }
+    for number, digest in sorted(told.items()):
+        if there.get(number) != digest:
+            one.broken_at, one.problem = number, "another log saw another record here"
+            return
 
 
 class _Reader:
@@ -96,54 +151,59 @@ class _Reader:
     def __init__(self, log: str, key: ec.EllipticCurvePublicKey) -> None:
         self._key = key
         self._known = Verified(log)
-        self._digests: dict[int, str] = {}
-        """Of records that no checkpoint has signed yet."""
+        self._unsigned: list[bytes] = []
+        """Hashes of the records behind the last that a checkpoint signed."""
+        self._retired: list[tuple[int, chain.Retired]] = []
 
     def read(self, path: Path) -> Verified:
         """Raises OSError."""
-        known = self._known
-        digest = chain.genesis(known.log)
-        sha256, number = hashlib.sha256, 0
-        for text in lines_of(path):
-            number += 1
-            parts = chain.split(text[:-1]) if text.endswith(b"\n") else None
-            if parts is None:
-                return self._broken(number, "it is no whole record")
-            stated, body = parts
-            hashed = sha256(digest + body)
-            if hashed.hexdigest().encode() != stated:
-                return self._broken(number, "its hash does not follow from the record before it")
-            digest = hashed.digest()
-            kind = chain.kind_of(body, number)
-            if kind is None:
-                return self._broken(number, "its number is wrong")
-            if kind[0] != "event" or number == 1 or known.closed:
-                problem = self._special(number, kind[0], kind[1])
-                if problem is not None:
-                    return self._broken(number, problem)
-            known.records = number
-            self._digests[number] = parts[0].decode()
+        known, unsigned, sha256 = self._known, self._unsigned, hashlib.sha256
+        digest, number, body_at = chain.genesis(known.log), 0, chain.BODY_AT
+        with path.open("rb", buffering=BLOCK) as file:
+            for text in file:
+                number += 1
+                # All that a record's beginning may be, compared at once: a plain event is not looked at any closer.
+                digest = sha256(digest + text[body_at:-1]).digest()
+                begins = b'{"hash":"%b","seq":%d,"' % (hexlify(digest), number)
+                if not text.startswith(begins) or text[-2:] != b"}\n":
+                    return self._broken(number, _why(text, digest))
+                if number == 1 or known.closed or not text.startswith(b'event":', len(begins)):
+                    kind, _, content = text[len(begins) : -2].partition(b'":')
+                    problem = self._special(number, kind, content)
+                    if problem is not None:
+                        return self._broken(number, problem)
+                unsigned.append(digest)
+                if known.closed:
+                    unsigned.clear()
         if number == 0:
             return self._broken(1, "it is empty")
+        known.records = number
+        known.digests[number] = digest.hex()
         return known
 
     def _broken(self, number: int, problem: str) -> Verified:
+        self._known.records = number - 1
         self._known.broken_at, self._known.problem = number, problem
         return self._known
 
-    def _special(self, number: int, kind: str, content: bytes) -> str | None:
+    def _special(self, number: int, kind: bytes, content: bytes) -> str | None:
         """Take in a record that is no plain event; what is wrong with it, or None."""
         if self._known.closed:
             return "the log was closed before it"
-        if (number == 1) != (kind == "opened"):
+        if (number == 1) != (kind == b"opened"):
             return "a log begins with its opening, and has one"
         try:
-            if kind == "opened":
-                return self._opened(msgspec.json.decode(content, type=chain.Opened))
-            if kind == "checkpoint":
-                return self._signed(number, msgspec.json.decode(content, type=chain.SignedCheckpoint))
-            if kind != "resumed":
-                return "it is of an unknown kind"
+            match kind:
+                case b"opened":
+                    return self._opened(msgspec.json.decode(content, type=chain.Opened))
+                case b"checkpoint":
+                    return self._signed(number, msgspec.json.decode(content, type=chain.SignedCheckpoint))
+                case b"retired":
+                    self._retired.append((number, msgspec.json.decode(content, type=chain.Retired)))
+                case b"resumed":
+                    pass
+                case _:
+                    return "it is of an unknown kind"
         except msgspec.MsgspecError:
             return "it cannot be read"
         return None
@@ -167,12 +227,28 @@ class _Reader:
         except InvalidSignature:
             return "the signature is not by the audit key"
         checkpoint = msgspec.json.decode(record.checkpoint, type=chain.Checkpoint)
-        if self._digests.get(checkpoint.upto) != checkpoint.digest:
+        known, signed = self._known, checkpoint.upto - (number - 1 - len(self._unsigned)) - 1
+        if not 0 <= signed < len(self._unsigned) or self._unsigned[signed].hex() != checkpoint.digest:
             return "what was signed is another record than the one that is there"
         if checkpoint.final and checkpoint.upto != number - 1:
             return "the log goes on to where it was closed, and further"
-        self._digests = {at: digest for at, digest in self._digests.items() if at > checkpoint.upto}
-        self._known.signed = number if checkpoint.final else checkpoint.upto
-        self._known.closed = checkpoint.final
-        self._known.heads.update(checkpoint.heads)
+        del self._unsigned[: signed + 1]
+        known.digests[checkpoint.upto] = checkpoint.digest
+        known.signed = number if checkpoint.final else checkpoint.upto
+        known.closed, known.closed_at = checkpoint.final, checkpoint.at if checkpoint.final else None
+        known.heads += [(log, sequence, digest) for log, (sequence, digest) in checkpoint.heads.items()]
+        for at, retired in self._retired:
+            # Not one between the record that was signed and the checkpoint: anybody could have put it there.
+            if at <= checkpoint.upto:
+                known.gone |= retired.logs
         return None
+
+
+def _why(text: bytes, digest: bytes) -> str:
+    """What is wrong with the form of a record whose hash should be `digest`."""
+    parts = chain.split(text[:-1]) if text.endswith(b"\n") else None
+    if parts is None or not text.endswith(b"}\n"):
+        return "it is no whole record"
+    if parts[0] != hexlify(digest):
+        return "its hash does not follow from the record before it"
+    return "its number is wrong"

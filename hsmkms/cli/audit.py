@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
+from hsmkms.audit.chain import SUFFIX
 from hsmkms.audit.event import Event
-from hsmkms.audit.search import Filter, search
+from hsmkms.audit.search import Filter, Follower, last, search
+from hsmkms.audit.search import unfinished as pending_without_outcome
+from hsmkms.audit.shipping import shipped_whole
 from hsmkms.audit.verify import Verified, load_public_key, verify
-from hsmkms.errors import AuditKeyInvalid, SettingsInvalid
+from hsmkms.cli.local import rooms
+from hsmkms.errors import AuditKeyInvalid, AuditTampered, OperatorError, SettingsInvalid
 from hsmkms.settings import load
 from hsmkms.wiring import AUDIT_KEY_ID, Rooms, configure_logs, open_rooms, pin_of
 
@@ -33,6 +38,10 @@ ActionOption = Annotated[str | None, typer.Option("--action", help="An action, o
 OutcomeOption = Annotated[str | None, typer.Option("--outcome", help="success, failure or pending.")]
 Since = Annotated[datetime | None, typer.Option("--since", help="From this time on, UTC.")]
 Until = Annotated[datetime | None, typer.Option("--until", help="Before this time, UTC.")]
+
+_LOOK_S = 0.5
+_RETIRED_AT_ONCE = 32
+"""Logs in one record: syslog servers cut what is much longer."""
 
 
 @app.command("verify")
@@ -65,6 +74,47 @@ def verify_logs(
         raise typer.Exit(1)
 
 
+@app.command("retire")
+def retire(
+    before: Annotated[datetime, typer.Option("--before", help="Logs that were closed before this time, UTC.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete old logs so that nobody misses them: their last records are written down and signed first.
+
+    Only logs that are sound and that every sink has got whole. Bring copies to where they are kept before.
+    """
+    settings = load()
+    place = settings.audit_directory
+    until = before.replace(tzinfo=before.tzinfo or UTC)
+    with rooms() as opened:
+        heads = {log: (sequence, digest) for log, sequence, digest, _ in opened.heads.all()}
+        key = load_public_key(opened.token.signing_public_key(AUDIT_KEY_ID))
+        found = verify([place], key, heads)
+        for one in found:
+            if one.problem is not None:
+                raise AuditTampered(f"The log {one.log} is wrong: {_words(one)}. Find out why before any goes.")
+        old = [one for one in found if not one.retired and one.closed_at is not None and one.closed_at < until]
+        for sink in settings.audit_sinks:
+            missing = {one.log for one in old} - shipped_whole(place, sink.name or sink.kind)
+            if missing:
+                raise OperatorError(f"The sink {sink.name or sink.kind} has not got {len(missing)} of these logs yet.")
+        if not old:
+            typer.echo("There are no logs that old.")
+            return
+        if not yes:
+            typer.confirm(f"Delete {len(old)} logs?", abort=True, err=True)
+        for start in range(0, len(old), _RETIRED_AT_ONCE):
+            part = old[start : start + _RETIRED_AT_ONCE]
+            opened.journal.retire_blocking({one.log: (one.records, one.digests[one.records]) for one in part})
+        opened.heads.forget([one.log for one in old])
+    # The rooms are closed, and with them what was recorded is signed.
+    if not opened.journal.signed:
+        raise OperatorError("What was recorded could not be signed, so nothing was deleted. Try again.")
+    for one in old:
+        (place / f"{one.log}{SUFFIX}").unlink()
+    typer.echo(f"{len(old)} logs retired.")
+
+
 @app.command("public-key")
 def public_key() -> None:
     """Print the public key of the checkpoints, for those who verify elsewhere."""
@@ -81,11 +131,21 @@ def search_events(
     outcome: OutcomeOption = None,
     since: Since = None,
     until: Until = None,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Only what was begun and has no outcome, as after a crash.")
+    ] = False,
 ) -> None:
     """Show events, one line each."""
-    wanted = _filter(key, actor, action, outcome, since, until)
-    for event in search(_places(directories), wanted):
-        typer.echo(_line(event))
+    places = _places(directories)
+    if unfinished:
+        narrowed = _filter(key, actor, action, outcome, since, until)
+        # Over all events: an outcome may lie outside of what is asked for.
+        for found in pending_without_outcome(search(places, Filter())):
+            if narrowed.takes(found.event):
+                typer.echo(_line(found.event))
+        return
+    for found in search(places, _filter(key, actor, action, outcome, since, until)):
+        typer.echo(_line(found.event))
 
 
 @app.command("export")
@@ -102,24 +162,40 @@ def export(
     """Write events to standard output, whole and one JSON line each, or the columns of a table as CSV."""
     events = search(_places(directories), _filter(key, actor, action, outcome, since, until))
     if as_csv:
-        _write_csv(events)
+        _write_csv(found.event for found in events)
     else:
-        for event in events:
-            typer.echo(msgspec.json.encode(event).decode())
+        for found in events:
+            # As it stands in the log, to the byte.
+            sys.stdout.buffer.write(found.text + b"\n")
+        sys.stdout.buffer.flush()
 
 
 @app.command("tail")
 def tail(
     directories: Directories = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with those to come, until Ctrl-C.")] = False,
+    key: Key = None,
+    actor: Actor = None,
+    action: ActionOption = None,
+    outcome: OutcomeOption = None,
 ) -> None:
-    """Show the last events."""
-    events = list(search(_places(directories), Filter()))[-lines:]
-    for event in events:
-        typer.echo(_line(event))
+    """Show the last events, or the last ones that are wanted."""
+    places, wanted = _places(directories), _filter(key, actor, action, outcome, None, None)
+    follower = Follower(places, wanted)
+    found = last(places, lines) if wanted == Filter() else deque(search(places, wanted), maxlen=lines)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            for one in found:
+                typer.echo(_line(one.event))
+            if not follow:
+                return
+            shown = {one.event.id for one in found}
+            time.sleep(_LOOK_S)
+            found = [one for one in follower.news() if one.event.id not in shown]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _rooms() -> Iterator[Rooms]:
     """Without a record of its own: who looks must not change what he looks at."""
     configure_logs()
@@ -155,6 +231,8 @@ def _utc(moment: datetime | None) -> datetime | None:
 def _words(one: Verified) -> str:
     if one.problem is not None:
         return f"record {one.broken_at}: {one.problem}" if one.broken_at else one.problem
+    if one.retired:
+        return f"{one.records} records, retired: deleted on purpose"
     if one.closed:
         return f"{one.records} records, closed and signed"
     state = "being written" if one.held else "not closed: what stood behind could have been cut off"

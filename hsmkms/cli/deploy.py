@@ -19,6 +19,7 @@ import uvicorn
 
 from hsmkms.api.protocol import Protocol
 from hsmkms.api.serving import serve as run_server
+from hsmkms.cli.local import recorded
 from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
@@ -55,7 +56,7 @@ def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local"
         _make_softhsm(softhsm)
     settings = load()
     rooms = open_rooms(settings, pin_of(settings), migrate=True, found=True)
-    with rooms.close:
+    with rooms.close, recorded(rooms):
         if rooms.deployment.is_founded():
             if (settings.state_dir / CLIENT_ENV).exists():
                 typer.echo(f"{settings.state_dir} is initialised already; nothing was changed.")
@@ -139,9 +140,6 @@ def _serve(settings: Settings) -> None:
             ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
             # Asked for, not required: most clients bring a token.
             ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_OPTIONAL,
-            # A thread of the worker answers this, also while the token hangs; but not before Python has imported all,
-            # which takes a busy machine more than the five seconds after which uvicorn would begin again.
-            timeout_worker_healthcheck=60,
             loop="uvloop",
             http=Protocol,
             # Its lines come by way of ours, and a request has a line only where the setting says so.

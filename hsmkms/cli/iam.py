@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hsmkms.cli.local import AccountOption, JsonOption, in_account, rooms, show
+from hsmkms.cli.local import AccountOption, JsonOption, in_account, recorded, rooms, show
 from hsmkms.domain.access import Role, Scope
 from hsmkms.domain.identities import ApiKey, ApiKeyUse, Identity, IdentityKind, LoginMethod
 from hsmkms.domain.policies import Policy, PolicyKind, PolicyWish, Subject
@@ -44,7 +44,7 @@ def recover(account: AccountOption = None) -> None:
     configure_logs()
     settings = load()
     opened = open_rooms(settings, pin_of(settings), migrate=True, found=True)
-    with opened.close:
+    with opened.close, recorded(opened):
         unsealed = opened.deployment.unsealed_instances()
         for instance in unsealed:
             typer.echo(

@@ -11,6 +11,7 @@ import typer
 from hsmkms.ceremony import record
 from hsmkms.ceremony.output import bundled_key_of, key_of
 from hsmkms.cli.local import InstanceOption, JsonOption, Local, local, show
+from hsmkms.domain.access import Action
 from hsmkms.domain.keys import Key, effective_state
 from hsmkms.domain.new_key import NewKey
 from hsmkms.domain.query import parse_key_query
@@ -25,7 +26,7 @@ _ALL = {"state": "1,2,3,5", "sort": "creationDate", "limit": "5000"}
 @app.command("list")
 def list_keys(instance: InstanceOption = None, json: JsonOption = False) -> None:
     """List all keys, deleted ones too."""
-    with local(instance) as here:
+    with local(instance) as here, here.does(Action.KEY_LIST):
         page = here.rooms.services.keys.list(here.caller, here.instance.id, None, parse_key_query(_ALL), total=False)
         shown = [_describe(key, here) for key in page.keys]
     show([{name: value for name, value in key.items() if json or name in _LISTED} for key in shown], json)
@@ -40,7 +41,7 @@ def create(
     json: JsonOption = False,
 ) -> None:
     """Create a root key in the token, or a standard key."""
-    with local(instance) as here:
+    with local(instance) as here, here.does(Action.KEY_CREATE):
         wish = NewKey(name, None, (), tuple(alias or ()), standard, None)
         created = here.rooms.services.keys.create(here.caller, here.instance.id, None, wish)
         _print(_describe(created.key, here), json)
@@ -49,7 +50,7 @@ def create(
 @app.command("show")
 def show_key(key: KeyArgument, instance: InstanceOption = None, json: JsonOption = False) -> None:
     """Show a key's metadata."""
-    with local(instance) as here:
+    with local(instance) as here, here.does(Action.KEY_READ_METADATA, key):
         found = here.rooms.services.keys.read_metadata(here.caller, here.instance.id, key, None)
         _print(_describe(found, here), json)
 
@@ -57,7 +58,7 @@ def show_key(key: KeyArgument, instance: InstanceOption = None, json: JsonOption
 @app.command("rotate")
 def rotate(key: KeyArgument, instance: InstanceOption = None, json: JsonOption = False) -> None:
     """Give a root key a new version; old ciphertexts still open."""
-    with local(instance) as here:
+    with local(instance) as here, here.does(Action.KEY_ROTATE, key):
         _print(_describe(here.rooms.services.keys.rotate(here.caller, here.instance.id, key, None), here), json)
 
 
@@ -78,11 +79,11 @@ def adopt(
     verified = record.verify(record_file)
     if bundle is not None:
         brought = bundled_key_of(verified, bundle, signed_by)
-        with local(brought.instance_id) as here:
+        with local(brought.instance_id) as here, here.does(Action.KEY_CREATE):
             _print(_describe(here.rooms.services.adoption.adopt_bundle(here.caller, brought), here), json)
         return
     found = key_of(verified)
-    with local(found.instance_id) as here:
+    with local(found.instance_id) as here, here.does(Action.KEY_CREATE):
         _print(_describe(here.rooms.services.adoption.adopt(here.caller, found), here), json)
 
 
@@ -96,7 +97,7 @@ def delete(
     """Delete a key: what it wrapped cannot be opened until it is restored."""
     if not yes:
         typer.confirm(f"Delete {key}?", abort=True, err=True)
-    with local(instance) as here:
+    with local(instance) as here, here.does(Action.KEY_DELETE, key):
         _print(_describe(here.rooms.services.lifecycle.delete(here.caller, here.instance.id, key, None), here), json)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,10 +13,11 @@ import typer
 from hsmkms.cli.command import COMMAND
 from hsmkms.cli.output import JsonOption as JsonOption
 from hsmkms.cli.output import show as show
-from hsmkms.domain.access import Caller
+from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.ids import canonical_uuid
 from hsmkms.domain.tenants import Instance
 from hsmkms.errors import SettingsInvalid
+from hsmkms.service.acts import Act
 from hsmkms.settings import load
 from hsmkms.wiring import Rooms, configure_logs, open_rooms, pin_of
 
@@ -31,25 +32,44 @@ class Local:
     rooms: Rooms
     instance: Instance
     caller: Caller
+    act: Act
+
+    def does(self, action: Action, reference: str | None = None) -> AbstractContextManager[Act]:
+        """Record what the command does to a key or to the instance, as a call over HTTP would be."""
+        return self.rooms.services.trail.operation(self.act, action, self.instance.id, reference)
 
 
 @contextmanager
 def rooms() -> Iterator[Rooms]:
     """The rooms of this host's deployment."""
+    with _rooms() as (opened, _):
+        yield opened
+
+
+@contextmanager
+def recorded(opened: Rooms) -> Iterator[Act]:
+    """The command that runs, recorded around the block."""
+    with opened.services.trail.operator(COMMAND.get(), getpass.getuser()) as act:
+        yield act
+
+
+@contextmanager
+def _rooms() -> Iterator[tuple[Rooms, Act]]:
     settings = load()
     configure_logs(settings)
     opened = open_rooms(settings, pin_of(settings))
-    with opened.close, opened.services.trail.operator(COMMAND.get(), getpass.getuser()):
-        yield opened
+    with opened.close, recorded(opened) as act:
+        yield opened, act
 
 
 @contextmanager
 def local(instance_id: str | None) -> Iterator[Local]:
     """The rooms and an instance. Raises SettingsInvalid when it is not clear which."""
-    with rooms() as opened:
+    with _rooms() as (opened, act):
         opened.deployment.require_founded()
         instance = _choose(opened.services.snapshot.all_instances(), instance_id)
-        yield Local(opened, instance, opened.deployment.operator(instance.account))
+        act.instance_id = instance.id
+        yield Local(opened, instance, opened.deployment.operator(instance.account), act)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from hsmkms import __version__
 from hsmkms.cli.command import COMMAND
 from hsmkms.cli.lazy import group_of
-from hsmkms.errors import HsmkmsError
+from hsmkms.errors import HsmkmsError, Unavailable
 
 _COMMANDS: Final = {
     "init": "hsmkms.cli.deploy:init",
@@ -85,4 +85,5 @@ def main() -> None:
         app()
     except HsmkmsError as error:
         Console(stderr=True, highlight=False).print(f"hsmkms: {error.message}", markup=False, soft_wrap=True)
-        sys.exit(1)
+        # A supervisor may start a service again that found token or database away, never one whose PIN was refused.
+        sys.exit(os.EX_TEMPFAIL if COMMAND.get() == "serve" and isinstance(error, Unavailable) else 1)

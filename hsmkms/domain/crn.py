@@ -36,6 +36,11 @@ def identity_crn(account: str, kind: str, resource: str) -> str:
     return f"{_PREFIX}:iam-identity::a/{account}::{kind}:{resource}"
 
 
+def record_crn(service: str, account: str, kind: str, resource: str) -> str:
+    """CRN of a record of ours that Key Protect has none for, as the audit trail names it."""
+    return f"{_PREFIX}:{service}::a/{account}::{kind}:{resource}"
+
+
 def parse_source_crn(text: str) -> SourceCrn | None:
     """The parts of an instance CRN of a known source service, or None."""
     parts = text.split(":")

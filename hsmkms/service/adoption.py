@@ -18,6 +18,7 @@ from hsmkms.domain.importing import Passage
 from hsmkms.domain.keys import Key, KeyState, KeyVersion, key_owner
 from hsmkms.domain.new_key import NewKey, require_valid
 from hsmkms.errors import AdoptionRefused, SigningKeyMissing
+from hsmkms.service.acts import current
 from hsmkms.service.imports import ImportService
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.key_access import KeyAccess
@@ -102,6 +103,7 @@ class AdoptionService:
         )
         key = replace(key, policies=tuple(policy_of(wish, key, caller.iam_id, now) for wish in wishes))
         self._keys.insert(key, None)
+        current().key = key
         return key
 
     def _require_proved(self, found: CeremonyKey) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from hsmkms.clock import Clock
+from hsmkms.domain.access import Action
 from hsmkms.domain.importing import Oaep, Passage
 from hsmkms.errors import KeyMaterialMissing, OperatorError
 from hsmkms.iam import integrity
@@ -14,6 +15,7 @@ from hsmkms.iam.grants import Grants
 from hsmkms.service.imports import ImportRules
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
+from hsmkms.service.trail import Trail
 from hsmkms.store.engine import Database
 from hsmkms.store.keys import KeyStore
 from hsmkms.store.tenants import TenantStore
@@ -44,6 +46,7 @@ class Doctor:
         grants: Grants,
         material: Material,
         lifecycle: LifecycleService,
+        trail: Trail,
         import_rules: ImportRules,
         clock: Clock,
     ) -> None:
@@ -54,6 +57,7 @@ class Doctor:
         self._grants = grants
         self._material = material
         self._lifecycle = lifecycle
+        self._trail = trail
         self._import_rules = import_rules
         self._clock = clock
 
@@ -85,13 +89,15 @@ class Doctor:
         before = self._clock() - pending_older_than
         findings = []
         for key in self._keys.purging():
-            self._lifecycle.finish_purge(key)
+            with self._trail.step(Action.KEY_PURGE.value, key):
+                self._lifecycle.finish_purge(key)
             findings.append(Finding("interrupted purge", True, f"{key.id} ended: nothing is left of it"))
         for pending in self._keys.pending():
             if pending.created_at > before:
                 findings.append(Finding("pending object", True, f"{pending.version_id} is young: left alone"))
                 continue
-            destroyed = self._material.settle(pending)
+            with self._trail.job("pending-object.settle", pending.version_id):
+                destroyed = self._material.settle(pending)
             detail = "object destroyed" if destroyed else "no object to destroy"
             findings.append(Finding("pending object", True, f"{pending.version_id} settled: {detail}"))
         return findings

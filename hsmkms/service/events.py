@@ -9,8 +9,10 @@ from hsmkms.clock import Clock
 from hsmkms.domain.access import Action, Caller, Target
 from hsmkms.domain.events import Acknowledgement, AdopterKeyState, EventType, KeyEvent, require_acknowledgement
 from hsmkms.domain.registrations import ResourceCrn, require_owner, source_text
-from hsmkms.errors import InvalidField
+from hsmkms.errors import InvalidField, Refusal
+from hsmkms.service.acts import current
 from hsmkms.service.authorize import authorize_within
+from hsmkms.service.cadf import ACKNOWLEDGED
 from hsmkms.service.key_access import KeyAccess
 from hsmkms.store.events import EventStore
 
@@ -68,7 +70,13 @@ class EventService:
         if event is None or not event.resource_crn.startswith(owned):
             raise InvalidField("eventId", "There is no such event for a resource that this service id acts for.")
         key = self._access.key(caller, Action.EVENT_ACK, instance_id, event.key_id, None)
-        require_acknowledgement(event, key, acknowledgement)
+        act = current()
+        act.action, act.notice, act.acknowledgement = f"{ACKNOWLEDGED}{event.type.value}", event, acknowledgement
+        try:
+            require_acknowledgement(event, key, acknowledgement)
+        except Refusal as error:
+            act.refusal = error.message
+            raise
         self._events.acknowledge(event, acknowledgement, self._clock())
 
     def deactivate(

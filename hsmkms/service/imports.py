@@ -32,6 +32,7 @@ from hsmkms.iam.integrity import is_sealed_import_token, seal_import_token
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.key_access import KeyAccess
 from hsmkms.service.material import Bring, Material
+from hsmkms.service.trail import Trail
 from hsmkms.store.import_tokens import ImportTokenStore
 from hsmkms.token.room import Token
 
@@ -59,6 +60,7 @@ class ImportService:
         instance_policies: InstancePolicyService,
         material: Material,
         access: KeyAccess,
+        trail: Trail,
         rules: ImportRules,
         clock: Clock,
     ) -> None:
@@ -67,6 +69,7 @@ class ImportService:
         self._instance_policies = instance_policies
         self._material = material
         self._access = access
+        self._trail = trail
         self._rules = rules
         self._clock = clock
 
@@ -136,8 +139,9 @@ class ImportService:
         for expired in self._import_tokens.expired(self._clock(), BATCH):
             if not go_on():
                 break
-            self._token.destroy_transport_key(expired.id)
-            self._import_tokens.remove(expired.id)
+            with self._trail.job("import-token.expire", expired.id, expired.instance_id):
+                self._token.destroy_transport_key(expired.id)
+                self._import_tokens.remove(expired.id)
             gone += 1
         return Done(gone, 0)
 

@@ -14,6 +14,7 @@ from hsmkms.domain.keys import KeyVersion, sealing_owner
 from hsmkms.domain.tenants import Instance, SealedInstance
 from hsmkms.errors import Conflict, Invalid, NotFound, VersionStale
 from hsmkms.iam import integrity
+from hsmkms.service.acts import current
 from hsmkms.service.authorize import authorize
 from hsmkms.service.material import Material
 from hsmkms.service.snapshot import Snapshot
@@ -88,6 +89,7 @@ class InstanceService:
                 plan_id=plan_id,
                 created_by=caller.iam_id,
             )
+            current().instance_id = instance_id
             self._tenants.add_instance(integrity.seal_instance(self._mac, instance))
             return instance
 
@@ -135,10 +137,12 @@ class InstanceService:
             raise NotFound("instance")
         if instance.account != caller.account:
             raise NotFound("instance")
+        current().instance_id = instance_id
         authorize(caller, action, target)
         return instance
 
     def _replace(self, read: Instance, changed: Instance) -> Instance:
+        current().instance_id = changed.id
         seen = self._sealed(changed.id)
         replaced = (
             seen is not None

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
 from hsmkms.clock import Clock
-from hsmkms.correlation import correlated
 from hsmkms.domain.access import Action
-from hsmkms.domain.ids import new_id
 from hsmkms.domain.jobs import Done, JobRun
 from hsmkms.domain.keys import Key
 from hsmkms.domain.waits import Waits
 from hsmkms.errors import HsmkmsError
+from hsmkms.service.cadf import EXPIRE
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.service.snapshot import Snapshot
-from hsmkms.service.trail import EXPIRE, Trail
+from hsmkms.service.trail import Trail
 from hsmkms.store.events import EventStore
 from hsmkms.store.jobs import JobStore
 from hsmkms.store.keys import KeyStore
@@ -29,6 +28,9 @@ BATCH: Final = 100
 EVENTS_KEPT: Final = timedelta(days=30)
 """After their acknowledgement. What nobody acknowledged stays as long as its registration."""
 _EVENTS_AT_ONCE: Final = 1_000
+OVERDUE_EVERY: Final = timedelta(minutes=1)
+_TOLD_UNTIL: Final = "overdue until"
+"""The row among those of jobs whose time says up to when overdue notices were recorded."""
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +59,7 @@ class JobService:
         self._trail = trail
         self._waits = waits
         self._clock = clock
+        self._looked_at: datetime | None = None
 
     def take_lease(self, name: str, holder: str, length: timedelta) -> bool:
         """Take or renew a lease; False while another process has it."""
@@ -82,6 +85,7 @@ class JobService:
             "rotation": self._keys.count_due_for_rotation(now),
             "purge": self._keys.count_due_for_purge(now - self._waits.purge_scheduled),
             "events": self._events.count_acknowledged(now - EVENTS_KEPT),
+            "overdue": len(self._events.overdue(self._told_until(), now)),
         }
 
     def expire_due(self, go_on: Callable[[], bool]) -> Done:
@@ -104,8 +108,29 @@ class JobService:
 
     def forget_events(self, go_on: Callable[[], bool]) -> Done:
         """Drop events 30 days after they were acknowledged."""
-        gone = self._events.forget_acknowledged(self._clock() - EVENTS_KEPT, _EVENTS_AT_ONCE) if go_on() else 0
-        return Done(gone, 0)
+        before = self._clock() - EVENTS_KEPT
+        if not go_on() or not self._events.count_acknowledged(before):
+            return Done(0, 0)
+        with self._trail.job("events.forget") as act:
+            act.total = self._events.forget_acknowledged(before, _EVENTS_AT_ONCE)
+        return Done(act.total, 0)
+
+    def tell_overdue(self, go_on: Callable[[], bool]) -> Done:
+        """Record each notice that its service has not acknowledged in time. A crash may have one recorded twice, but
+        none left out."""
+        now = self._clock()
+        if not go_on() or (self._looked_at is not None and now - self._looked_at < OVERDUE_EVERY):
+            return Done(0, 0)
+        overdue = self._events.overdue(self._told_until(), now)
+        for notice in overdue:
+            self._trail.overdue(notice, self._keys.get(notice.instance_id, notice.key_id))
+        if overdue:
+            self._jobs.note(JobRun(_TOLD_UNTIL, "", now, len(overdue), 0))
+        self._looked_at = now
+        return Done(len(overdue), 0)
+
+    def _told_until(self) -> datetime | None:
+        return next((run.ended_at for run in self._jobs.runs() if run.name == _TOLD_UNTIL), None)
 
     def _each(self, action: str, keys: Sequence[Key], go_on: Callable[[], bool], change: Callable[[Key], None]) -> Done:
         changed = failed = 0
@@ -113,8 +138,9 @@ class JobService:
             if not go_on():
                 break
             try:
-                with correlated(new_id()) as current, self._trail.step(action, key, current):
+                with self._trail.step(action, key) as act:
                     change(key)
+                    act.key = self._keys.get(key.instance_id, key.id) or key
             except StaleKey:
                 # Somebody changed the key meanwhile; if it is still due, the next run sees it.
                 continue

@@ -12,6 +12,7 @@ from hsmkms.domain.ids import DEFAULT_KEY_RING
 from hsmkms.domain.keys import Key
 from hsmkms.domain.tenants import Instance
 from hsmkms.errors import KeyNotFound, KeyRingNotFound, KeyStateConflict, Unauthorized
+from hsmkms.service.acts import current
 from hsmkms.service.authorize import authorize, authorize_within
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.store.keys import KeyStore
@@ -54,6 +55,7 @@ class KeyAccess:
         key = self._keys.get(instance_id, reference)
         if key is None or key_ring_id not in (None, key.key_ring_id):
             raise KeyNotFound if may_hear else Unauthorized
+        current().key = key
         authorize(caller, action, Target(account, instance_id, key.key_ring_id, key.id))
         return key
 
@@ -74,6 +76,7 @@ class KeyAccess:
         changed = self._keys.get(instance_id, key.id)
         if changed is None:
             raise KeyNotFound
+        current().key = changed
         return changed
 
     def begin(
@@ -88,6 +91,7 @@ class KeyAccess:
         """The same for what leaves no key that could be read again; the key as it was."""
         for _ in range(_ATTEMPTS):
             key = self.key(caller, action, instance_id, reference, key_ring_id)
+            current().before = key
             try:
                 act(key, self._clock())
             except StaleKey:

@@ -37,6 +37,7 @@ from hsmkms.errors import (
     KeyStateConflict,
     UnprocessableCiphertext,
 )
+from hsmkms.service.acts import current
 from hsmkms.service.imports import ImportService
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.key_access import KeyAccess
@@ -121,11 +122,13 @@ class KeyService:
             payload = brought.value if isinstance(brought, PlainMaterial) else self._token.random(STANDARD_KEY_BYTES)
             sealed = self._token.seal(instance.sealing_key, payload.reveal(), _payload_context(key.id))
             self._keys.insert(key, sealed)
+            current().key = key
             return KeyWithPayload(key, payload)
 
         def commit(version: KeyVersion) -> Key:
             whole = dataclasses.replace(key, versions=(version,))
             self._keys.insert(whole, None)
+            current().key = whole
             return whole
 
         bring = None if wish.material is None else self._imports.way_of(instance_id, wish.material)

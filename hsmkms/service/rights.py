@@ -14,6 +14,7 @@ from hsmkms.domain.records import Record
 from hsmkms.errors import LastAdministrator, VersionRequired, VersionStale
 from hsmkms.iam import integrity
 from hsmkms.iam.grants import Grants
+from hsmkms.service.acts import GrantChange, current
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.store.records import RecordStore, StaleRecord
 
@@ -62,6 +63,7 @@ class RightsWriter:
 
         Raises VersionStale when somebody else was faster, LastAdministrator, Unavailable.
         """
+        current().grants.extend(_said(change) for change in changes)
         sealed = [(change, self._seal(change)) for change in changes]
         try:
             with self._records.write() as writer:
@@ -104,6 +106,14 @@ class RightsWriter:
                 before[change.old.place] = integrity.value_of(change.old)
         if administrators(before.values(), now):
             raise LastAdministrator
+
+
+def _said(change: Change) -> GrantChange:
+    """A change as the audit trail tells it."""
+    if isinstance(change, Insert):
+        return GrantChange(integrity.KINDS[type(change.value)], change.value.id, None, change.value)
+    new = change.value if isinstance(change, Replace) else None
+    return GrantChange(change.old.kind, change.old.id, integrity.value_of(change.old), new)
 
 
 def _may_end_an_administrator(change: Change) -> bool:

@@ -27,6 +27,7 @@ from hsmkms.iam.bearer import ACCESS, CLOCK_SKEW, MAX_TOKEN_CHARS, REFRESH, Pres
 from hsmkms.iam.callers import Callers
 from hsmkms.iam.grants import Grants
 from hsmkms.iam.throttle import Throttle
+from hsmkms.service.acts import current
 from hsmkms.service.rights import Change, Delete, Insert, Replace, RightsWriter
 from hsmkms.service.snapshot import Snapshot
 from hsmkms.store.records import RecordStore
@@ -119,6 +120,7 @@ class TokenService:
                 presented = self._presented(token, use, ended=True)
             except CredentialsRefused:
                 continue
+            current().actor = presented.iam_id
             session = RevokedSession(id=presented.session_id or "", ends_at=presented.session_ends_at or self._clock())
             changes: list[Change] = [Insert(session), *self._ended_sessions()]
             try:
@@ -188,6 +190,8 @@ class TokenService:
         api_key = self._grants.get(ApiKey, api_keys.id_of(secret) or "")
         identity = None if api_key is None else self._grants.identity(api_key.iam_id)
         right = api_keys.matches(secret, api_key)
+        # Only of a key that there is: what somebody typed in its place may be a secret.
+        current().reference = None if api_key is None else api_key.id
         if not right or api_key is None or identity is None or identity.locked or not api_key.usable(self._clock()):
             return None
         return api_key, identity

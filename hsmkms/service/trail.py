@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from http import HTTPStatus
 from typing import Final
 
@@ -18,20 +16,16 @@ from hsmkms.audit import event as e
 from hsmkms.audit.journal import Journal
 from hsmkms.clock import Clock
 from hsmkms.correlation import correlated
-from hsmkms.domain.access import Caller
-from hsmkms.domain.crn import instance_crn, key_crn
+from hsmkms.domain.access import Action
+from hsmkms.domain.events import KeyEvent
 from hsmkms.domain.ids import new_id
-from hsmkms.domain.importing import ImportToken
-from hsmkms.domain.keys import Key, effective_state
+from hsmkms.domain.keys import Key
 from hsmkms.domain.waits import Waits
 from hsmkms.errors import AuditUnavailable
+from hsmkms.service.acts import Act, acting
+from hsmkms.service.cadf import ACKNOWLEDGED, JOB, OPERATOR, event_of
 from hsmkms.service.snapshot import Snapshot
 
-LOGIN: Final = "iam-identity.user-apikey.login"
-REVOKE: Final = "iam-identity.user-refreshtoken.delete"
-EXPIRE: Final = "kms.secrets.expire"
-UNKNOWN_ACTION: Final = "kms.secrets.default"
-OPERATOR: Final = "hsmkms.operator."
 _CHANGES_NOTHING: Final = (
     ".list",
     ".read",
@@ -41,50 +35,9 @@ _CHANGES_NOTHING: Final = (
     ".unwrap",
     ".rewrap",
     ".default",
+    ".request",
     ".login",
 )
-_SERVICE: Final = e.Initiator("hsmkms", "hsmkms", "service/security/keymanager")
-_NOBODY: Final = "unknown"
-_URI_CHARS: Final = 512
-_WITH_KEY: Final = frozenset(
-    {
-        "kms.secrets.create",
-        "kms.secrets-with-policy-overrides.create",
-        "kms.secrets.read",
-        "kms.secrets-metadata.read",
-        "kms.secrets.wrap",
-        "kms.secrets.unwrap",
-        "kms.secrets.rewrap",
-        EXPIRE,
-    }
-)
-
-
-@dataclass(slots=True)
-class Act:
-    """What somebody does, as far as it is known; filled in while it is done.
-
-    `reference` is the key's id or alias as it was asked for, `key` the key that was found or made, as it is afterwards;
-    `failed` and `digest` are of a bulk's items.
-    """
-
-    action: str
-    correlation_id: str
-    uri: str | None = None
-    address: str = ""
-    caller: Caller | None = None
-    actor: str | None = None
-    instance_id: str | None = None
-    key_ring_id: str | None = None
-    reference: str | None = None
-    key: Key | None = None
-    version_id: str | None = None
-    rewrapped_version_id: str | None = None
-    total: int | None = None
-    failed: int | None = None
-    digest: str | None = None
-    import_token: ImportToken | None = None
-    intent: str | None = None
 
 
 class Trail:
@@ -120,21 +73,48 @@ class Trail:
         self._journal.record_all(outcomes, settle)
 
     @contextmanager
-    def step(self, action: str, key: Key, correlation_id: str) -> Iterator[Act]:
-        """One change that a job makes without a caller, with both records around it."""
-        act = Act(action, correlation_id, instance_id=key.instance_id, key=key)
-        with self._around(act):
-            yield act
+    def step(self, action: str, key: Key) -> Iterator[Act]:
+        """One change of a key that a job makes without a caller, with both records around it."""
+        with correlated(new_id()) as current:
+            act = Act(action, current, instance_id=key.instance_id, before=key, key=key)
+            with acting(act), self._around(act):
+                yield act
 
     @contextmanager
-    def operator(self, command: str, user: str) -> Iterator[None]:
+    def job(self, name: str, reference: str | None = None, instance_id: str | None = None) -> Iterator[Act]:
+        """One change that a job makes to anything else, of a name of ours."""
+        with correlated(new_id()) as current:
+            act = Act(f"{JOB}{name}", current, instance_id=instance_id, reference=reference)
+            with acting(act), self._around(act):
+                yield act
+
+    @contextmanager
+    def operator(self, command: str, user: str) -> Iterator[Act]:
         """A command of the operator on the host, with both records around it."""
-        with correlated(new_id()) as current, self._around(Act(f"{OPERATOR}{command}", current, actor=user)):
-            yield
+        with correlated(new_id()) as current:
+            act = Act(f"{OPERATOR}{command}", current, actor=user)
+            with acting(act), self._around(act):
+                yield act
+
+    @contextmanager
+    def operation(self, outer: Act, action: Action, instance_id: str, reference: str | None) -> Iterator[Act]:
+        """What a command of the operator does to an instance or a key, under the name that it has over HTTP."""
+        key = None if reference is None else self._snapshot.remembered(instance_id, reference)
+        act = Act(action.value, outer.correlation_id, actor=outer.actor, instance_id=instance_id, reference=reference)
+        act.key = key
+        with acting(act), self._around(act):
+            yield act
+
+    def overdue(self, notice: KeyEvent, key: Key | None) -> None:
+        """A service did not acknowledge a notice in time (additions section 9: 408)."""
+        act = Act(f"{ACKNOWLEDGED}{notice.type.value}", notice.correlation_id, instance_id=notice.instance_id, key=key)
+        act.notice, act.refusal = notice, "The service did not acknowledge it in time."
+        self._journal.record_blocking(self._outcome(act, HTTPStatus.REQUEST_TIMEOUT))
 
     @contextmanager
     def _around(self, act: Act) -> Iterator[None]:
-        self._journal.record_blocking(self._intent(act))
+        if changes(act.action):
+            self._journal.record_blocking(self._intent(act))
         status = HTTPStatus.INTERNAL_SERVER_ERROR
         try:
             yield
@@ -144,101 +124,20 @@ class Trail:
 
     def _intent(self, act: Act) -> e.Event:
         act.intent = new_id()
-        return self._event(act, act.intent, e.PENDING, None, None)
+        return self._event(act, act.intent, e.PENDING, None)
 
     def _outcome(self, act: Act, status: int) -> e.Event:
-        outcome = e.SUCCESS if status < HTTPStatus.BAD_REQUEST else e.FAILURE
-        return self._event(act, new_id(), outcome, status, act.intent)
+        return self._event(act, new_id(), e.SUCCESS if status < HTTPStatus.BAD_REQUEST else e.FAILURE, status)
 
-    def _event(self, act: Act, event_id: str, outcome: str, status: int | None, intent: str | None) -> e.Event:
-        now = self._clock()
-        key = act.key
-        if key is None and act.reference is not None and act.instance_id is not None:
-            key = self._snapshot.remembered(act.instance_id, act.reference)
-        return e.Event(
-            id=event_id,
-            event_time=now,
-            action=act.action,
-            outcome=outcome,
-            severity=e.severity_of(act.action, status or HTTPStatus.OK),
-            initiator=_initiator(act),
-            target=self._target(act, key),
-            correlation_id=act.correlation_id,
-            request_data=e.RequestData(
-                request_uri=None if act.uri is None else act.uri[:_URI_CHARS],
-                instance_id=act.instance_id,
-                key_ring_id=act.key_ring_id,
-                key_type=None if key is None else "root" if key.is_root else "standard",
-            ),
-            response_data=self._response(act, key, now) if outcome == e.SUCCESS else e.ResponseData(),
-            reason=None if status is None else e.Reason(status, HTTPStatus(status).phrase),
-            intent=intent,
-        )
-
-    def _target(self, act: Act, key: Key | None) -> e.Target:
-        instance = None if act.instance_id is None else self._snapshot.last_known(act.instance_id)
-        if instance is None:
-            account = _NOBODY if act.caller is None else f"a/{act.caller.account}"
-            return e.Target(account, account, "iam" if act.action.startswith("iam") else "kms")
-        if key is None:
-            crn = instance_crn(instance.region, instance.account, instance.id)
-            return e.Target(crn, act.reference or instance.id, "kms/instance")
-        crn = key_crn(instance.region, instance.account, instance.id, key.id)
-        return e.Target(crn, key.id, "kms/secrets")
-
-    def _response(self, act: Act, key: Key | None, now: datetime) -> e.ResponseData:
-        """The contract's extra members of an action that succeeded."""
-        if act.import_token is not None:
-            return e.ResponseData(
-                expiration_date=act.import_token.expires_at,
-                max_allowed_retrievals=act.import_token.retrievals,
-                remaining_retrievals=act.import_token.remaining,
-            )
-        if key is None:
-            return e.ResponseData(total_resources=act.total)
-        if act.action == "kms.secrets.purge" and key.deleted_at is not None:
-            return e.ResponseData(
-                key_id=key.id,
-                deletion_date=key.deleted_at,
-                purge_allowed_from=key.deleted_at + self._waits.purge_allowed,
-                purge_eligible_on=key.deleted_at + self._waits.purge_scheduled,
-            )
-        state = int(effective_state(key, now))
-        if act.action not in _WITH_KEY:
-            return e.ResponseData(
-                key_id=key.id, key_ring_id=key.key_ring_id, key_state=state, total_resources=act.total
-            )
-        version = key.versions[0] if key.versions else None
-        left = None if key.expires_at is None else (key.expires_at - now).days
-        return e.ResponseData(
-            key_id=key.id,
-            key_ring_id=key.key_ring_id,
-            key_version_id=act.version_id or (None if version is None else version.id),
-            key_version_creation_date=None if version is None or act.version_id is not None else version.created_at,
-            rewrapped_key_version_id=act.rewrapped_version_id,
-            key_state=state,
-            total_resources=act.total,
-            failed_resources=act.failed,
-            resources_digest=act.digest,
-            expiration_date=key.expires_at,
-            days_to_key_expire=left,
-        )
+    def _event(self, act: Act, event_id: str, outcome: str, status: int | None) -> e.Event:
+        instance = key = None
+        if act.instance_id is not None:
+            instance, key = self._snapshot.last_known(act.instance_id), act.key
+            if key is None and act.reference is not None:
+                key = self._snapshot.remembered(act.instance_id, act.reference)
+        return event_of(act, event_id, outcome, status, instance, key, self._waits, self._clock())
 
 
 def changes(action: str) -> bool:
-    """Whether an action leaves something behind, so that it takes an intent."""
-    return not action.endswith(_CHANGES_NOTHING)
-
-
-def _initiator(act: Act) -> e.Initiator:
-    host = e.Host(act.address) if act.address else None
-    if act.caller is not None:
-        kind = "service/security/account/serviceid" if act.caller.sources else "service/security/account/user"
-        # Not the name: it may be a person's.
-        return e.Initiator(act.caller.iam_id, act.caller.iam_id, kind, host=host)
-    if act.actor is not None:
-        kind = "operator" if act.action.startswith(OPERATOR) else "user"
-        return e.Initiator(act.actor, act.actor, f"service/security/account/{kind}", host=host)
-    if act.uri is None:
-        return _SERVICE
-    return e.Initiator(_NOBODY, _NOBODY, "service/security/account/user", host=host)
+    """Whether an action leaves something behind, so that it takes an intent. Reading an import token uses it up."""
+    return not action.endswith(_CHANGES_NOTHING) or action == Action.IMPORT_TOKEN_READ.value

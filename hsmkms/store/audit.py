@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any, Final
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Select, delete, insert, select, update
 
 from hsmkms.store import tables as t
 from hsmkms.store.engine import Database
+
+_COLUMNS: Final = select(t.audit_head.c.log, t.audit_head.c.sequence, t.audit_head.c.digest, t.audit_head.c.closed)
 
 
 class AuditHeadStore:
@@ -27,12 +31,21 @@ class AuditHeadStore:
             elif known < sequence:
                 connection.execute(update(row).where(row.c.log == log).values(values))
 
-    def all(self, since: datetime | None = None) -> list[tuple[str, int, str, bool]]:
-        """Log, number, hash (hex) and whether it is closed, of every log there ever was or that was noted `since`."""
-        columns = (t.audit_head.c.log, t.audit_head.c.sequence, t.audit_head.c.digest, t.audit_head.c.closed)
-        query = select(*columns).order_by(t.audit_head.c.log)
-        if since is not None:
-            query = query.where(t.audit_head.c.noted_at >= since)
+    def all(self) -> list[tuple[str, int, str, bool]]:
+        """Log, number, hash (hex) and whether it is closed, of every log that was not retired."""
+        return self._read(_COLUMNS.order_by(t.audit_head.c.log))
+
+    def newest(self, most: int) -> list[tuple[str, int, str, bool]]:
+        """The same of those that were put last."""
+        return self._read(_COLUMNS.order_by(t.audit_head.c.noted_at.desc()).limit(most))
+
+    def forget(self, logs: Sequence[str]) -> None:
+        """Drop the heads of logs that were retired."""
+        with self._database.write() as connection:
+            for log in logs:
+                connection.execute(delete(t.audit_head).where(t.audit_head.c.log == log))
+
+    def _read(self, query: Select[Any]) -> list[tuple[str, int, str, bool]]:
         with self._database.read() as connection:
             rows = connection.execute(query).all()
         return [(row.log, row.sequence, row.digest, row.closed) for row in rows]

@@ -78,6 +78,12 @@ class EventStore:
             _select().where(t.key_event.c.acknowledged_at.is_(None)).order_by(t.key_event.c.sequence).limit(most)
         )
 
+    def overdue(self, since: datetime | None, now: datetime) -> list[KeyEvent]:
+        """Events that nobody acknowledged and whose time for that ended behind `since`, in the order of those times."""
+        due = (t.key_event.c.acknowledged_at.is_(None), t.key_event.c.due_at <= now)
+        query = _select().where(*due).order_by(t.key_event.c.due_at, t.key_event.c.sequence)
+        return self._read(query if since is None else query.where(t.key_event.c.due_at > since))
+
     def get(self, instance_id: str, event_id: str) -> KeyEvent | None:
         """An event of an instance."""
         found = self._read(_select().where(t.key_event.c.id == event_id, t.key_event.c.instance_id == instance_id))

@@ -343,7 +343,7 @@ audit_head = Table(
     Column("sequence", BigInteger, nullable=False),
     Column("digest", String(64), nullable=False),
     Column("closed", Boolean, nullable=False),
-    Column("noted_at", UtcTime, nullable=False),
+    Column("noted_at", UtcTime, nullable=False, index=True),
 )
 
 change_clock = Table(

@@ -134,6 +134,25 @@ AUDIT_FAILING: Final = Gauge(
 AUDIT_CHECKPOINTS: Final = Counter(
     "hsmkms_audit_checkpoints", "Checkpoints of audit logs, signed by the token.", ["outcome"], registry=REGISTRY
 )
+AUDIT_SINK_RECORDS: Final = Counter(
+    "hsmkms_audit_sink_records", "Audit records that a sink took; some come twice.", ["sink"], registry=REGISTRY
+)
+AUDIT_SINK_FAILURES: Final = Counter(
+    "hsmkms_audit_sink_failures", "How often a sink did not take audit records.", ["sink"], registry=REGISTRY
+)
+AUDIT_SINK_DROPPED: Final = Counter(
+    "hsmkms_audit_sink_dropped_logs",
+    "Audit logs that were taken away before a sink had them whole.",
+    ["sink"],
+    registry=REGISTRY,
+)
+AUDIT_SINK_BEHIND: Final = Gauge(
+    "hsmkms_audit_sink_behind_bytes",
+    "Audit records of this host that a sink has not taken yet.",
+    ["sink"],
+    multiprocess_mode="livesum",
+    registry=REGISTRY,
+)
 _JOB_RUNS: Final = Counter(
     "hsmkms_job_runs", "Runs of background jobs, by how they ended.", ["job", "outcome"], registry=REGISTRY
 )

@@ -261,6 +261,7 @@ class Session:
         self._value[0].pValue = ffi.cast("void *", self._out)
         self.destroyed_objects = 0
         self.lent_at = math.inf
+        self.thread = 0
         self.patience_s = 0.0
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ class RecoveringToken:
         self._index = KeyIndex()
         # Token objects are generated, searched and destroyed by one thread at a time: SoftHSM 2.6.1 fails one of two
         # that do so together (in 1 of 85 calls of eight threads), and may show the object twice afterwards.
-        self._objects_lock = threading.RLock()
+        self._objects_lock = _OneByOne(pool)
         self._canary: tuple[int, bytes] | None = None
         self._check_reopens_at = 0.0
         self._missing_until: dict[str, float] = {}
@@ -123,7 +123,7 @@ class RecoveringToken:
 
     def renew_after_fork(self) -> None:
         """In the child: another thread of the parent may have held a lock."""
-        self._objects_lock = threading.RLock()
+        self._objects_lock = _OneByOne(self._pool)
         self.breaker.renew_after_fork()
 
     def check(self) -> None:
@@ -383,6 +383,22 @@ def _counted(failure: Exception) -> Exception:
     else:
         metrics.token_error("C_FindObjects", type(failure).__name__, "object")
     return failure
+
+
+class _OneByOne:
+    """A lock that a thread may take again. Who waits for it has not called the library yet, and so does not hang."""
+
+    def __init__(self, pool: SessionPool) -> None:
+        self._pool = pool
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            with self._pool.waiting():
+                self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def _explain(failure: Exception, missing: Unavailable | None = None) -> HsmkmsError:

@@ -176,10 +176,10 @@ class SessionPool:
         with self._condition:
             if self._free and not self._draining:
                 session = self._free.pop()
-                session.lent_at = time.monotonic()
+                session.lent_at, session.thread = time.monotonic(), threading.get_ident()
                 return session
         session = self._wait_for_session()
-        session.lent_at = time.monotonic()
+        session.lent_at, session.thread = time.monotonic(), threading.get_ident()
         return session
 
     def give(self, session: ck.Session) -> None:
@@ -245,6 +245,18 @@ class SessionPool:
             yield
         finally:
             self._patient_until = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For a borrower that waits for another one with its session in hand: that is no call of the library."""
+        mine = [one for one in self._sessions if one.thread == threading.get_ident() and one.lent_at != math.inf]
+        for session in mine:
+            session.lent_at = math.inf
+        try:
+            yield
+        finally:
+            for session in mine:
+                session.lent_at = time.monotonic()
 
     def longest_call_s(self) -> float:
         """For how many seconds the slowest caller has had its session, or the module is being opened, beyond its

@@ -26,7 +26,7 @@ from hsmkms.api.warm import WarmPath
 from hsmkms.domain.access import Action
 from hsmkms.domain.new_key import NewKey
 from hsmkms.domain.secrets import SecretText
-from hsmkms.service.trail import Act
+from hsmkms.service.acts import Act
 from hsmkms.settings import load
 from hsmkms.wiring import Rooms, open_rooms, pin_of
 from scripts.benchmark.target import AAD, DEK

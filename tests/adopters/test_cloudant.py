@@ -29,7 +29,7 @@ from tests.support.deployment import Service, create_key
 from tests.support.foreign_clients import output_of
 from tests.support.iam import Iam, key_client
 from tests.support.ports import free_port
-from tests.support.volumes import Run, act, holds, make, place, require_fuse
+from tests.support.volumes import WAIT_S, Run, act, holds, make, place, require_fuse
 
 MARKER = "a-document-that-must-not-be-found"
 MINUTE = timedelta(minutes=1)
@@ -121,7 +121,7 @@ def test_documents_and_views_follow_the_key(
         act(admin, key, "delete")
         run.wait_until("locked for good", lambda: not run.is_open and not answers(client))
     with Run(volume, *command) as refused:
-        assert refused.process.wait(60) == 1
+        assert refused.process.wait(WAIT_S) == 1
     assert "deleted" in refused.log.read_text().splitlines()[-1]
 
 

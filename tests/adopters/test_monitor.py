@@ -34,9 +34,12 @@ def test_each_condition(condition: Condition, status: int, is_open: int, failed:
             ("lock_failed", failed),
             ("key_service_away", away),
             ("rewraps_total", 1),
+            ("rewrap_due", 0),
         ):
             assert f"hsmkms_adopter_{name}{label} {value}" in lines
         assert monitor.answer("/other")[0] == 404
+        monitor.take(Report(condition, "", None, "v2", behind=True))
+        assert f"hsmkms_adopter_rewrap_due{label} 1" in monitor.answer("/metrics")[1].splitlines()
 
 
 def test_a_port_in_use_is_said() -> None:

@@ -44,7 +44,7 @@ def test_the_kubernetes_page(service: Service) -> None:
         here = {"/srv/": f"{directory}/", "9189": str(free_port())}
         script = script_of("kubernetes.md", directory, here)
         assert script.count("hsmkms kubernetes-plugin") == 4
-        said = run(script, service, directory, 120)
+        said = run(script, service, directory, 300)
         assert "ok, encrypting under" in said
         assert "srw-------" in said
         assert "\nkind: EncryptionConfiguration\n" in said

@@ -29,6 +29,7 @@ from tests.support.deployment import Service, create_key
 from tests.support.iam import Iam, key_client
 from tests.support.volumes import (
     POSTGRES,
+    WAIT_S,
     Database,
     Run,
     act,
@@ -112,7 +113,7 @@ def test_a_database_from_its_first_row_to_the_end_of_its_key(
     with pytest.raises(KeyRefused, match="KEY_NOT_FOUND_ERR"):
         operations.open_(volume)
     with Run(volume, "postgres") as refused:
-        assert refused.process.wait(60) == 1
+        assert refused.process.wait(WAIT_S) == 1
     assert "KEY_NOT_FOUND_ERR" in refused.log.read_text().splitlines()[-1]
     assert not holds(volume.cipher, MARKER.encode())
     _plain_holds_the_marker(plain)
@@ -163,7 +164,7 @@ def test_a_database_that_the_kernel_encrypts_under_an_imported_key_of_another_in
             assert "What remains is ciphertext" in str(describe(volume)["reason"])
             assert run.end() == 0
         with Run(volume, "postgres") as refused:
-            assert refused.process.wait(60) == 1
+            assert refused.process.wait(WAIT_S) == 1
         assert "deleted" in refused.log.read_text().splitlines()[-1]
     database.http.close()
 

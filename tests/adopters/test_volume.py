@@ -27,7 +27,7 @@ from tests.support.connections import write_connection
 from tests.support.deployment import PROGRAM, Service, create_key
 from tests.support.front import Front
 from tests.support.ports import free_port
-from tests.support.volumes import Run, holds, make, opened, place, require_fuse, wait_for
+from tests.support.volumes import WAIT_S, Run, holds, make, opened, place, require_fuse, wait_for
 
 SERVER = (
     "sh",
@@ -100,7 +100,7 @@ def test_run_forwards_signals_survives_kills_and_takes_the_exit_code(volume: Vol
         with pytest.raises(VolumeRefused, match=rf"`run` \(process {run.process.pid}\) serves"):
             operations.close(volume)
         with Run(volume, *SERVER) as second:
-            assert second.process.wait(60) == 1
+            assert second.process.wait(WAIT_S) == 1
         assert "Another process" in second.log.read_text().splitlines()[-1]
         run.process.send_signal(signal.SIGHUP)
         run.wait_until("told", lambda: told(volume) == ["started", "hup"])
@@ -161,7 +161,7 @@ def test_the_key_service_away_in_the_middle_and_at_the_start(volume: Volume, fro
         assert run.end(signal.SIGTERM) == 0
     front.cut()
     with Run(volume, *SERVER) as refused:
-        assert refused.process.wait(60) == 1
+        assert refused.process.wait(WAIT_S) == 1
     assert "does not answer" in refused.log.read_text().splitlines()[-1]
 
 

@@ -11,8 +11,8 @@ from enum import Enum
 from typing import Final
 
 from tests.faults.places import CALL_TIMEOUT_S, Place
+from tests.support.caller import WITH_TOKEN, WRITE, Call
 from tests.support.injector import Injector
-from tests.support.load import WITH_TOKEN, WRITE, Call
 
 CRYPTO: Final = ("C_WrapKey", "C_UnwrapKey")
 IN_SESSION: Final = (*CRYPTO, "C_CreateObject")
@@ -257,22 +257,22 @@ FAULTS: Final = (
         "token",
         _one_hangs,
         _nothing,
-        back_within_s=8,
+        back_within_s=15,
         seconds=2 * CALL_TIMEOUT_S,
         lines=("the token hangs",),
         short=True,
     ),
-    Fault("no call returns", "token", _all_hang, _well, While.ANYTHING, back_within_s=12, seconds=3),
-    Fault("a worker is killed", "token", _kill_one, _nothing, back_within_s=2, seconds=0, short=True),
-    Fault("a worker stands still", "token", _stop_one, _nothing, back_within_s=2, seconds=8),
-    Fault("all are killed, and started again", "token", _kill_all, _start, While.ANYTHING, 15, seconds=0.2, short=True),
+    Fault("no call returns", "token", _all_hang, _well, While.ANYTHING, back_within_s=30, seconds=3),
+    Fault("a worker is killed", "token", _kill_one, _nothing, back_within_s=5, seconds=0, short=True),
+    Fault("a worker stands still", "token", _stop_one, _nothing, back_within_s=90, seconds=0),
+    Fault("all are killed, and started again", "token", _kill_all, _start, While.ANYTHING, 30, seconds=0.2, short=True),
     _slow("network HSM: each crypto call takes 300 ms", 300, place="network token"),
     Fault(
         "network HSM: one call never returns",
         "network token",
         _one_hangs,
         _nothing,
-        back_within_s=8,
+        back_within_s=15,
         seconds=3,
         lines=("the token hangs",),
     ),
@@ -301,7 +301,7 @@ FAULTS: Final = (
         _fail_database,
         _repair_database,
         While.WRITES_FAIL,
-        back_within_s=15,
+        back_within_s=30,
     ),
     Fault("clock 3 h ahead", "clock", _set_clock(3), _set_clock(0), short=True),
     Fault("clock 3 h behind", "clock", _set_clock(-3), _set_clock(0), short=True),

@@ -19,7 +19,7 @@ from tests.support.postgresql import PostgresServer
 
 CLIENTS: Final = 8
 WORKERS: Final = 2
-CALL_TIMEOUT_S: Final = 1.0
+CALL_TIMEOUT_S: Final = 2.0
 """How long a call of the token may take; a worker that hangs is noticed after that and a tenth."""
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
@@ -42,10 +42,13 @@ class Place:
 
 
 @contextlib.contextmanager
-def _serve(state: State, **settings: str) -> Iterator[Place]:
-    """The service with everything in `settings`, and clients that begin to call it."""
-    seed = seed_of_today()
-    print("seed", seed)
+def _serve(
+    state: State, settings: dict[str, str], *, clients: int = CLIENTS, seed: int | None = None
+) -> Iterator[Place]:
+    """The service with settings, and clients that begin to call it."""
+    if seed is None:
+        seed = seed_of_today()
+        print("seed", seed)
     settings = {
         "HSMKMS_SHORTEN_WAITS_FOR_TESTS": "true",
         "HSMKMS_TOKEN_CALL_TIMEOUT_S": str(CALL_TIMEOUT_S),
@@ -53,7 +56,7 @@ def _serve(state: State, **settings: str) -> Iterator[Place]:
         **settings,
     }
     with Service(state, workers=WORKERS, tls_ca="", **settings) as service:
-        load = Load(lambda: [service.url], state.api_key, state.instance_id, clients=CLIENTS, seed=seed)
+        load = Load(lambda: [service.url], state.api_key, state.instance_id, clients=clients, seed=seed)
         audit = Path(settings.get("HSMKMS_AUDIT_DIR", state.path / "audit"))
         with load:
             yield Place(service, load, audit)
@@ -65,7 +68,7 @@ def token_place(state: State, injector: Injector, **settings: str) -> Iterator[P
     """Two workers whose token has faults."""
     environment = {"HSMKMS_PKCS11_MODULE": str(injector.library), **injector.environment, **settings}
     injector.count_calls()
-    with _serve(state, **environment) as place:
+    with _serve(state, environment) as place:
         place.injector = injector
         yield place
 
@@ -85,7 +88,7 @@ def audit_place(state: State, directory: Path, *, fails: bool) -> Iterator[Place
     with contextlib.ExitStack() as stack:
         full = None if fails else stack.enter_context(small_disk(mount, 16))
         failing = stack.enter_context(failing_disk(mount, directory / "audit.img")) if fails else None
-        place = stack.enter_context(_serve(state, HSMKMS_AUDIT_DIR=str(mount / "logs")))
+        place = stack.enter_context(_serve(state, {"HSMKMS_AUDIT_DIR": str(mount / "logs")}))
         place.audit_full, place.audit_fails = full, failing
         yield place
 
@@ -99,7 +102,7 @@ def sqlite_place(state: State, directory: Path, *, fails: bool) -> Iterator[Plac
         failing = stack.enter_context(failing_disk(mount, directory / "database.img")) if fails else None
         url = f"sqlite:///{mount / 'hsmkms.db'}"
         _init_again(state, url)
-        place = stack.enter_context(_serve(state, HSMKMS_DATABASE_URL=url))
+        place = stack.enter_context(_serve(state, {"HSMKMS_DATABASE_URL": url}))
         place.database_full, place.database_fails = full, failing
         yield place
 
@@ -117,7 +120,7 @@ def clock_place(state: State, directory: Path) -> Iterator[Place]:
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    with _serve(state, **faked) as place:
+    with _serve(state, faked) as place:
         place.clock = clock
         place.load.logs_in_again = True
         yield place
@@ -135,7 +138,7 @@ def postgresql_place(state: State) -> Iterator[Place]:
         both = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
         url = f"postgresql://hsmkms@{both}/{name}?target_session_attrs=read-write"
         _init_again(state, url)
-        place = stack.enter_context(_serve(state, HSMKMS_DATABASE_URL=url))
+        place = stack.enter_context(_serve(state, {"HSMKMS_DATABASE_URL": url}))
         place.primary, place.standby = primary, standby
         yield place
 
@@ -152,8 +155,35 @@ def postgresql_disk_place(state: State) -> Iterator[Place]:
         stack.callback(lambda: primary.halt() if primary.runs else None)
         url = primary.new_database("faults")
         _init_again(state, url)
-        place = stack.enter_context(_serve(state, HSMKMS_DATABASE_URL=url))
+        place = stack.enter_context(_serve(state, {"HSMKMS_DATABASE_URL": url}))
         place.primary, place.database_full = primary, full
+        yield place
+
+
+@contextlib.contextmanager
+def soak_place(state: State, directory: Path, injector: Injector, *, clients: int, seed: int) -> Iterator[Place]:
+    """Everything at once: token, PostgreSQL, a disk for the audit logs. What cannot be had here is None."""
+    with contextlib.ExitStack() as stack:
+        primary = PostgresServer.start()
+        stack.callback(primary.stop)
+        url = primary.new_database("soak")
+        _init_again(state, url)
+        audit = directory / "audit"
+        full = None
+        with contextlib.suppress(pytest.skip.Exception):
+            full = stack.enter_context(small_disk(audit, 2_048))
+        injector.count_calls()
+        settings = {
+            "HSMKMS_DATABASE_URL": url,
+            "HSMKMS_AUDIT_DIR": str(audit / "logs"),
+            "HSMKMS_PKCS11_MODULE": str(injector.library),
+            # SoftHSM keeps 240 bytes of each object until the module is opened anew: often, so that it does not show.
+            "HSMKMS_RECYCLE_AFTER_OBJECTS": "5000",
+            "HSMKMS_TOKEN_CALL_TIMEOUT_S": "5",
+            **injector.environment,
+        }
+        place = stack.enter_context(_serve(state, settings, clients=clients, seed=seed))
+        place.injector, place.primary, place.audit_full = injector, primary, full
         yield place
 
 

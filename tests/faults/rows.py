@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import quantiles
 
-from tests.support.load import Call
+from tests.support.caller import Call
 
 COLUMNS = ("fault", "sent", "answered", "refused", "cut off", "wrong", "lost", "back s", "a caller sees")
 

@@ -22,9 +22,9 @@ from tests.faults.conftest import ROWS
 from tests.faults.places import Place
 from tests.faults.rows import Row
 from tests.support.audited import unrecorded
+from tests.support.caller import Call
 from tests.support.deployment import State
 from tests.support.injector import Injector
-from tests.support.load import Call
 
 pytestmark = pytest.mark.alone
 
@@ -79,7 +79,8 @@ def test_fault(place: Place | str, fault: Fault, request: pytest.FixtureRequest)
         row.skipped = place
         pytest.skip(place)
     load, log = place.load, place.service.log
-    load.wait_until_well(time.monotonic(), 30)
+    load.go_on()
+    load.wait_until_well(time.monotonic(), 60)
     known, wrong, logged = len(load.calls), len(load.wrong), log.stat().st_size
     began, cured = time.monotonic(), math.inf
     try:
@@ -97,7 +98,6 @@ def test_fault(place: Place | str, fault: Fault, request: pytest.FixtureRequest)
         row.describe([call for call in calls if fault.stops(call) and call.began <= cured])
         row.wrong = load.wrong[wrong:]
     row.lost = [*load.lost(), *unrecorded(calls, [place.audit], refusals_too=fault.meanwhile is not While.REFUSED)]
-    load.go_on()
     assert row.wrong == []
     assert row.lost == []
     assert row.back_s < fault.back_within_s

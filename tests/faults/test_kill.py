@@ -1,115 +1,82 @@
-"""kill -9 at random moments during creates and rotates: no key that a client was told about is lost."""
+"""kill -9 at random moments under load: no key, rotation or deletion that a client was told of is lost, every answer
+that a client got has its audit record, and what the crash left behind is settled."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sqlite3
-import threading
+import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
-import httpx
 import pytest
 
-from tests.support.deployment import Service, State, create_body
+from tests.support.audited import unrecorded
+from tests.support.deployment import Service, State
+from tests.support.load import Load, seed_of_today
 from tests.token.test_objects import pkcs11_tool
 
-CLIENTS = 4
+SERVES_WITHIN_S = 60
 
 
-@dataclass
-class Told:
-    """What clients were told: for each key its ciphertexts and the DEKs in them."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    wrapped: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    operations: int = 0
-
-    def add(self, key: str) -> None:
-        with self.lock:
-            self.wrapped.setdefault(key, [])
-
-    def wrap(self, client: httpx.Client, key: str) -> None:
-        answer = client.post(f"/keys/{key}/actions/wrap")
-        assert answer.status_code == 200, answer.text
-        with self.lock:
-            self.wrapped[key].append((answer.json()["ciphertext"], answer.json()["plaintext"]))
-
-    def count(self) -> None:
-        with self.lock:
-            self.operations += 1
-
-
-def work(service: Service, token: str, told: Told, rounds: int, wanted: int) -> None:
-    """Create and rotate until the service dies under us."""
-    headers = {"Authorization": f"Bearer {token}", "Bluemix-Instance": service.state.instance_id}
-    mine: list[str] = []
-    with httpx.Client(base_url=f"{service.url}/api/v2", headers=headers, timeout=30) as client:
-        try:
-            while told.operations < wanted * rounds:
-                if mine and random.random() < 0.5:
-                    assert client.post(f"/keys/{mine.pop()}/actions/rotate").status_code == 204
-                else:
-                    answer = client.post("/keys", json=create_body("told"))
-                    assert answer.status_code == 201, answer.text
-                    key = answer.json()["resources"][0]["id"]
-                    told.add(key)
-                    told.wrap(client, key)
-                    mine.append(key)
-                told.count()
-        except httpx.TransportError:
-            return
-
-
-def check(service: Service, told: Told) -> None:
-    """Every key wraps, every ciphertext opens."""
-    with service.client() as client:
-        for key, wrapped in told.wrapped.items():
-            assert client.post(f"/keys/{key}/actions/wrap").status_code == 200
-            for ciphertext, plaintext in wrapped:
-                answer = client.post(f"/keys/{key}/actions/unwrap", json={"ciphertext": ciphertext})
-                assert answer.status_code == 200, answer.text
-                assert answer.json()["plaintext"] == plaintext
-
-
-@pytest.mark.parametrize(
-    ("kills", "operations"), [(4, 100), pytest.param(20, 500, marks=pytest.mark.slow, id="full-20-500")]
-)
-def test_no_key_is_lost(state: State, kills: int, operations: int) -> None:
-    seed = random.randrange(1 << 32)
+@pytest.mark.alone
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow, id="full-50")])
+def test_killed_during_load(state: State, kills: int) -> None:
+    """All at once mostly; sometimes a worker alone, or the parent, whom its workers then follow."""
+    seed = seed_of_today()
     print("seed", seed)
-    random.seed(seed)
-    told = Told()
-    for turn in range(1, kills + 1):
-        service = Service(state)
-        with service:
-            token = service.token()
-            wanted = operations // kills
-            check(service, told)
-            with ThreadPoolExecutor(CLIENTS) as threads:
-                clients = [threads.submit(work, service, token, told, turn, wanted) for _ in range(CLIENTS)]
-                reached = threading.Event()
-                # The moment is random in operations and, within the next one, in time.
-                limit = wanted * (turn - 1) + random.randrange(wanted // 2, wanted)
-                while told.operations < limit and not reached.wait(0.002):
-                    assert service.process.poll() is None
-                    assert not all(client.done() for client in clients), [client.exception() for client in clients]
-                reached.wait(random.random() * 0.03)
-                service.kill()
-            for client in clients:
-                client.result()
-    with Service(state) as service:
-        check(service, told)
-    assert len(told.wrapped) > operations // 4
+    rng = random.Random(seed)
+    service = Service(state, workers=2, tls_ca="", HSMKMS_SHORTEN_WAITS_FOR_TESTS="true", HSMKMS_AUDIT_CHECKPOINT_S="1")
+    with service:
+        load = Load(lambda: [service.url], state.api_key, state.instance_id, clients=4, seed=seed, pause_s=0.01)
+        with load:
+            for number in range(kills):
+                load.first(lambda call: call.good, time.monotonic(), SERVES_WITHIN_S)
+                wait_for_calls(load, rng.randrange(20, 200))
+                time.sleep(rng.random() * 0.03)
+                kill(service, rng.choice(("all", "all", "worker", "parent")) if number else "all")
+            load.first(lambda call: call.good, time.monotonic(), SERVES_WITHIN_S)
+            load.stop()
+            service.wait_until_ready()
+            assert load.wrong == []
+            assert load.lost() == []
+        assert sum(call.good for call in load.calls) > 20 * kills
+        assert unrecorded(load.calls, [state.path / "audit"]) == []
+    verified = state.run("audit", "verify")
+    assert verified.returncode == 0, verified.stdout.decode()
     examined = state.run("doctor", "--repair", "--pending-older-than", "0")
     assert examined.returncode == 0, examined.stdout.decode()
     assert b"row without object" not in examined.stdout
     again = state.run("doctor")
     assert again.returncode == 0, again.stdout.decode()
     assert b"pending" not in again.stdout
-    with Service(state) as service:
-        check(service, told)
+
+
+def wait_for_calls(load: Load, count: int) -> None:
+    """Until so many more calls were made."""
+    wanted, deadline = len(load.calls) + count, time.monotonic() + SERVES_WITHIN_S
+    while len(load.calls) < wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def kill(service: Service, what: str) -> None:
+    """A supervisor starts what is gone as a whole."""
+    if what == "worker" and service.workers():
+        os.kill(service.workers()[0], signal.SIGKILL)
+        return
+    if what == "parent":
+        workers = service.workers()
+        service.process.kill()
+        service.process.wait()
+        deadline = time.monotonic() + SERVES_WITHIN_S
+        while any(os.path.exists(f"/proc/{worker}") for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    else:
+        service.kill()
+    service.start()
 
 
 def test_doctor_settles_a_pending_object(state: State) -> None:

@@ -245,7 +245,13 @@ def test_rubbish_at_the_control_socket_harms_nobody(state: State) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_is_not_heard_at_the_control_socket(state: State) -> None:
-    control = ControlSocket(state.path, lambda _: {"serves": True})
+    asked: list[Request] = []
+
+    def answer(request: Request) -> dict[str, object]:
+        asked.append(request)
+        return {"serves": True}
+
+    control = ControlSocket(state.path, answer)
     try:
         path = next((state.path / "run").glob("*.sock"))
         path.chmod(0o666)
@@ -259,6 +265,8 @@ def test_another_user_is_not_heard_at_the_control_socket(state: State) -> None:
         done = subprocess.run(
             [sys.executable, "-c", script, os.path.relpath(path)], capture_output=True, text=True, check=False
         )
-        assert done.stdout.strip() == "b''", done.stderr
+        # It is cut off before it has said anything, or while it does.
+        assert done.stdout.strip() == "b''" or "BrokenPipeError" in done.stderr or "ConnectionReset" in done.stderr
+        assert asked == []
     finally:
         control.close()

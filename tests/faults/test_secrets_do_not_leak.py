@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 
 from tests.support.bringing import Fetched
 from tests.support.deployment import Service, State, create_body, create_key
+from tests.support.receivers import Receiver
 
 MUST_HOLD_ONE = {"client.env", "pin", "so-pin"}
 """Credentials for people and the service; readable by their owner only, which another test checks."""
@@ -61,7 +63,9 @@ def test_nothing_leaks(state: State) -> None:
     secrets["API key"] = state.api_key.encode()
     given, in_error = os.urandom(32), os.urandom(32)
     secrets |= {"given DEK": given, "DEK in a bad request": in_error}
-    with Service(state, workers=2) as service, service.client() as client:
+    receiver = Receiver()
+    sinks = json.dumps([{"kind": "stdout"}, {"kind": "http", "url": receiver.url}])
+    with receiver, Service(state, workers=2, HSMKMS_AUDIT_SINKS=sinks) as service, service.client() as client:
         secrets["access token"] = client.headers["Authorization"].split()[1].encode()
         root = create_key(client)
         standard = client.post("/keys", json=create_body("standard", extractable=True)).json()["resources"][0]
@@ -78,7 +82,14 @@ def test_nothing_leaks(state: State) -> None:
     for arguments in (("unwrap", root), ("wrap", "nobody"), ("keys", "show", "nobody"), ("doctor",)):
         done = state.run(*arguments, stdin=base64.b64encode(in_error))
         assert find(secrets, {"command output": done.stdout + done.stderr}) == []
-    assert find(secrets, read_all(state.path) | {"log": service.log.read_bytes()}) == []
+    shipped = b"\n".join(line for lines in receiver.lines.values() for line in lines)
+    assert shipped.count(b'"kms.secrets.unwrap"') >= 2
+    audited = b"".join(path.read_bytes() for path in (state.path / "audit").glob("*.jsonl"))
+    assert audited.count(b'"kms.secrets.unwrap"') >= 2
+    # The log is also standard output, and so what that sink was given.
+    assert service.log.read_bytes().count(b'"kms.secrets.unwrap"') >= 2
+    places = {"log": service.log.read_bytes(), "audit sink": shipped}
+    assert find(secrets, read_all(state.path) | places) == []
 
 
 def bring_keys(client: httpx.Client) -> dict[str, bytes]:

@@ -59,7 +59,10 @@ def unwrap(client: httpx.Client, key: str, sealed: str) -> httpx.Response:
     return client.post(f"/keys/{key}/actions/unwrap", json={"ciphertext": sealed})
 
 
-@pytest.mark.parametrize(("functions", "code"), [(("*",), 0x30), (("C_WrapKey", "C_UnwrapKey"), 0x05)])
+@pytest.mark.parametrize(
+    ("functions", "code"),
+    [(("*",), 0x30), pytest.param(("C_WrapKey", "C_UnwrapKey"), 0x05, marks=pytest.mark.slow)],
+)
 def test_reads_fall_over_and_back(service: Service, injector: Injector, functions: tuple[str, ...], code: int) -> None:
     """No caller notices: wrap, unwrap, log-in and readiness go on. What makes a key waits for the primary."""
     with service.client() as client:
@@ -148,6 +151,7 @@ def test_starts_and_serves_without_the_primary(
         until(creates)
 
 
+@pytest.mark.slow
 def test_a_standby_of_other_keys_is_not_used(
     state: State, settings: dict[str, str], injector: Injector, group: Group, tmp_path: Path
 ) -> None:
@@ -161,6 +165,7 @@ def test_a_standby_of_other_keys_is_not_used(
         until(lambda: httpx.get(f"{service.url}/readyz").status_code == 503)
 
 
+@pytest.mark.slow
 def test_an_unknown_standby_is_not_used(state: State, settings: dict[str, str], group: Group) -> None:
     """Until the operator says that it is this deployment's."""
     assert state.run("keys", "list").returncode == 0

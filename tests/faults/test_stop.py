@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,25 +40,26 @@ def signed_and_closed(state: State) -> None:
 def test_what_is_under_way_is_answered(state: State, injector: Injector, workers: int) -> None:
     """A call in the token, a body of which half has come, and a request on a connection that was idle."""
     injector.count_calls()
+    names = {name: str(uuid.uuid4()) for name in ("in the token", "half of a body", "on an idle connection")}
     settings = {"HSMKMS_PKCS11_MODULE": str(injector.library), **injector.environment}
     service = Service(state, workers=workers, tls_ca="", **settings)
     with service, service.client() as client, ThreadPoolExecutor(2) as threads:
         key = create_key(client)
         body = b'{"plaintext":"aGVsbG8gSFNN"}'
-        half = open_request(service, client, f"/keys/{key}/actions/wrap", "half-of-a-body", len(body), body[:9])
+        half = open_request(service, client, f"/keys/{key}/actions/wrap", names["half of a body"], len(body), body[:9])
         idle = httpx.Client(base_url=client.base_url, headers=client.headers, timeout=60)
         assert idle.get("/keys").status_code == 200
         before = injector.calls()
         injector.fail("C_WrapKey", wait_ms=1_000)
         slow = threads.submit(
-            client.post, f"/keys/{key}/actions/wrap", json={}, headers={"Correlation-Id": "in-the-token"}
+            client.post, f"/keys/{key}/actions/wrap", json={}, headers={"Correlation-Id": names["in the token"]}
         )
         injector.wait_for_one()
         injector.cure()
         service.process.send_signal(signal.SIGTERM)
         stopped = threads.submit(service.process.wait, STOPS_WITHIN_S)
         half.sendall(body[9:])
-        while (answer := idle.get("/keys", headers={"Correlation-Id": "on-an-idle-connection"})).is_success:
+        while (answer := idle.get("/keys", headers={"Correlation-Id": names["on an idle connection"]})).is_success:
             if answer.headers.get("Connection") == "close":
                 break
         assert answer.status_code == 200
@@ -68,8 +70,8 @@ def test_what_is_under_way_is_answered(state: State, injector: Injector, workers
         half.close()
         idle.close()
     told = recorded([state.path / "audit"])
-    assert [told[name] for name in ("in-the-token", "half-of-a-body")] == [[200]] * 2
-    assert told["on-an-idle-connection"][-1] == 200
+    assert [told[names[name]] for name in ("in the token", "half of a body")] == [[200]] * 2
+    assert told[names["on an idle connection"]][-1] == 200
     after = injector.calls()
     # Each worker, and no process else, closes its sessions and leaves the module.
     for function in ("C_CloseAllSessions", "C_Finalize"):
@@ -124,7 +126,7 @@ def wait_until_refused(service: Service) -> None:
 def test_a_client_that_never_finishes_does_not_hold_it_up(state: State) -> None:
     with Service(state, workers=2, tls_ca="", HSMKMS_STOP_WITHIN_S="1") as service, service.client() as client:
         key = create_key(client)
-        stuck = open_request(service, client, f"/keys/{key}/actions/wrap", "never", 1_000, b"{")
+        stuck = open_request(service, client, f"/keys/{key}/actions/wrap", str(uuid.uuid4()), 1_000, b"{")
         assert client.get("/keys").status_code == 200
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(STOPS_WITHIN_S) == 0

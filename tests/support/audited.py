@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.load import Call
+from tests.support.caller import Call
 
 
 def recorded(directories: Sequence[Path]) -> dict[str, list[int]]:

@@ -45,6 +45,8 @@ class Swift:
         self.configuration = directory / "objectstorage.toml"
         self.status_file = directory / "buckets.json"
         lines = [f"cache_s = {CACHE_S}", f"away_limit_s = {away_limit_s}", 'status_file = "buckets.json"']
+        self.metrics_port = free_port()
+        lines.append(f"metrics_port = {self.metrics_port}")
         for name, adopter, default in (("bank", self.bank, None), ("other", self.other, default_key)):
             place = directory / name
             place.mkdir()

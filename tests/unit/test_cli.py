@@ -36,7 +36,7 @@ COMMANDS = [
     ("events",),
     ("webhooks",),
     ("audit",),
-    *(("audit", command) for command in ("verify", "public-key", "search", "export", "tail")),
+    *(("audit", command) for command in ("verify", "public-key", "search", "export", "tail", "retire")),
     *(("webhooks", command) for command in ("list", "add", "remove")),
     ("ceremony",),
     *(("ceremony", command) for command in ("run", "rehearse", "practice", "verify", "report", "plan")),

@@ -3,6 +3,7 @@
 cache_s = 60                                   # optional; a disabled key stops reads within it
 away_limit_s = 14400                           # optional; how long DEKs serve on while the key service is away
 status_file = "/var/lib/hsmkms/buckets.json"   # optional; what the follower found, for `hsmkms adopt status`
+metrics_port = 9128                            # optional; the follower's /metrics and /healthz on 127.0.0.1
 
 [accounts.AUTH_bank]                           # an account of Swift: one instance of object storage
 crn = "crn:v1:bluemix:public:cloud-object-storage:global:a/3f2e…:8d1c…::"
@@ -78,6 +79,7 @@ class _Members(pydantic.BaseModel):
     cache_s: float = pydantic.Field(default=60, ge=0.1, le=3600)
     away_limit_s: float = pydantic.Field(default=4 * 3600, ge=0, le=24 * 3600)
     status_file: Path | None = None
+    metrics_port: int | None = pydantic.Field(default=None, ge=1, le=65_535)
     accounts: dict[str, _AccountMembers] = pydantic.Field(min_length=1)
 
 
@@ -114,6 +116,7 @@ class Configuration:
     cache_s: float
     away_limit_s: float
     status_file: Path | None
+    metrics_port: int | None
 
     @classmethod
     def read(cls, file: Path) -> Configuration:
@@ -133,7 +136,7 @@ class Configuration:
         if len({account.crn for account in accounts.values()}) != len(accounts):
             raise ConnectionInvalid(f"The file {file} gives one CRN to two accounts: their buckets would be confused.")
         status_file = None if members.status_file is None else here / members.status_file
-        return cls(accounts, members.cache_s, members.away_limit_s, status_file)
+        return cls(accounts, members.cache_s, members.away_limit_s, status_file, members.metrics_port)
 
 
 def _account(name: str, found: _AccountMembers, here: Path) -> Account:

@@ -36,9 +36,6 @@ class SwiftBuckets:
         sysmeta = {name.removeprefix(_PREFIX): value for name, value in headers.items() if name.startswith(_PREFIX)}
         return BucketDeks.of(self._account, bucket, sysmeta)
 
-    def exists(self, bucket: str) -> bool:
-        return self._headers(bucket) is not None
-
     def store(self, bucket: str, dek: WrappedDekFile) -> None:
         name, value = header_of(dek)
         path = self._client.make_path(self._account.name, bucket)

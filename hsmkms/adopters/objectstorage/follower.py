@@ -54,9 +54,6 @@ class Buckets(Protocol):
     def deks(self, bucket: str) -> BucketDeks | None:
         """Raises StorageAway, DekFileInvalid."""
 
-    def exists(self, bucket: str) -> bool:
-        """Raises StorageAway."""
-
     def store(self, bucket: str, dek: WrappedDekFile) -> None:
         """Put a rewrapped DEK in the place of the one with its id. Raises StorageAway."""
 
@@ -109,11 +106,17 @@ class AccountFollower:
         self._last: dict[str, Event] = {}
         self._cursors: dict[str, int] = {client.connection.instance_id: 0}
         self.rows: dict[str, Row] = {}
+        self.looked_at: float | None = None
 
     @property
-    def busy(self) -> bool:
-        """Whether events wait to be acknowledged."""
-        return bool(self._waiting)
+    def name(self) -> str:
+        """The account."""
+        return self._account.name
+
+    @property
+    def pending(self) -> int:
+        """How many events wait to be acknowledged."""
+        return len(self._waiting)
 
     def look_at_all(self) -> None:
         """Look at every bucket and every registration. Raises StorageAway."""
@@ -122,7 +125,7 @@ class AccountFollower:
             row = self._look(name, seen)
             if row is not None:
                 rows[row.resource] = row
-        self.rows = rows
+        self.rows, self.looked_at = rows, self._monotonic()
         for instance_id in self._cursors:
             try:
                 self._mend_registrations(self._client.for_instance(instance_id), seen)
@@ -134,10 +137,15 @@ class AccountFollower:
 
         Raises KeyServiceAway, KeyRefused, ConnectionInvalid.
         """
-        heard = False
+        heard, refused = False, None
         for instance_id in list(self._cursors):
             client = self._client.for_instance(instance_id)
-            page = client.events(self._cursors[instance_id], wait_s=0 if heard else wait_s // len(self._cursors))
+            try:
+                page = client.events(self._cursors[instance_id], wait_s=0 if heard else wait_s // len(self._cursors))
+            except KeyRefused as error:
+                # The right in one instance may be gone while there is one in another.
+                refused = error
+                continue
             for event in page.events:
                 if self._account.bucket_of(event.resource_crn) is None:
                     continue
@@ -146,6 +154,8 @@ class AccountFollower:
                     self._waiting.setdefault(event.id, _Waiting(event))
                     heard = True
             self._cursors[instance_id] = page.cursor
+        if refused is not None and not heard and not self._waiting:
+            raise refused
         return heard
 
     def answer(self) -> None:
@@ -166,8 +176,8 @@ class AccountFollower:
         except DekFileInvalid as invalid:
             _log.error("a wrapped DEK is damaged", bucket=bucket, reason=invalid.message)
             return Row(crn, "damaged", "", "", invalid.message, self._last_of(crn))
+        self._forget_events(crn, set() if deks is None else {dek.key_id for dek in deks.deks})
         if deks is None:
-            self._forget_events(crn)
             return None
         if deks.keeps_key:
             seen.kept.add(crn)
@@ -175,14 +185,17 @@ class AccountFollower:
         return rows[0]
 
     def _look_at_key(self, bucket: str, dek: WrappedDekFile, seen: _Seen) -> Row:
-        client, key_id = self._client.at_key(dek.key_crn)
+        try:
+            client, key_id = self._client.at_key(dek.key_crn)
+        except ConnectionInvalid as invalid:
+            return self._row(dek, "damaged", invalid.message)
         self._cursors.setdefault(client.connection.instance_id, 0)
         try:
             key = seen.keys.get(dek.key_crn) or client.key(key_id)
             seen.keys[dek.key_crn] = key
             if key.opens:
-                seen.open.append(dek)
                 dek = self._follow_version(client, bucket, dek, key)
+                seen.open.append(dek)
         except (KeyServiceAway, ConnectionInvalid) as away:
             return self._row(dek, "key service away", away.message)
         except CiphertextRefused as refused:
@@ -224,10 +237,10 @@ class AccountFollower:
                 deleted = key is not None and key.state is KeyState.DESTROYED
                 self._say(client, event_id, AdopterKeyState.DEK_DELETED if deleted else AdopterKeyState.DEK_DISABLED)
 
-    def _forget_events(self, crn: str) -> None:
-        """Events about a bucket that is no more: its registration ends, and they with it."""
+    def _forget_events(self, crn: str, key_ids: set[str]) -> None:
+        """Events about a bucket that is no more, or is under other keys: its registration ends, and they with it."""
         for event_id, waiting in list(self._waiting.items()):
-            if waiting.event.resource_crn == crn:
+            if waiting.event.resource_crn == crn and waiting.event.key_id not in key_ids:
                 _log.info("event of a deleted bucket", event_id=event_id, resource=crn)
                 del self._waiting[event_id]
 
@@ -245,22 +258,34 @@ class AccountFollower:
 
     def _mend_registrations(self, client: KeyServiceClient, seen: _Seen) -> None:
         """End registrations of buckets that are no more; register again what has lost its registration."""
-        written = set()
+        written = {}
         for registration in list(client.registrations()):
             bucket, crn = self._account.bucket_of(registration.resource_crn), registration.resource_crn
-            written.add((registration.key_id, crn))
+            written[registration.key_id, crn] = registration.key_version
             if bucket is None or self._now() - registration.created_at < _ORPHANED_AFTER:
                 continue
-            if not self._buckets.exists(bucket):
+            if not self._is_under(bucket, registration.key_id):
                 client.deregister(registration.key_id, crn)
                 _log.warning("ended the registration of a bucket that is gone", resource=crn)
         for dek in seen.open:
             at, key_id = client.at_key(dek.key_crn)
-            same_instance = at.connection.instance_id == client.connection.instance_id
-            if same_instance and (key_id, dek.resource_crn) not in written:
+            if at.connection.instance_id != client.connection.instance_id:
+                continue
+            told = written.get((key_id, dek.resource_crn))
+            if told is None:
                 kept = dek.resource_crn in seen.kept
                 client.register(key_id, dek.resource_crn, prevent_deletion=kept, description=DESCRIPTION)
                 _log.warning("registered again", resource=dek.resource_crn)
+            if told != dek.key_version:
+                client.registered_version(key_id, dek.resource_crn, dek.key_version)
+
+    def _is_under(self, bucket: str, key_id: str) -> bool:
+        try:
+            deks = self._buckets.deks(bucket)
+        except DekFileInvalid:
+            # It may be.
+            return True
+        return deks is not None and key_id in {dek.key_id for dek in deks.deks}
 
     def _row(self, dek: WrappedDekFile, condition: str, reason: str | None) -> Row:
         return Row(dek.resource_crn, condition, dek.key_crn, dek.key_version, reason, self._last_of(dek.resource_crn))

@@ -29,7 +29,7 @@ from swift.common.swob import (
     Request,
     wsgi_to_str,
 )
-from swift.common.utils import get_logger
+from swift.common.utils import config_true_value, get_logger
 
 from hsmkms.adopters.client import (
     CiphertextRefused,
@@ -44,7 +44,7 @@ from hsmkms.adopters.objectstorage import notes
 from hsmkms.adopters.objectstorage.bucket import BucketDeks, bucket_of, is_subsidiary, part_of
 from hsmkms.adopters.objectstorage.configuration import Account, Configuration
 from hsmkms.adopters.objectstorage.deks import DekCache
-from hsmkms.adopters.objectstorage.lifecycle import AWAY, Lifecycle, is_policy, wanted_key
+from hsmkms.adopters.objectstorage.lifecycle import AWAY, VERSIONED, Lifecycle, is_policy, wanted_key
 from hsmkms.adopters.objectstorage.metadata import OVERRIDE, Metadata
 from hsmkms.adopters.objectstorage.provisioning import Provisioner
 from hsmkms.adopters.objectstorage.refusals import refusal, unavailable
@@ -104,6 +104,8 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
         if container is not None and request.method == "PUT" and wanted_key(request) is not None:
             words = "This account has no key service: no bucket can be under a root key."
             raise refusal(request, HTTPBadRequest, words)
+        if is_policy(request):
+            raise refusal(request, HTTPBadRequest, "Nothing keeps objects in this account.")
         return self._unprotected(request.environ, start_response)
 
     def _container(
@@ -112,16 +114,19 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
         act = {"PUT": self._lifecycle.create, "DELETE": self._lifecycle.delete}.get(request.method)
         if request.method == "POST" and is_policy(request):
             act = self._lifecycle.retain
+        elif request.method == "POST" and config_true_value(request.headers.get(VERSIONED, "")):
+            act = self._lifecycle.version
         if act is not None:
             answer: Iterable[bytes] = act(request, account, container)(request.environ, start_response)
             return answer
         if request.method == "GET":
             # The ETags in a listing are encrypted.
             return self._keyed(request, account, container, None, start_response)
-        try:
-            self._deks(request, account, container)
-        except HTTPException as refused:
-            self._require_deletion(request, refused)
+        if request.method == "HEAD":
+            try:
+                self._deks(request, account, container)
+            except HTTPException as refused:
+                self._require_deletion(request, refused)
         return self._passed(request.environ, start_response)
 
     def _object(
@@ -157,7 +162,8 @@ class BucketKeyMaster(BaseKeyMaster):  # type: ignore[misc]  # Swift has no type
 
     def _require_deletion(self, request: Any, refused: Any) -> None:
         """Data whose key is refused, or whose DEK is damaged, can still be thrown away. Raises HTTPException."""
-        if refused.status_int == 503 or not notes.of(request.environ).deletes:
+        reads = request.method in ("GET", "HEAD")
+        if refused.status_int == 503 or not reads or not notes.of(request.environ).deletes:
             raise refused
         notes.of(request.environ).refusal = None
 

@@ -21,6 +21,9 @@ from hsmkms.adopters.objectstorage.refusals import refusal, unavailable
 from hsmkms.adopters.objectstorage.retention import POLICY
 
 _LOCKS: Final = 64
+VERSIONED: Final = "X-Container-Sysmeta-Versions-Enabled"
+"""Swift's own, by which a bucket keeps old versions."""
+_EITHER: Final = "A bucket has a retention policy or versions, not both."
 AWAY: Final = "The key service does not answer. Try again."
 
 
@@ -52,6 +55,10 @@ class Lifecycle:
     def retain(self, request: Any, account: Account, container: str) -> Any:
         """Store a retention policy; from now on the root key cannot be deleted."""
         _authorize(request)
+        if VERSIONED.lower().removeprefix("x-container-sysmeta-") in (
+            self._metadata.newest(request, account, container) or {}
+        ):
+            raise refusal(request, HTTPBadRequest, _EITHER)
         deks = self._metadata.deks(request, account, container)
         try:
             for dek in () if deks is None else deks.deks:
@@ -61,6 +68,12 @@ class Lifecycle:
             raise unavailable(request, AWAY) from away
         except AdopterError as refused:
             raise refusal(request, HTTPForbidden, refused.message) from refused
+        return request.get_response(self._app)
+
+    def version(self, request: Any, account: Account, container: str) -> Any:
+        """Begin to keep old versions."""
+        if self._metadata.retention(request, account, container) is not None:
+            raise refusal(request, HTTPBadRequest, _EITHER)
         return request.get_response(self._app)
 
     def delete(self, request: Any, account: Account, container: str) -> Any:

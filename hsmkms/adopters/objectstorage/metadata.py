@@ -6,11 +6,12 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from swift.common.http import is_success
-from swift.common.swob import HTTPInternalServerError, str_to_wsgi
+from swift.common.swob import HTTPInternalServerError, HTTPNotFound, str_to_wsgi
 from swift.common.wsgi import make_pre_authed_request
 from swift.proxy.controllers.base import get_account_info, get_container_info
 
 from hsmkms.adopters.core.dek_file import DekFileInvalid
+from hsmkms.adopters.objectstorage import notes
 from hsmkms.adopters.objectstorage.bucket import MARK, BucketDeks, bucket_of
 from hsmkms.adopters.objectstorage.configuration import Account
 from hsmkms.adopters.objectstorage.refusals import refusal, unavailable
@@ -28,8 +29,8 @@ class Metadata:
     def __init__(self, app: Any) -> None:
         self._app = app
 
-    def sysmeta(self, request: Any, account: Account, container: str) -> dict[str, str]:
-        """System metadata of a container as Swift caches them, names in lower case; none if it does not exist."""
+    def sysmeta(self, request: Any, account: Account, container: str) -> dict[str, str] | None:
+        """System metadata of a container as Swift caches them, names in lower case; None if it does not exist."""
         request.environ.setdefault("swift.infocache", {})
         env = {**request.environ, "PATH_INFO": str_to_wsgi(f"/v1/{account.name}/{container}")}
         info = get_container_info(env, self._app, swift_source=_SOURCE)
@@ -37,23 +38,30 @@ class Metadata:
         if is_success(status):
             return dict(info["sysmeta"])
         if status == 404 or (not status and get_account_info(env, self._app, swift_source=_SOURCE)["status"] == 404):
-            return {}
+            return None
         raise unavailable(request, "The bucket's metadata cannot be read at present.")
 
     def deks(self, request: Any, account: Account, container: str) -> BucketDeks | None:
         """The DEKs that the objects of a container are under, which are those of its bucket."""
         bucket = bucket_of(container)
-        deks = stored(request, account, bucket, self.sysmeta(request, account, bucket))
-        if deks is None and bucket != container:
-            mark = MARK.lower().removeprefix(_PREFIX)
-            if mark in self.sysmeta(request, account, container):
-                raise unavailable(request, f"The bucket {bucket} cannot be found at present.")
-        return deks
+        sysmeta = self.sysmeta(request, account, bucket)
+        if sysmeta is not None:
+            return stored(request, account, bucket, sysmeta)
+        mark = MARK.lower().removeprefix(_PREFIX)
+        if bucket != container and mark in (self.sysmeta(request, account, container) or {}):
+            words = f"The bucket {bucket} cannot be found at present."
+            # What a bucket left behind that is really gone can be thrown away.
+            raise (
+                refusal(request, HTTPNotFound, words)
+                if notes.of(request.environ).deletes
+                else unavailable(request, words)
+            )
+        return None
 
     def retention(self, request: Any, account: Account, container: str) -> Retention | None:
         """The policy of the bucket that a container belongs to."""
         try:
-            return Retention.stored_in(self.sysmeta(request, account, bucket_of(container)))
+            return Retention.stored_in(self.sysmeta(request, account, bucket_of(container)) or {})
         except RetentionRefused as damaged:
             raise refusal(request, HTTPInternalServerError, damaged.message) from damaged
 

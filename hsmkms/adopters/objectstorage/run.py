@@ -14,10 +14,12 @@ from swift.common.utils import set_swift_dir
 from swift.common.wsgi import appconfig
 
 from hsmkms.adopters.client import MAX_WAIT_S, AdopterError, KeyServiceClient
+from hsmkms.adopters.core.loopback import LoopbackServer
 from hsmkms.adopters.objectstorage import status
 from hsmkms.adopters.objectstorage.configuration import Account, Configuration
 from hsmkms.adopters.objectstorage.containers import SwiftBuckets
 from hsmkms.adopters.objectstorage.follower import LOOK_S, AccountFollower
+from hsmkms.adopters.objectstorage.monitor import FollowerMonitor
 from hsmkms.adopters.transport import Transport
 
 USAGE: Final = "python -m hsmkms.adopters.objectstorage CONFIGURATION INTERNAL_CLIENT_CONF"
@@ -42,6 +44,8 @@ def main(arguments: list[str]) -> int:
     set_swift_dir(appconfig(arguments[1], name="proxy-server").get("swift_dir"))
     swift = InternalClient(arguments[1], "hsmkms follower", _TRIES)
     followers = [_follower(configuration, account, swift) for account in configuration.accounts.values()]
+    if configuration.metrics_port is not None:
+        LoopbackServer(configuration.metrics_port, FollowerMonitor(followers).answer)
     threads = [eventlet.spawn(_follow, follower, followers, configuration) for follower in followers]
     for thread in threads:
         thread.wait()
@@ -61,7 +65,7 @@ def _follow(follower: AccountFollower, followers: list[AccountFollower], configu
             if eventlet.hubs.get_hub().clock() >= look_at:
                 follower.look_at_all()
                 look_at = eventlet.hubs.get_hub().clock() + LOOK_S
-            if follower.listen(_BUSY_WAIT_S if follower.busy else MAX_WAIT_S) or follower.busy:
+            if follower.listen(_BUSY_WAIT_S if follower.pending else MAX_WAIT_S) or follower.pending:
                 follower.answer()
         except AdopterError as error:
             _log.warning("following goes on soon", reason=error.message)

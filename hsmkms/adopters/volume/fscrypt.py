@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
+import hmac
 import os
 import struct
 import time
@@ -64,31 +66,31 @@ class Fscrypt:
         return None
 
     def create(self, volume: Volume, dek: SecretBytes) -> None:
-        with _key_in_kernel(volume.directory, dek) as identifier, _opened(volume.cipher) as fd:
-            policy = _POLICY_V2.pack(2, _AES_256_XTS, _AES_256_CTS, _PAD_32, 0, identifier)
-            try:
+        identifier = _identifier_of(dek)
+        policy = _POLICY_V2.pack(2, _AES_256_XTS, _AES_256_CTS, _PAD_32, 0, identifier)
+        _give_key(volume.directory, dek)
+        try:
+            with _opened(volume.cipher) as fd:
                 fcntl.ioctl(fd, _SET_POLICY, policy)
-            except OSError as error:
-                raise VolumeRefused(f"The kernel does not encrypt {volume.cipher}: {error.strerror}.") from error
-        _take_key(volume.directory, identifier)
+        except OSError as error:
+            raise VolumeRefused(f"The kernel does not encrypt {volume.cipher}: {error.strerror}.") from error
+        finally:
+            _take_key(volume.directory, identifier)
 
     def open(self, volume: Volume, dek: SecretBytes, lock: VolumeLock) -> int | None:
         if self._guard is None or not self._guard.lives:
             # What a crash left open: who still uses it is in the way. What we could not shut ourselves is not.
             self.close(volume)
             self._guard = Guard(volume, lock) if self._supervised else None
-        wanted = _identifier(volume.cipher)
         try:
-            with _key_in_kernel(volume.directory, dek) as identifier:
-                if wanted is None:
-                    raise VolumeRefused(f"{volume.cipher} is not encrypted any more. Restore it from a backup.")
-                if identifier != wanted:
-                    _take_key(volume.directory, identifier)
-                    raise VolumeRefused(
-                        f"{volume.dek_file} opens, but not {volume.cipher}: it is the wrapped DEK of another volume."
-                    )
-                if mounts.mounted_at(volume.mount) is None:
-                    mounts.mount("--bind", volume.cipher, volume.mount)
+            # Before the kernel hears of it: another volume may use that key, and it is not ours to take away again.
+            if _identifier(volume.cipher) != _identifier_of(dek):
+                raise VolumeRefused(
+                    f"{volume.dek_file} opens, but not {volume.cipher}: it is the wrapped DEK of another volume."
+                )
+            _give_key(volume.directory, dek)
+            if mounts.mounted_at(volume.mount) is None:
+                mounts.mount("--bind", volume.cipher, volume.mount)
         except VolumeRefused:
             self.close(volume)
             raise
@@ -122,20 +124,23 @@ class Fscrypt:
         return guarded and identifier is not None and _status(volume.directory, identifier) == _PRESENT
 
 
-@contextlib.contextmanager
-def _key_in_kernel(place: Path, dek: SecretBytes) -> Iterator[bytes]:
-    """Give the kernel a key for the file system of a place: the key's identifier. Raises VolumeRefused."""
+def _give_key(place: Path, dek: SecretBytes) -> None:
+    """Give the kernel a key for the file system of a place. Raises VolumeRefused."""
     raw = dek.reveal()
     argument = bytearray(_KEY.pack(_BY_IDENTIFIER, 0, b"") + struct.pack("=II32x", len(raw), 0) + raw)
     try:
         with _opened(place) as fd:
             fcntl.ioctl(fd, _ADD_KEY, argument)
-        identifier = bytes(_KEY.unpack_from(argument)[2][:16])
     except OSError as error:
         raise VolumeRefused(f"The kernel takes no key for {place}: {error.strerror}.") from error
     finally:
         argument[:] = bytes(len(argument))
-    yield identifier
+
+
+def _identifier_of(dek: SecretBytes) -> bytes:
+    """What the kernel calls a key: 16 bytes of HKDF-SHA512 (RFC 5869) without salt."""
+    extracted = hmac.digest(bytes(64), dek.reveal(), hashlib.sha512)
+    return hmac.digest(extracted, b"fscrypt\0\x01" + b"\x01", hashlib.sha512)[:16]
 
 
 def _take_key(place: Path, identifier: bytes) -> int:

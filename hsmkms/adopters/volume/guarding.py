@@ -16,6 +16,7 @@ from hsmkms.adopters.refusals import LockFailed
 from hsmkms.adopters.volume import mounts
 from hsmkms.adopters.volume.choice import backend_of
 from hsmkms.adopters.volume.layout import Volume
+from hsmkms.telemetry import logs
 
 _LEAVE_S: Final = 20.0
 """The time that a server which lost its wrapper has to end in good order."""
@@ -30,6 +31,7 @@ def main(backend: str, generation: str, directory: str, mount: str, connection_f
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         # A service manager that ends all processes of a unit must not end this one before the server.
         signal.signal(number, signal.SIG_IGN)
+    logs.configure()
     volume = Volume(Path(directory), backend, Path(mount), Path(connection_file), int(generation))
     sys.stdin.buffer.read()
     until = time.monotonic() + _LEAVE_S

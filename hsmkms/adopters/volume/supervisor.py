@@ -71,7 +71,9 @@ class Supervisor:
     def unlock(self, dek: SecretBytes) -> None:
         """Open the volume and start the server on it."""
         if not self._backend.is_open(self._volume):
-            # Else an earlier lock stopped the server, but not this.
+            # Else an earlier lock stopped the server, but not this. A server that runs has lost its files.
+            if self._server is not None:
+                self._server.abort()
             self._filesystem = self._backend.open(self._volume, dek, self._lock)
         try:
             require_inside(self._volume.mount, self._server, self._data)
@@ -124,10 +126,14 @@ class Supervisor:
 
     def _wait(self, until: float, signalled: socket.socket, woken: int) -> None:
         """Until a signal, a death, an event, or the time."""
+        server = None if self._server is None else self._server.pid
+        if self._server is not None and self._server.started and server is None:
+            # It ended since it was last looked at: no descriptor would tell.
+            return
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as opened:
             selector.register(signalled, selectors.EVENT_READ)
             selector.register(woken, selectors.EVENT_READ)
-            for pid in (self._filesystem, None if self._server is None else self._server.pid):
+            for pid in (self._filesystem, server):
                 if pid is not None:
                     with contextlib.suppress(ProcessLookupError):
                         ended = os.pidfd_open(pid)

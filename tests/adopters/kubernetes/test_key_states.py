@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import grpc
 import pytest
 
@@ -55,6 +58,30 @@ def test_a_rotation_changes_the_key_id_everywhere_and_loses_nothing(cluster: Clu
         assert node.encrypt(DEK).key_id == at_once.key_id
     eventually(lambda: events_of(cluster) == [("rotate", "DEK_ENABLED")], TRUE_WITHIN_S)
     assert registered_version(cluster) == cluster.version
+
+
+def test_encrypt_never_names_what_status_does_not(cluster: Cluster) -> None:
+    plugin, ending = cluster.start(), threading.Event()
+
+    def watch() -> list[tuple[str, str, str]]:
+        seen = []
+        with plugin.client() as kms:
+            while not ending.is_set():
+                seen.append((kms.status()[1], kms.encrypt(DEK).key_id, kms.status()[1]))
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        watching = [pool.submit(watch) for _ in range(4)]
+        try:
+            for _ in range(3):
+                before = cluster.client(plugin).status()[1]
+                cluster.act("rotate")
+                eventually(lambda before=before: cluster.client(plugin).status()[1] != before, TRUE_WITHIN_S)  # type: ignore[misc]
+        finally:
+            ending.set()
+        seen = [one for future in watching for one in future.result()]
+    assert len(seen) > 20
+    assert [one for one in seen if one[1] not in (one[0], one[2])] == []
 
 
 def test_disabled_and_enabled_deleted_and_restored(cluster: Cluster) -> None:

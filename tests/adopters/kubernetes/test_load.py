@@ -22,7 +22,7 @@ pytestmark = pytest.mark.alone
 DECRYPTS = 10_000
 AT_ONCE = 32
 """An API server decrypts one after another for each list that it fills, and fills several lists at once."""
-GROWTH_KIB = 16 * 1024
+GROWTH_KIB = 8 * 1024
 
 
 @pytest.fixture(scope="module")

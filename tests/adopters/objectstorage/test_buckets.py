@@ -287,6 +287,12 @@ def test_disabled_is_everything(admin: httpx.Client, service: Service, swift: Sw
         assert status == 403, (call, parameters)
         # An answer to HEAD has no body to say more in.
         assert code == "403" or "KEY_ACTION_INVALID_STATE_ERR" in words, (call, words)
+    token = httpx.get(f"{swift.url}/auth/v1.0", headers={"X-Auth-User": "bank:storage", "X-Auth-Key": PASSWORD})
+    url, sent = token.headers["X-Storage-Url"], {"X-Auth-Token": token.headers["X-Auth-Token"]}
+    for method in ("GET", "POST"):
+        # Only what deletes may look past encryption, and it may not write.
+        answer = httpx.request(method, f"{url}/{name}/parts?delete", headers={**sent, "X-Object-Meta-Said": "x"})
+        assert answer.status_code == 403, answer.text
     assert read(bank, other, "k") == b"other"
     assert bank.head_bucket(Bucket=name)["IBMSSEKPEnabled"]
 
@@ -341,6 +347,15 @@ def test_retention(admin: httpx.Client, swift: Swift, bank: Any) -> None:
     for part in httpx.get(f"{account}/{name}%2Bsegments", headers=sent).text.splitlines():
         assert httpx.delete(f"{account}/{name}%2Bsegments/{part}", headers=sent).status_code == 403
     assert read(bank, name, "kept") == DATA == read(bank, name, "parts")
+
+    versioned = {"Status": "Enabled"}
+    assert not works(bank.put_bucket_versioning, Bucket=name, VersioningConfiguration=versioned)
+    bank.put_bucket_versioning(Bucket=free, VersioningConfiguration=versioned)
+    assert not works(bank.put_bucket_protection_configuration, Bucket=free, ProtectionConfiguration=policy)
+    bank.put_bucket_versioning(Bucket=free, VersioningConfiguration={"Status": "Suspended"})
+    plain = swift.client("plain")
+    plain.create_bucket(Bucket=name)
+    assert refused(plain.put_bucket_protection_configuration, Bucket=name, ProtectionConfiguration=policy)[0] == 400
 
     bank.delete_object(Bucket=name, Key="before")
     upload = bank.create_multipart_upload(Bucket=name, Key="other")["UploadId"]

@@ -29,6 +29,7 @@ from tests.adopters.objectstorage.test_buckets import (
     works,
 )
 from tests.support.adopter import STORAGE
+from tests.support.certificates import Authority
 from tests.support.deployment import Service, State, create_key
 from tests.support.iam import Iam
 from tests.support.swift import CACHE_S, Swift, wait_until
@@ -39,8 +40,13 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture(scope="module")
 def broken(seed_state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A key service of these tests alone, which they stop and start."""
-    with Service(seed_state.copy_to(tmp_path_factory.mktemp("broken") / "state")) as service:
+    """A key service of these tests alone, which they stop and start; it speaks TLS, which Swift makes green."""
+    directory = tmp_path_factory.mktemp("broken")
+    authority = Authority(directory, "authority")
+    server = authority.server()
+    settings = {"HSMKMS_TLS_CERT": str(server.certificate), "HSMKMS_TLS_KEY": str(server.key)}
+    state = seed_state.copy_to(directory / "state")
+    with Service(state, workers=1, tls_ca=str(authority.file), **settings) as service:
         yield service
 
 
@@ -275,6 +281,9 @@ def test_the_status_of_buckets(admin: httpx.Client, swift: Swift, bank: Any) -> 
     resource = swift.bank.crn(make(bank, crn))
     assert admin.post(f"/keys/{key}/actions/rotate", json={}).status_code == 204
     wait_until("seen", lambda: swift.status_file.exists() and resource in swift.status_file.read_text())
+    metrics = httpx.get(f"http://127.0.0.1:{swift.metrics_port}/metrics").text
+    assert f'hsmkms_adopter_open{{resource="{resource}"}} 1\n' in metrics
+    assert httpx.get(f"http://127.0.0.1:{swift.metrics_port}/healthz").status_code == 200
     done = swift.service.state.run("adopt", "status", str(swift.configuration), "--json")
     assert done.returncode == 0, done.stderr
     row = next(row for row in json.loads(done.stdout) if row["resource"] == resource)

@@ -15,6 +15,7 @@ from hsmkms.adopters.core.dek_file import DekFileInvalid, WrappedDekFile
 from hsmkms.adopters.objectstorage.bucket import BucketDeks
 from hsmkms.adopters.objectstorage.configuration import Account
 from hsmkms.adopters.objectstorage.follower import AccountFollower, StorageAway
+from hsmkms.adopters.objectstorage.monitor import FollowerMonitor
 from hsmkms.adopters.objectstorage.provisioning import KeyNotFound, Provisioner
 from hsmkms.store import engine
 from tests.adopters.objectstorage.conftest import crn_of
@@ -46,10 +47,6 @@ class Shelf:
         if isinstance(found, DekFileInvalid):
             raise found
         return found
-
-    def exists(self, bucket: str) -> bool:
-        self._answer()
-        return bucket in self.found
 
     def store(self, bucket: str, dek: WrappedDekFile) -> None:
         self._answer()
@@ -131,6 +128,14 @@ def test_rotated_twice_while_it_was_away(admin: httpx.Client, service: Service, 
     rotate(admin, key)
     scene.hear()
     after = scene.dek("b")
+    monitor = FollowerMonitor([scene.follower], scene.clock)
+    assert monitor.answer("/healthz")[0] == 503
+    scene.follower.look_at_all()
+    assert monitor.answer("/healthz")[0] == 200
+    assert f'hsmkms_adopter_open{{resource="{after.resource_crn}"}} 1\n' in monitor.answer("/metrics")[1]
+    assert 'hsmkms_adopter_events_pending{account="AUTH_a"} 0\n' in monitor.answer("/metrics")[1]
+    scene.clock.now += 3601
+    assert monitor.answer("/healthz")[0] == 503
     assert after.dek_id == before.dek_id
     assert after.key_version != before.key_version
     assert scene.provisioner.open(scene.account, after).reveal() == secret
@@ -171,11 +176,11 @@ def test_disabling_is_acknowledged_when_no_cache_has_the_dek(
     scene.clock.now += CACHE_S - 1
     scene.hear()
     assert words(storage) == [("disable", "pending", None)]
-    assert scene.follower.busy
+    assert scene.follower.pending
     scene.clock.now += 1
     scene.hear()
     assert words(storage) == [("disable", "acknowledged", "DEK_DISABLED")]
-    assert not scene.follower.busy
+    assert not scene.follower.pending
     assert admin.delete(f"/keys/{key}", params={"force": "true"}).status_code == 204
     scene.hear()
     scene.clock.now += CACHE_S
@@ -218,6 +223,10 @@ def test_registrations_are_mended(admin: httpx.Client, storage: Adopter, scene: 
     retained = scene.bucket("retained", crn_of(admin, key))
     scene.shelf.found["retained"] = BucketDeks((retained,), keeps_key=True)
     del scene.shelf.found["lost"]
+    # A bucket of the same name was made again under another key, and the first one's registration was left.
+    again = create_key(admin)
+    other = scene.bucket("kept", crn_of(admin, again))
+    scene.shelf.found["kept"] = BucketDeks((kept,))
     scene.follower._client.deregister(key, kept.resource_crn)
     scene.follower._client.deregister(key, retained.resource_crn)
     scene.follower.look_at_all()
@@ -231,6 +240,8 @@ def test_registrations_are_mended(admin: httpx.Client, storage: Adopter, scene: 
     scene.today += timedelta(minutes=11)
     scene.follower.look_at_all()
     assert registered() == wanted
+    assert other.resource_crn == kept.resource_crn
+    assert not admin.get(f"/keys/{again}/registrations").json().get("resources")
 
 
 def test_keys_of_another_instance(

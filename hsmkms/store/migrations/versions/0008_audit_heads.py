@@ -22,7 +22,7 @@ def upgrade() -> None:
         sa.Column("sequence", sa.BigInteger, nullable=False),
         sa.Column("digest", sa.String(64), nullable=False),
         sa.Column("closed", sa.Boolean, nullable=False),
-        sa.Column("noted_at", sa.BigInteger, nullable=False),
+        sa.Column("noted_at", sa.BigInteger, nullable=False, index=True),
     )
 
 

@@ -1,0 +1,280 @@
+"""Bring audit logs to other places as they grow. The files decide what happened; a sink that is slow or dead keeps
+nobody waiting and loses nothing: it goes on behind the last record that it took, for as long as the files are there.
+
+One process of a host ships to a sink, the one that holds its lock, and all logs of the directory. What is between the
+last note of the cursor and a crash goes twice; a record is known by its log and number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from hsmkms.audit import chain
+from hsmkms.audit.logfile import ends_closed, logs_in, prepare
+from hsmkms.errors import SinkFailed
+from hsmkms.telemetry import metrics
+
+CURSORS: Final = "sinks"
+LOOK_S: Final = 0.2
+LOCK_S: Final = 1.0
+NOTE_S: Final = 1.0
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 30.0
+AT_ONCE: Final = 1 << 19
+_LOG: Final = re.compile(r"[A-Za-z0-9-]{1,120}")
+"""Names that fit a PROCID of syslog and a header of HTTP, as all of ours do."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Sink(Protocol):
+    """A place to ship to. `settles_s`: how long it may take until it is known that what was sent did not arrive."""
+
+    name: str
+    settles_s: float
+
+    def send(self, log: str, lines: Sequence[bytes]) -> None:
+        """Whole records of one log in their order, without line ends. Raises SinkFailed, OSError."""
+
+    def check(self) -> None:
+        """Raise SinkFailed or OSError when the place is known to be gone."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class _Cursor:
+    """How far each log was shipped, on disk. Offsets are bytes; logs that were shipped whole are names in a list that
+    only grows while the process runs."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._offsets_path = directory / f"{name}.json"
+        self._done_path = directory / f"{name}.done"
+        self.offsets: dict[str, int] = self._load()
+        self.done = set(self._done_path.read_text().split()) if self._done_path.exists() else set()
+
+    def note(self) -> None:
+        """Put the offsets on disk. Raises OSError."""
+        temporary = self._offsets_path.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(self.offsets))
+        temporary.replace(self._offsets_path)
+
+    def finish(self, log: str) -> None:
+        """A closed log was shipped whole. Raises OSError."""
+        with self._done_path.open("a") as file:
+            file.write(f"{log}\n")
+        self.done.add(log)
+        self.offsets.pop(log, None)
+
+    def prune(self, there: set[str]) -> None:
+        """Forget closed logs that were taken away since. Raises OSError."""
+        self.done &= there
+        temporary = self._done_path.with_suffix(".new")
+        temporary.write_text("".join(f"{log}\n" for log in sorted(self.done)))
+        temporary.replace(self._done_path)
+
+    def _load(self) -> dict[str, int]:
+        try:
+            return msgspec.json.decode(self._offsets_path.read_bytes(), type=dict[str, int])
+        except FileNotFoundError:
+            return {}
+        except msgspec.MsgspecError:
+            # As a power cut may leave it: from the beginning then, and twice rather than not at all.
+            return {}
+
+
+def shipped_whole(directory: Path, name: str) -> set[str]:
+    """The closed logs of a directory that a sink has got to their ends. Raises OSError."""
+    return _Cursor(directory / CURSORS, name).done
+
+
+class Shipper:
+    """Ships to one sink, in a thread of its own, which alone writes its attributes.
+
+    `shipped`: records that were sent. `failures`: how often the sink did not take them. `dropped_logs`: logs that were
+    taken away before they were shipped whole. `behind_bytes`: what it has not taken yet. `failing`: why not, or None.
+    `ships`: whether it is this process that does it.
+    """
+
+    def __init__(self, directory: Path, sink: Sink) -> None:
+        self.name = sink.name
+        self.shipped = self.failures = self.dropped_logs = self.behind_bytes = 0
+        self.failing: str | None = None
+        self.ships = False
+        self._directory = directory
+        self._place = directory / CURSORS
+        self._sink = sink
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"audit-sink-{sink.name}", daemon=True)
+        self._sent: deque[tuple[float, str, int]] = deque()
+        self._reached: dict[str, int] = {}
+        self._noted_at = 0.0
+        self._cursor: _Cursor
+
+    def start(self) -> None:
+        """Begin to ship. Raises AuditUnavailable."""
+        prepare(self._place)
+        self._thread.start()
+
+    def close(self, patience_s: float = 3.0) -> None:
+        """Ship what is left, but do not wait for a sink that hangs."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                self._take_turn()
+                return
+            except OSError as error:
+                # Of the cursor's files, as on a full disk: the sink itself is not even asked.
+                self._complain(error)
+            if self._stop.wait(pause_s):
+                return
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _take_turn(self) -> None:
+        """Wait for the lock, then ship until the stop. Raises OSError."""
+        descriptor = os.open(self._place / f"{self.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while not self._locked(descriptor):
+                if self._stop.wait(LOCK_S):
+                    return
+            self.ships = True
+            self._cursor = _Cursor(self._place, self.name)
+            self._cursor.prune(set(self._logs()))
+            self._reached = dict(self._cursor.offsets)
+            self._serve()
+        finally:
+            self.ships = False
+            metrics.AUDIT_SINK_BEHIND.labels(self.name).set(0)
+            os.close(descriptor)
+
+    def _logs(self) -> dict[str, Path]:
+        """What there is to ship; files of other names are not ours."""
+        named = {path.name.removesuffix(chain.SUFFIX): path for path in logs_in([self._directory])}
+        return {log: path for log, path in named.items() if _LOG.fullmatch(log)}
+
+    def _locked(self, descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _serve(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            # Asked first, so that what was written before the stop is in the last round.
+            stopping = self._stop.is_set()
+            try:
+                moved = self._round()
+            except (SinkFailed, OSError) as error:
+                self._failed(error)
+                if stopping or self._stop.wait(pause_s):
+                    break
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                continue
+            if moved:
+                pause_s = FIRST_PAUSE_S
+                self._recovered()
+            elif stopping:
+                break
+            else:
+                self._stop.wait(LOOK_S)
+        self._sink.close()
+        with contextlib.suppress(OSError):
+            self._cursor.note()
+
+    def _failed(self, error: SinkFailed | OSError) -> None:
+        self._complain(error)
+        self._sink.close()
+        # Whatever is not known to have arrived goes again.
+        self._sent.clear()
+        self._reached = dict(self._cursor.offsets)
+
+    def _complain(self, error: SinkFailed | OSError) -> None:
+        self.failures += 1
+        metrics.AUDIT_SINK_FAILURES.labels(self.name).inc()
+        reason = error.message if isinstance(error, SinkFailed) else error.strerror or type(error).__name__
+        if self.failing is None:
+            _log.warning("an audit sink takes no records", sink=self.name, reason=reason)
+        self.failing = reason
+
+    def _recovered(self) -> None:
+        if self.failing is not None:
+            _log.info("an audit sink takes records again", sink=self.name, behind_bytes=self.behind_bytes)
+            self.failing = None
+
+    def _round(self) -> bool:
+        """Send what is new, at most AT_ONCE bytes of each log; whether there was anything."""
+        self._sink.check()
+        self._settle()
+        paths = self._logs()
+        for log in self._reached.keys() - paths.keys():
+            self._dropped(log)
+        moved, behind = False, 0
+        for log, path in paths.items():
+            if log in self._cursor.done:
+                continue
+            size, reached = path.stat().st_size, self._reached.get(log, 0)
+            if reached < size:
+                moved |= self._send(log, path, reached)
+                behind += max(0, size - self._reached.get(log, 0))
+            elif self._cursor.offsets.get(log, 0) == size and ends_closed(path):
+                self._cursor.finish(log)
+                self._reached.pop(log, None)
+        self.behind_bytes = behind
+        metrics.AUDIT_SINK_BEHIND.labels(self.name).set(behind)
+        if time.monotonic() - self._noted_at >= NOTE_S:
+            self._noted_at = time.monotonic()
+            self._cursor.note()
+        return moved
+
+    def _send(self, log: str, path: Path, reached: int) -> bool:
+        with path.open("rb") as file:
+            file.seek(reached)
+            text = file.read(AT_ONCE)
+        # A record longer than that has no end in it and is read whole; a torn one has none at all.
+        end = text.rfind(b"\n") + 1
+        if not end and len(text) == AT_ONCE:
+            text = path.read_bytes()[reached:]
+            end = text.find(b"\n") + 1
+        if not end:
+            return False
+        lines = text[: end - 1].split(b"\n")
+        self._sink.send(log, lines)
+        self.shipped += len(lines)
+        metrics.AUDIT_SINK_RECORDS.labels(self.name).inc(len(lines))
+        self._reached[log] = reached + end
+        self._sent.append((time.monotonic(), log, reached + end))
+        self._settle()
+        return True
+
+    def _settle(self) -> None:
+        """Believe that what was sent long enough ago has arrived."""
+        until = time.monotonic() - self._sink.settles_s
+        while self._sent and self._sent[0][0] <= until:
+            _, log, offset = self._sent.popleft()
+            self._cursor.offsets[log] = offset
+
+    def _dropped(self, log: str) -> None:
+        self.dropped_logs += 1
+        metrics.AUDIT_SINK_DROPPED.labels(self.name).inc()
+        self._reached.pop(log)
+        self._cursor.offsets.pop(log, None)
+        _log.error("an audit log was taken away before it was shipped whole", sink=self.name, log=log)
