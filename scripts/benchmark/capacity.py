@@ -175,11 +175,12 @@ def answer(costs: Costs, per_s: float, keys: int, keys_per_partition: int, secon
     workers = max(1, math.ceil(per_s * costs.core_s / BUSY))
     by_load = math.ceil(per_s * costs.token_s / costs.token_lanes / BUSY) if costs.token_s else 1
     partitions = max(1, by_load, math.ceil(keys / keys_per_partition))
-    while True:
-        outcome = Simulation(costs, workers, partitions).open_loop(per_s, seconds)
-        if outcome.p99_s < P99_S or workers > 4 * math.ceil(per_s * costs.core_s / BUSY):
-            return workers, partitions, outcome
-        workers += 1
+    # A disk that is too slow for P99_S stays so with any number of workers; then the load alone decides.
+    for count in (workers, *(math.ceil(workers * factor) for factor in (1.15, 1.3, 1.5, 2.0))):
+        outcome = Simulation(costs, count, partitions).open_loop(per_s, seconds)
+        if outcome.p99_s < P99_S:
+            return count, partitions, outcome
+    return workers, partitions, Simulation(costs, workers, partitions).open_loop(per_s, seconds)
 
 
 def measured() -> dict[str, float]:
@@ -226,7 +227,7 @@ def main() -> None:
         "--token-ms", type=float, default=0.0, help="of a device of its own for one (default: in process)"
     )
     parser.add_argument("--token-lanes", type=int, default=8, help="how many it does at once (default 8)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="simulated (default 10)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="simulated (default 3)")
     options = parser.parse_args()
     found = measured()
     print("measured and simulated, wraps/s")
@@ -240,6 +241,7 @@ def main() -> None:
     print(f"\n{asked}: {workers} workers (one core each), {partitions} partitions")
     print(
         f"  cores {outcome.core_busy:.0%} busy, p50 {outcome.p50_s * 1e3:.1f} ms, p99 {outcome.p99_s * 1e3:.1f} ms"
+        + ("" if outcome.p99_s < P99_S else ", more than 10 ms: the audit disk is too slow for less")
         + (f", busiest partition {outcome.token_busy:.0%}" if costs.token_s else "")
     )
 

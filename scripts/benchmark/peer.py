@@ -138,7 +138,7 @@ def _serve(place: Path, ours: Deployment, server: PostgresServer) -> tuple[str, 
     configuration = home / ".barbican" / "barbican.conf"
     configuration.parent.mkdir(parents=True)
     port = free_port()
-    database = server.new_database("barbican").replace("+psycopg", "+psycopg2")
+    database = "postgresql+psycopg2://" + server.new_database("barbican").partition("://")[2]
     values: dict[str, Any] = {
         "place": home,
         "port": port,
@@ -159,8 +159,8 @@ def _serve(place: Path, ours: Deployment, server: PostgresServer) -> tuple[str, 
     manage = [str(PLACE / "bin" / "barbican-manage"), "--config-file", str(configuration)]
     for command in (["db", "upgrade"], ["hsm", "gen_mkek"], ["hsm", "gen_hmac"]):
         subprocess.run([*manage, *command], env=environment, check=True, cwd=home, stdout=subprocess.DEVNULL)
-    uwsgi = [str(PLACE / "bin" / "uwsgi"), "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "1"]
-    uwsgi += ["--lazy-apps", "--need-app", "--http-keepalive", "--disable-logging", "--buffer-size", "32768"]
+    uwsgi = [str(PLACE / "bin" / "uwsgi"), "--http11-socket", f"127.0.0.1:{port}", "--master", "--processes", "1"]
+    uwsgi += ["--lazy-apps", "--need-app", "--disable-logging", "--buffer-size", "32768"]
     uwsgi += ["--paste", f"config:{home / 'paste.ini'}", "--die-on-term"]
     log = (home / "uwsgi.log").open("wb")
     process = subprocess.Popen(
