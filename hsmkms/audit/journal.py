@@ -276,11 +276,15 @@ class Journal:
             if left is None:
                 continue
             if own is None and left.size < self._limits.log_bytes and f"-{self._node}-" in left.log:
-                resumed = chain.Resumed(self._node, now, left.torn_bytes)
-                left.append([("resumed", _encode(resumed))])
+                self._resume(left)
                 own = left
             else:
-                self._finish(left)
+                try:
+                    self._finish(left)
+                except OSError:
+                    if own is not None:
+                        own.close()
+                    raise
         if own is None:
             log = f"{now:%Y%m%dT%H%M%S}-{self._node}-{new_id()[:8]}"
             opened = chain.Opened(log, self._node, now, self._public_key().decode())
@@ -293,9 +297,16 @@ class Journal:
                 raise
         return own
 
+    def _resume(self, left: LogFile) -> None:
+        try:
+            left.append([("resumed", _encode(chain.Resumed(self._node, self._clock(), left.torn_bytes)))])
+        except OSError:
+            # Its lock would be held by nobody who writes, and the next try would take it for another's.
+            left.close()
+            raise
+
     def _finish(self, left: LogFile) -> None:
-        resumed = chain.Resumed(self._node, self._clock(), left.torn_bytes)
-        left.append([("resumed", _encode(resumed))])
+        self._resume(left)
         try:
             left.end(self._checkpoint(left.head, final=True))
             self._exchange(left.head)

@@ -6,12 +6,16 @@ notice the one that has the keys and is another all the same: a copy or a restor
 
 from __future__ import annotations
 
+import structlog
+
 from hsmkms.clock import Clock
 from hsmkms.domain.known_tokens import KnownToken
 from hsmkms.errors import TokenRefused
 from hsmkms.iam.grants import Grants
 from hsmkms.service.rights import Insert, RightsWriter
 from hsmkms.token.room import Token
+
+_log = structlog.get_logger(__name__)
 
 
 class KnownTokens:
@@ -35,11 +39,12 @@ class KnownTokens:
         for part, token in self._token.parts.items():
             try:
                 token.expect(known)
-            except TokenRefused:
+            except TokenRefused as error:
                 if part == "primary":
                     raise
-                # The primary serves alone; what the standby is called is in the log.
+                # The primary serves alone.
                 token.refuse()
+                _log.critical("the standby is refused", reason=error.message)
 
     def accept(self) -> list[str]:
         """Remember the tokens that are open and have the same keys; the serials that were new. Raises Unavailable."""

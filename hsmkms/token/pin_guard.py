@@ -17,13 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from hsmkms.errors import TokenBusy
 
 _POLL_S: Final = 0.02
-
-_log = structlog.get_logger(__name__)
 
 
 class PinGuard:
@@ -85,7 +81,6 @@ class PinGuard:
                 file.write(f"{reason}\n")
                 file.flush()
                 os.fsync(file.fileno())
-        _log.critical("the token refuses its PIN; nobody tries it again before `hsmkms hsm login`", reason=reason)
 
     def clear(self) -> None:
         """The token took a PIN."""

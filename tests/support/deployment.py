@@ -21,7 +21,7 @@ from tests.support.ports import free_port
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("hsmkms")
 SOFTHSM_TEMPLATE = ROOT / "softhsm" / "softhsm2.conf.template"
-START_S = 60
+START_S = 120
 
 
 @dataclass(frozen=True)

@@ -333,6 +333,34 @@ def test_a_full_disk_leaves_no_rubbish(deployment: Deployment, monkeypatch: pyte
     assert [log.sound for log in deployment.verify()] == [True]
 
 
+def test_a_disk_that_stays_full_costs_no_log(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is tried meanwhile, the log that was being written is gone on with."""
+    journal = deployment.journal()
+    write(journal, 3)
+    (path,) = logs_in([deployment.directory])
+    real, tries, often = os.write, [0], threading.Event()
+
+    def full(descriptor: int, data: bytes) -> int:
+        if data.startswith(b'{"hash"'):
+            tries[0] += 1
+            if tries[0] == 4:
+                often.set()
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(AuditUnavailable):
+        write(journal, 1, 3)
+    assert often.wait(30)
+    monkeypatch.setattr(os, "write", real)
+    while journal.failure is not None:
+        time.sleep(0.02)
+    write(journal, 1, 4)
+    journal.close()
+    assert logs_in([deployment.directory]) == [path]
+    assert [log.sound and log.closed for log in deployment.verify()] == [True]
+
+
 def test_a_new_log_is_told_of_at_once(deployment: Deployment) -> None:
     """So that one that was killed young is missed all the same."""
     journal = deployment.journal(RARELY)
