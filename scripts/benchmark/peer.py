@@ -107,12 +107,20 @@ def measure(place: Path, ours: Deployment, rounds: int, seconds: float) -> objec
         read = {name: value for name, value in headers.items() if name != "Content-Type"}
         store = Call("/v1/secrets", _SECRET, headers)
         fetch = Call(f"{path}/payload", "", {**read, "Accept": "application/octet-stream"}, method="GET")
-        rates: dict[str, list[Rate]] = {name: [] for name in ("Barbican store", "Barbican read", "wrap", "unwrap")}
+        pairs = {"Barbican store": (store, "wrap")}
+        answer = httpx.get(f"{url}{fetch.path}", headers=fetch.headers)
+        if answer.is_success:
+            pairs["Barbican read"] = (fetch, "unwrap")
+        else:
+            # With psycopg2 this version writes the text of a bytes object into a text column, and cannot decode that.
+            print(
+                f"bench: Barbican stores and cannot read on PostgreSQL ({answer.status_code}); only storing is measured"
+            )
+        rates: dict[str, list[Rate]] = {name: [] for kind, (_, action) in pairs.items() for name in (kind, action)}
         for _ in range(rounds):
-            rates["Barbican store"].append(load(url, store, seconds, CONNECTIONS))
-            rates["wrap"].append(ours.http("wrap", seconds, CONNECTIONS))
-            rates["Barbican read"].append(load(url, fetch, seconds, CONNECTIONS))
-            rates["unwrap"].append(ours.http("unwrap", seconds, CONNECTIONS))
+            for name, (call, action) in pairs.items():
+                rates[name].append(load(url, call, seconds, CONNECTIONS))
+                rates[action].append(ours.http(action, seconds, CONNECTIONS))
     finally:
         if process is not None:
             process.kill()
