@@ -172,7 +172,7 @@ def test_an_unknown_standby_is_not_used(state: State, settings: dict[str, str], 
     with Service(state, tls_ca="", workers=1, **settings) as service:
         assert "which this deployment does not know" in service.log.read_text()
         status = state.run("hsm", "status", stdin=b"", **settings)
-        assert (status.returncode, b"away" in status.stdout) == (1, True), status.stdout
+        assert (status.returncode, b"refused" in status.stdout) == (1, True), status.stdout
 
 
 def test_one_library_for_both_is_refused(state: State) -> None:
