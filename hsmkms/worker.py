@@ -76,6 +76,7 @@ class Worker:
                 if error.message != told:
                     _log.error("this process cannot serve yet", reason=error.message)
                 told = error.message
+                self.app.settle()
                 self._again.wait(_AGAIN_S)
                 self._again.clear()
             else:

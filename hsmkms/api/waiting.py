@@ -7,6 +7,7 @@ and callers get 503 with Retry-After instead of a connection that is never accep
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -20,6 +21,7 @@ from hsmkms.api.requests import correlation_id, header_map
 from hsmkms.api.warm import WarmPath
 from hsmkms.errors import NotOpen
 
+_PATIENCE_S: Final = 10.0
 _JSON: Final = "application/json"
 
 
@@ -31,11 +33,17 @@ class WaitingApp:
         self._start, self._close = start, close
         self._app: ASGIApp | None = None
         self._state: dict[str, object] = {}
+        self._settled = threading.Event()
+
+    def settle(self) -> None:
+        """The rooms are open, or cannot be opened yet: take connections now."""
+        self._settled.set()
 
     def open(self, app: ASGIApp, warm: WarmPath | None) -> None:
         """The rooms are open. Connections from now on may also take the short way."""
         self._app = app
         self._state[WARM] = warm
+        self.settle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -52,6 +60,8 @@ class WaitingApp:
         self._state = scope["state"]
         self._state.update({STOPPING: asyncio.Event(), WARM: None})
         self._start()
+        # Others take the connections meanwhile; a token that hangs is waited for only so long.
+        await asyncio.to_thread(self._settled.wait, _PATIENCE_S)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self._close()
