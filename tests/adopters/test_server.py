@@ -41,6 +41,8 @@ def test_a_server_ends_with_what_it_had_started(
     trap: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hsmkms.adopters.volume.server._QUIT_S", 1.0)
+    # Who runs the tests in the background may have them ignore it, and a shell traps nothing that was ignored.
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     running = server(trap + CHILD + WAITS, stop_s=1 if "quit" in trap else 30)
     running.start(tmp_path)
     wait_for("started", (tmp_path / "child").exists)

@@ -23,8 +23,11 @@ DEK = bytes(range(32))
 
 
 def test_one_plugin_a_socket_for_its_owner_only(quiet_cluster: Cluster) -> None:
-    os.umask(0)
-    plugin = quiet_cluster.start()
+    umask = os.umask(0)
+    try:
+        plugin = quiet_cluster.start()
+    finally:
+        os.umask(umask)
     status = plugin.socket.stat()
     assert stat.S_ISSOCK(status.st_mode)
     assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, os.getuid())
@@ -154,7 +157,6 @@ def test_install_prints_and_writes(quiet_cluster: Cluster, tmp_path: Path) -> No
     if shutil.which("systemd-analyze") is not None:
         file = tmp_path / "hsmkms-kubernetes.service"
         file.write_text(unit)
-        file.chmod(0o644)
         done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False)
         assert [line for line in done.stderr.splitlines() if "hsmkms" in line] == []
     expected = [f"--key={quiet_cluster.key}", f"--crn={quiet_cluster.crn}", f"--connection={quiet_cluster.connection}"]
