@@ -30,6 +30,8 @@ def test_description_is_complete(shared_service: Service) -> None:
         "/api/v2/keys/{id}/actions/wrap": {"post"},
         "/api/v2/keys/{id}/actions/unwrap": {"post"},
         "/api/v2/keys/{id}/actions/rewrap": {"post"},
+        "/api/v2/keys/{id}/actions/bulk_wrap": {"post"},
+        "/api/v2/keys/{id}/actions/bulk_unwrap": {"post"},
         "/api/v2/keys/{id}/actions/rotate": {"post"},
         "/api/v2/keys/{id}/actions/disable": {"post"},
         "/api/v2/keys/{id}/actions/enable": {"post"},

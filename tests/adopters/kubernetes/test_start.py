@@ -154,6 +154,7 @@ def test_install_prints_and_writes(quiet_cluster: Cluster, tmp_path: Path) -> No
     if shutil.which("systemd-analyze") is not None:
         file = tmp_path / "hsmkms-kubernetes.service"
         file.write_text(unit)
+        file.chmod(0o644)
         done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False)
         assert [line for line in done.stderr.splitlines() if "hsmkms" in line] == []
     expected = [f"--key={quiet_cluster.key}", f"--crn={quiet_cluster.crn}", f"--connection={quiet_cluster.connection}"]
