@@ -23,6 +23,7 @@ class While(Enum):
 
     AWAY = "what needs the token is refused at once, /readyz is red, everything else goes on"
     REFUSED = "everything that is audited is refused"
+    NEARLY_REFUSED = "the same, but for records that fit into what is left of a block"
     WRITES_FAIL = "what changes something is refused, if the fault meets it; everything else goes on"
     SOME = "some are answered, rightly"
     ANYTHING = "no promise but that nothing is wrong or lost"
@@ -43,6 +44,11 @@ class Fault:
     changes: int = 1
     lines: tuple[str, ...] = ()
     short: bool = False
+
+    @property
+    def stops_records(self) -> bool:
+        """Whether 503 says that nothing can be recorded."""
+        return self.meanwhile in (While.REFUSED, While.NEARLY_REFUSED)
 
     def stops(self, call: Call) -> bool:
         """Whether a call is one that the fault stops."""
@@ -281,7 +287,8 @@ FAULTS: Final = (
         "audit full",
         _fill_audit,
         _empty_audit,
-        While.REFUSED,
+        While.NEARLY_REFUSED,
+        changes=5,
         lines=("audit events cannot be written", "audit events are written again"),
         short=True,
     ),

@@ -122,7 +122,7 @@ def clock_place(state: State, directory: Path) -> Iterator[Place]:
     }
     with _serve(state, faked) as place:
         place.clock = clock
-        place.load.logs_in_again = True
+        place.load.clock_moves = True
         yield place
 
 

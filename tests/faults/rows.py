@@ -35,7 +35,7 @@ class Row:
         """Take in the requests."""
         self.sent = len(calls)
         self.answered = sum(call.good for call in calls)
-        self.refused = sum(call.status in (401, 503) and not call.good for call in calls)
+        self.refused = sum(call.status in (401, 409, 503) and not call.good for call in calls)
         self.cut_off = sum(not call.status for call in calls)
 
     def describe(self, calls: Sequence[Call]) -> None:

@@ -97,7 +97,7 @@ def test_fault(place: Place | str, fault: Fault, request: pytest.FixtureRequest)
         row.count(calls)
         row.describe([call for call in calls if fault.stops(call) and call.began <= cured])
         row.wrong = load.wrong[wrong:]
-    row.lost = [*load.lost(), *unrecorded(calls, [place.audit], refusals_too=fault.meanwhile is not While.REFUSED)]
+    row.lost = [*load.lost(), *unrecorded(calls, [place.audit], refusals_too=not fault.stops_records)]
     assert row.wrong == []
     assert row.lost == []
     assert row.back_s < fault.back_within_s
@@ -132,6 +132,8 @@ def judge(fault: Fault, calls: list[Call]) -> None:
         # Now and then one of them tries; the others are told at once.
         waits = sorted(call.took for call in stopped)
         assert waits[int(0.8 * len(waits))] < REFUSED_WITHIN_S
+    if fault.meanwhile is While.NEARLY_REFUSED:
+        assert sum(call.status == 503 for call in stopped) > 4 * sum(call.good for call in stopped)
     if fault.meanwhile in (While.AWAY, While.WRITES_FAIL):
         others = [call for call in calls if not fault.stops(call)]
         assert others

@@ -31,7 +31,7 @@ class Load:
         self.login = Login(urls, api_key)
         self.calls: list[Call] = []
         self.wrong: list[str] = []
-        self.logs_in_again = False
+        self.clock_moves = False
         self.stopping = threading.Event()
         self.callers = [Caller(self, seed * 1_000 + number) for number in range(clients)]
         self._threads = ThreadPoolExecutor(clients)
