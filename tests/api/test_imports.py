@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -145,10 +146,20 @@ def test_retrievals_are_counted_exactly(instance: httpx.Client) -> None:
     assert sorted(left) == list(range(7))
 
 
+def patiently(instance: httpx.Client) -> httpx.Response:
+    """A new import token. RSA pairs are made one at a time, in seconds: who waited too long is told to come again."""
+    for _ in range(10):
+        answer = instance.post("/import_token")
+        if answer.status_code != 503:
+            break
+        time.sleep(float(answer.headers["Retry-After"]))
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
 def test_two_import_tokens_at_once_leave_one(instance: httpx.Client) -> None:
     with ThreadPoolExecutor(3) as threads:
-        made = list(threads.map(lambda _: instance.post("/import_token"), range(3)))
-    assert {answer.status_code for answer in made} == {200}
+        made = list(threads.map(lambda _: patiently(instance), range(3)))
     fetched = instance.get("/import_token").json()
     assert fetched["id"] in {answer.json()["id"] for answer in made}
     assert brought(instance, **Fetched.of(fetched).fields(os.urandom(32)))["imported"]

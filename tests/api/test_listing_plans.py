@@ -19,6 +19,7 @@ from sqlalchemy import Engine, event
 from hsmkms.domain.query import DATE_PROPS, SORT_PROPS, parse_key_query
 from hsmkms.store.engine import Database
 from hsmkms.store.keys import KeyStore
+from tests.support.postgresql import PostgresServer
 
 NOW = datetime.now(UTC)
 INSTANCE = str(uuid.uuid4())
@@ -46,6 +47,21 @@ JOBS: dict[str, Callable[[KeyStore], object]] = {
     "ix_key_policy_rotation": lambda store: store.due_for_rotation(NOW, 100),
     "ix_key_purging": lambda store: store.purging(),
 }
+
+
+@pytest.fixture(scope="module")
+def database_of(
+    database: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    """Empty, and of this module alone: what PostgreSQL knows of the rows of other tests would move its choice."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('plans')}/plans.db"
+    if database == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        url = server.new_database("plans")
+    made = Database(url)
+    made.migrate()
+    yield made
+    made.close()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 from tests.api.backstage import row_counts
 from tests.api.refusals import require_refused
 from tests.support.deployment import Service, create_body, create_key
+from tests.support.iam import Iam, key_client
 
 DEK = base64.b64encode(bytes(range(32))).decode()
 SHORT = base64.b64encode(bytes(31)).decode()
@@ -107,6 +108,13 @@ CASES: dict[str, Case] = {
         "POST", "/keys/{root}/actions/unwrap", 422, "UNPROCESSABLE_CIPHERTEXT_ERR", body={"ciphertext": DEK}
     ),
 }
+
+
+@pytest.fixture(scope="module")
+def client(iam: Iam) -> Iterator[httpx.Client]:
+    """An administrator's client of a fresh instance, which has no import token."""
+    with key_client(iam.service, iam.token, iam.instance()) as http:
+        yield http
 
 
 @pytest.fixture(scope="module")

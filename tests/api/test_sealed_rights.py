@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy
 
@@ -16,7 +17,7 @@ from hsmkms.store.changes import record_change
 from hsmkms.store.engine import Database
 from hsmkms.store.tables import instance, record
 from tests.support.deployment import Service, State, create_key
-from tests.support.iam import Iam, Somebody, key_client, log_in
+from tests.support.iam import GRANT, Iam, Somebody, key_client, log_in
 from tests.support.postgresql import PostgresServer
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -43,12 +44,20 @@ class Tampered:
             connection.execute(sqlalchemy.delete(record).where(*place))
             connection.execute(sqlalchemy.insert(record).values(row))
             record_change(connection, row["kind"], row["id"])
+        self._have_it_read()
 
     def forget(self, row: dict[str, Any]) -> None:
         """Take it away again."""
         with self.database.write() as connection:
             connection.execute(sqlalchemy.delete(record).where(record.c.kind == row["kind"], record.c.id == row["id"]))
             record_change(connection, row["kind"], row["id"])
+        self._have_it_read()
+
+    def _have_it_read(self) -> None:
+        """Nobody is refused a log-in, nor told to wait, before the process has read what the feed tells."""
+        form = {"grant_type": GRANT, "apikey": "nobody's"}
+        answer = httpx.post(f"{self.service.url}/identity/token", data=form, verify=self.service.verify)
+        assert answer.status_code in (400, 429), answer.text
 
     def doctor(self) -> str:
         """What `hsmkms doctor` says; it fails."""
@@ -77,7 +86,7 @@ def tampered(
 
 
 def wraps(tampered: Tampered, somebody: Somebody, key: str) -> int:
-    """The status of a wrap with a fresh token; the process has just read what the feed told."""
+    """The status of a wrap with a fresh token."""
     with key_client(tampered.service, log_in(tampered.service, somebody.api_key)) as http:
         return http.post(f"/keys/{key}/actions/wrap").status_code
 

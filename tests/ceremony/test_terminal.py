@@ -98,6 +98,7 @@ def test_three_of_five_with_one_wrong_share(
     shares, wrong = tuple(split(bytearray(key), 3, 5)), split(bytearray(os.urandom(32)), 3, 5)[1]
     terminal = hold(state, plan, leader, shares, wrong)
     _require_unseen(terminal, [*shares, wrong])
+    _require_cleared(terminal)
     record = tmp_path / "plan.record.jsonl"
     made = next(step for line in record.read_text().splitlines() if (step := json.loads(line))["what"] == "key made")
     listed = pkcs11_tool(state, "--list-objects", "--type", "secrkey")
@@ -137,10 +138,14 @@ def test_what_is_typed_before_it_is_asked_for_is_not_shown(
 
 
 def _require_unseen(terminal: Terminal, shares: list[str]) -> None:
-    """Nothing of a share was ever on the screen, and it was cleared before each person's turn."""
+    """Nothing of a share was ever on the screen."""
     for share in shares:
         words = share.split()
         assert not any(" ".join(words[place : place + 2]) in terminal.shown for place in range(len(words) - 1))
+
+
+def _require_cleared(terminal: Terminal) -> None:
+    """The screen was cleared before each person's turn."""
     turns = terminal.shown.split("Who acts: ")
     assert len(turns) == 18
     assert all(CLEAR in turn for turn in turns[:-1])

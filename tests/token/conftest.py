@@ -75,7 +75,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "implementation" not in metafunc.fixturenames:
         return
     wanted = inspect.signature(metafunc.function).parameters
-    of_softhsm = any(name in wanted for name in ("state", "cable", "group", "standby", "pair", "injector_on_token"))
+    of_softhsm = any(
+        name in wanted for name in ("state", "cable", "group", "standby", "pair", "injector_on_token", "foreign")
+    )
     metafunc.parametrize("implementation", ["softhsm"] if of_softhsm else ["softhsm", "nss"], indirect=True)
 
 
