@@ -170,6 +170,8 @@ STARTS: dict[str, tuple[tuple[str, ...], timedelta]] = {
     "deleted long ago": (("delete",), timedelta(days=90)),
     "one has spoken": (("dual authorization on", "set for deletion"), timedelta(hours=5)),
 }
+LONGEST = {"expired", "one has spoken"}
+"""Most acts are possible there, and every pair of them is tried: a minute, so they are for `make test-slow`."""
 
 
 @pytest.fixture
@@ -233,7 +235,9 @@ def one_after_the_other(scene: Scene, start: str, first: str, second: str) -> tu
     return result(scene, first, key), result(scene, second, key), end(scene, key)
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(
+    "start", [pytest.param(start, marks=pytest.mark.slow) if start in LONGEST else start for start in STARTS]
+)
 def test_what_comes_between_counts(scene: Scene, start: str) -> None:
     possible = [act for act in ACTIONS if does_something(scene, start, act)]
     assert len(possible) >= 3

@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +46,9 @@ def test_each_request_is_counted_with_its_outcome(state: State, run_service: Cal
     )
     with service.client() as client:
         key = create_key(client, "a key nobody shall read of")
+        made = time.time()
+        # The change feed tells of the new key too, and has a process forget what it remembers of it.
+        wait_for(port, lambda seen: seen.value("hsmkms_snapshot_timestamp_seconds") > made, "the feed")
         answers = [client.post(f"/keys/{key}/actions/wrap", json={"plaintext": "YQ=="}) for _ in range(5)]
         sealed = answers[0].json()["ciphertext"]
         assert client.post(f"/keys/{key}/actions/unwrap", json={"ciphertext": sealed}).status_code == 200
