@@ -32,7 +32,8 @@ class While(Enum):
 @dataclass(frozen=True)
 class Fault:
     """`begin` and `cure` are handed a service under load. `back_within_s` is from the cure to the first success,
-    `lines` are those of the log, one a worker and change of state."""
+    `doubt_s` for how long after it nobody is told that a ciphertext is bad (503 instead of 422), because the device
+    gave a code that means either; `lines` are those of the log, one a worker and change of state."""
 
     name: str
     place: str
@@ -40,6 +41,7 @@ class Fault:
     cure: Callable[[Place], None]
     meanwhile: While = While.SOME
     back_within_s: float = 2.0
+    doubt_s: float = 0.0
     seconds: float = 1.5
     changes: int = 1
     lines: tuple[str, ...] = ()
@@ -78,11 +80,15 @@ def _token(name: str, functions: tuple[str, ...], code: int, *, short: bool = Fa
     return Fault(name, "token", begin, _well, While.AWAY, lines=_TOKEN_LINES, short=short)
 
 
+GENERAL_ERROR: Final = 0x05
+IN_DOUBT_S: Final = 10.0
+
+
 def _now_and_then(name: str, functions: tuple[str, ...], code: int, every: int, *, short: bool = False) -> Fault:
     def begin(place: Place) -> None:
         _injector(place).fail(*functions, code=code, every=every)
 
-    return Fault(name, "token", begin, _well, short=short)
+    return Fault(name, "token", begin, _well, doubt_s=IN_DOUBT_S if code == GENERAL_ERROR else 0.0, short=short)
 
 
 def _slow(name: str, wait_ms: int, *, place: str = "token", short: bool = False) -> Fault:
@@ -251,7 +257,7 @@ FAULTS: Final = (
     _token("crypto alone: device error", CRYPTO, 0x30),
     _token("crypto alone: general error", CRYPTO, 0x05, short=True),
     _now_and_then("each 7th crypto call: device error", CRYPTO, 0x30, 7),
-    _now_and_then("each 7th crypto call: general error", CRYPTO, 0x05, 7, short=True),
+    _now_and_then("each 7th crypto call: general error", CRYPTO, GENERAL_ERROR, 7, short=True),
     _now_and_then("each 7th crypto call: session invalid", CRYPTO, 0xB3, 7),
     _now_and_then("each 7th crypto call: handle stale", CRYPTO, 0x60, 7, short=True),
     _now_and_then("each 3rd call of any function: device error", ("*",), 0x30, 3),

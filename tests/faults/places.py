@@ -11,8 +11,10 @@ from typing import Final
 
 import pytest
 
+from hsmkms.domain.access import Role
 from tests.support.deployment import Service, State
 from tests.support.disks import FailingDisk, SmallDisk, failing_disk, small_disk
+from tests.support.iam import Iam
 from tests.support.injector import Injector
 from tests.support.load import Load, seed_of_today
 from tests.support.postgresql import PostgresServer
@@ -43,7 +45,7 @@ class Place:
 
 @contextlib.contextmanager
 def _serve(
-    state: State, settings: dict[str, str], *, clients: int = CLIENTS, seed: int | None = None
+    state: State, settings: dict[str, str], *, clients: int = CLIENTS, seed: int | None = None, purges: bool = False
 ) -> Iterator[Place]:
     """The service with settings, and clients that begin to call it."""
     if seed is None:
@@ -56,7 +58,10 @@ def _serve(
         **settings,
     }
     with Service(state, workers=WORKERS, tls_ca="", **settings) as service:
-        load = Load(lambda: [service.url], state.api_key, state.instance_id, clients=clients, seed=seed)
+        if purges:
+            with Iam(service) as iam:
+                iam.grant(iam.iam_id, Role.KEY_PURGE)
+        load = Load(lambda: [service.url], state.api_key, state.instance_id, clients=clients, seed=seed, purges=purges)
         audit = Path(settings.get("HSMKMS_AUDIT_DIR", state.path / "audit"))
         with load:
             yield Place(service, load, audit)
@@ -182,7 +187,7 @@ def soak_place(state: State, directory: Path, injector: Injector, *, clients: in
             "HSMKMS_TOKEN_CALL_TIMEOUT_S": "5",
             **injector.environment,
         }
-        place = stack.enter_context(_serve(state, settings, clients=clients, seed=seed))
+        place = stack.enter_context(_serve(state, settings, clients=clients, seed=seed, purges=True))
         place.injector, place.primary, place.audit_full = injector, primary, full
         yield place
 

@@ -90,7 +90,7 @@ def test_fault(place: Place | str, fault: Fault, request: pytest.FixtureRequest)
         cured = time.monotonic()
         first = load.first(lambda call: call.good and fault.stops(call), cured, fault.back_within_s + 10)
         row.back_s = first.ended - cured
-        well = load.wait_until_well(cured, fault.back_within_s + 10)
+        well = load.wait_until_well(cured, fault.back_within_s + fault.doubt_s + 10)
     finally:
         load.stop()
         calls = [call for call in load.calls[known:] if call.ended >= began]
@@ -101,7 +101,7 @@ def test_fault(place: Place | str, fault: Fault, request: pytest.FixtureRequest)
     assert row.wrong == []
     assert row.lost == []
     assert row.back_s < fault.back_within_s
-    assert well - cured < fault.back_within_s + 1
+    assert well - cured < fault.back_within_s + fault.doubt_s + 1
     judge(fault, [call for call in calls if began + SOON_S <= call.began and call.ended <= cured])
     said = log.read_bytes()[logged:].decode()
     for line in fault.lines:

@@ -25,8 +25,8 @@ KEPT_CIPHERTEXTS = 5
 MOST_KEYS = 5
 MOST_GONE = 10
 GRANT = "urn:ibm:params:oauth:grant-type:apikey"
-WRITE = frozenset({"create", "rotate", "disable", "delete"})
-WITH_TOKEN = frozenset({"create", "rotate", "wrap", "unwrap", "rewrap", "changed ciphertext", "other aad"})
+WRITE = frozenset({"create", "rotate", "disable", "delete", "purge"})
+WITH_TOKEN = frozenset({"create", "rotate", "purge", "wrap", "unwrap", "rewrap", "changed ciphertext", "other aad"})
 """What cannot be answered without the token."""
 
 
@@ -209,7 +209,17 @@ class Caller:
         self.keys.remove(told)
         if self._send(action, method, f"/keys/{told.key}{path}", wanted=(204,)) is not None:
             told.refused_from, told.deleted = time.monotonic() + OBEYED_WITHIN_S, deleted
-            self.gone = [*self.gone[1 - MOST_GONE :], told]
+            self.gone.append(told)
+            if len(self.gone) > MOST_GONE:
+                self._forget(self.gone.pop(0))
+
+    def _forget(self, told: Told) -> None:
+        """Nobody asks for this key any more. One that is not purged now stays for ever."""
+        if not self._load.purges:
+            return
+        if not told.deleted and self._send("delete", "DELETE", f"/keys/{told.key}", wanted=(204,)) is None:
+            return
+        self._send("purge", "DELETE", f"/keys/{told.key}/purge", wanted=(204,))
 
     def use_gone(self) -> None:
         """A key that was deleted or disabled is of no use to anybody."""

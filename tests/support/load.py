@@ -15,7 +15,8 @@ from tests.support.caller import Call, Caller, Login
 
 class Load:
     """`clients` threads that call until the block ends, each once in `pause_s` seconds; none of them uses a client's
-    library that would try again by itself."""
+    library that would try again by itself. With `purges` keys that they are done with are purged, so that their number
+    stays what it is; the API key's owner needs the role for it."""
 
     def __init__(
         self,
@@ -26,8 +27,9 @@ class Load:
         clients: int,
         seed: int,
         pause_s: float = 0.1,
+        purges: bool = False,
     ) -> None:
-        self.urls, self.instance_id, self.pause_s = urls, instance_id, pause_s
+        self.urls, self.instance_id, self.pause_s, self.purges = urls, instance_id, pause_s, purges
         self.login = Login(urls, api_key)
         self.calls: list[Call] = []
         self.wrong: list[str] = []
