@@ -29,7 +29,7 @@ from tests.support.injector import Injector
 pytestmark = pytest.mark.alone
 
 REFUSED_WITHIN_S = 0.05
-SOON_S = 0.3
+SOON_S = 0.8
 """After that a fault has been noticed: until then single calls find it out."""
 
 
