@@ -94,7 +94,7 @@ def test_what_is_due_is_done_once(nodes: Nodes) -> None:
         assert [len(versions(client, key)) for key in (due, young, off)] == [2, 1, 1]
         assert client.get(f"/keys/{expiring}/metadata").json()["resources"][0]["state"] == 3
         assert client.get(f"/keys/{kept}/metadata").json()["resources"][0]["state"] == 5
-    assert set(nodes.jobs()) == {"expiry", "rotation", "purge", "events", "import_tokens", "webhooks"}
+    assert set(nodes.jobs()) == {"expiry", "rotation", "purge", "events", "overdue", "import_tokens", "webhooks"}
     doctor = nodes.state.run("doctor", stdin=b"", **nodes.extra).stdout
     assert b"row without object" not in doctor
     assert b"pending" not in doctor
