@@ -65,7 +65,8 @@ class Held:
 
     def growth(self) -> list[dict[str, float]]:
         """Of each worker that grew old enough: first and last memory (MiB; medians of a tenth of the samples each), its
-        slope (MiB an hour, least squares), and how many open files."""
+        slope (MiB an hour, least squares), and how many open files: half way, at the end, at least and at most. While
+        workers are killed, in the first third, clients' connections move to those that stay."""
         found = []
         for worker, samples in self.samples.items():
             old = [sample for sample in samples if sample.age_s >= WARM_S]
@@ -79,6 +80,7 @@ class Held:
                     "first_mib": _median([sample.rss_mib for sample in old[:part]]),
                     "last_mib": _median([sample.rss_mib for sample in old[-part:]]),
                     "mib_an_hour": round(_slope(old) * 3_600, 1),
+                    "midway_files": sorted(sample.files for sample in old[len(old) // 2 :][:part])[part // 2],
                     "least_files": min(sample.files for sample in old),
                     "most_files": max(sample.files for sample in old),
                     "last_files": old[-1].files,
@@ -140,8 +142,8 @@ def judge(growth: Sequence[dict[str, float]]) -> list[str]:
     for one in growth:
         if one["last_mib"] - one["first_mib"] > MOST_MIB:
             problems.append(f"worker {one['worker']} grew from {one['first_mib']} to {one['last_mib']} MiB")
-        if one["last_files"] - one["least_files"] > MOST_FILES:
-            problems.append(f"worker {one['worker']} has {one['last_files']} open files, and had {one['least_files']}")
+        if one["last_files"] - one["midway_files"] > MOST_FILES:
+            problems.append(f"worker {one['worker']} has {one['last_files']} open files, and had {one['midway_files']}")
     return problems
 
 
