@@ -31,7 +31,7 @@ pytestmark = pytest.mark.alone
 REFUSED_WITHIN_S = 0.05
 ALL_WELL_S = 5.0
 """From the first success to the last client that is served: one may still wait for a connection to the database."""
-SOON_S = 0.8
+SOON_S = 0.3
 """After that a fault has been noticed: until then single calls find it out."""
 
 
