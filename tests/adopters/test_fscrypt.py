@@ -153,8 +153,11 @@ def test_what_two_kills_left_open_is_closed_by_the_next_run(volume: Volume) -> N
         wait_for("unlocked", lambda: not is_locked(volume))
     assert run.is_open
     assert describe(volume)["condition"] == "open, key not followed"
+    # What the first server leaves must not be taken for the second.
+    wait_for("the first server ended", lambda: not processes_in(volume))
+    (volume.mount / "started").unlink()
     with Run(volume, *SERVER) as run:
-        run.wait_until("started anew", lambda: (volume.mount / "started").exists() and bool(processes_in(volume)))
+        run.wait_until("started anew", (volume.mount / "started").exists)
         assert run.end(signal.SIGTERM) == 0
     assert not run.is_open
 
@@ -164,6 +167,7 @@ def test_a_lost_guard_is_as_a_lost_file_system(volume: Volume) -> None:
     with Run(volume, *SERVER) as run:
         run.wait_until("started", (volume.mount / "started").exists)
         (guard,) = processes_in(volume, "guarding")
+        (volume.mount / "started").unlink()
         os.kill(guard, signal.SIGKILL)
         run.wait_until("another", lambda: processes_in(volume, "guarding") not in ([], [guard]))
         run.wait_until("started anew", (volume.mount / "started").exists)
@@ -179,9 +183,10 @@ def test_a_disabled_key_locks_what_somebody_stands_in_as_soon_as_he_leaves(volum
             act(key, "disable")
             run.wait_until("told", lambda: describe(volume)["condition"] == "LOCK FAILED")
             # The server comes back, although the volume was never shut.
+            (volume.mount / "started").unlink()
             act(key, "enable")
             run.wait_until("open again", lambda: describe(volume)["condition"] == "open")
-            run.wait_until("started anew", lambda: len(processes_in(volume)) > 1)
+            run.wait_until("started anew", (volume.mount / "started").exists)
             act(key, "disable")
             run.wait_until("told", lambda: describe(volume)["condition"] == "LOCK FAILED")
             assert f"sleep ({standing.pid})" in describe(volume)["reason"]
