@@ -12,12 +12,13 @@ from starlette.types import ASGIApp
 
 from hsmkms.api.serving import end_with_parent
 from hsmkms.api.waiting import WaitingApp
+from hsmkms.application import application_of, open_worker
 from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import HsmkmsError
 from hsmkms.opening import Pins
 from hsmkms.settings import Settings, load
-from hsmkms.wiring import Rooms, application_of, configure_logs, open_worker, pin_of
+from hsmkms.wiring import Rooms, configure_logs, pin_of
 
 _AGAIN_S: Final = 1.0
 _JOIN_S: Final = 5.0

@@ -27,11 +27,12 @@ from hsmkms.api import (
     registrations,
     service_ids,
 )
-from hsmkms.api.cold import Services, services, unknown_action
+from hsmkms.api.cold import services, unknown_action
 from hsmkms.api.described import complete
 from hsmkms.api.hot import HotPath
 from hsmkms.api.problems import Problem, guard, kms_problem, platform_problem, status_of
 from hsmkms.api.requests import address_of, correlation_id
+from hsmkms.api.services import Services
 from hsmkms.service.acts import Act
 from hsmkms.telemetry import metrics
 

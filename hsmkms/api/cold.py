@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
 from typing import Any, ClassVar, Final
@@ -22,7 +21,6 @@ from hsmkms.api.bodies import COLD_LIMIT, Model, decode_object, parse, read_body
 from hsmkms.api.problems import guard, kms_problem, platform_problem, token_problem
 from hsmkms.api.requests import (
     Envelope,
-    Gate,
     address_of,
     authenticate,
     correlation_id,
@@ -30,42 +28,18 @@ from hsmkms.api.requests import (
     envelope,
     header_map,
 )
-from hsmkms.clock import Clock
+from hsmkms.api.services import Services
 from hsmkms.correlation import correlated
 from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.importing import ImportToken
 from hsmkms.domain.keys import Key
 from hsmkms.domain.records import Record
 from hsmkms.domain.tenants import Instance
-from hsmkms.domain.waits import Waits
 from hsmkms.errors import InvalidQueryParam, NoBody, NotFound, Unauthorized
 from hsmkms.service.acts import Act, acting
-from hsmkms.service.adoption import AdoptionService
-from hsmkms.service.aliases import AliasService
-from hsmkms.service.api_keys import ApiKeyService
 from hsmkms.service.authorize import require_any_in_account
-from hsmkms.service.bell import EventBell
 from hsmkms.service.cadf import LOGIN, REVOKE
-from hsmkms.service.crypto import CryptoService
-from hsmkms.service.events import EventService
-from hsmkms.service.groups import GroupService
-from hsmkms.service.health import HealthService
-from hsmkms.service.identities import IdentityService
-from hsmkms.service.imports import ImportService
-from hsmkms.service.instance_policies import InstancePolicyService
-from hsmkms.service.instances import InstanceService
-from hsmkms.service.jobs import JobService
-from hsmkms.service.key_policies import KeyPolicyService
-from hsmkms.service.key_rings import KeyRingService
-from hsmkms.service.keys import KeyService
-from hsmkms.service.lifecycle import LifecycleService
-from hsmkms.service.policies import PolicyService
-from hsmkms.service.registrations import RegistrationService
 from hsmkms.service.rights import entity_tag
-from hsmkms.service.snapshot import Snapshot
-from hsmkms.service.tokens import TokenService
-from hsmkms.service.trail import Trail
-from hsmkms.service.webhooks import WebhookService
 from hsmkms.telemetry import metrics
 
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
@@ -79,39 +53,6 @@ _UNKNOWN: Final = (
     ("/kmip_adapters", "kms.kmip-management.default"),
 )
 _NOT_DONE: Final = "Action could not be performed"
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """Everything the HTTP room calls."""
-
-    keys: KeyService
-    imports: ImportService
-    adoption: AdoptionService
-    lifecycle: LifecycleService
-    aliases: AliasService
-    key_policies: KeyPolicyService
-    instance_policies: InstancePolicyService
-    registrations: RegistrationService
-    events: EventService
-    bell: EventBell
-    key_rings: KeyRingService
-    crypto: CryptoService
-    tokens: TokenService
-    identities: IdentityService
-    api_keys: ApiKeyService
-    groups: GroupService
-    policies: PolicyService
-    instances: InstanceService
-    health: HealthService
-    jobs: JobService
-    webhooks: WebhookService
-    snapshot: Snapshot
-    trail: Trail
-    gate: Gate
-    waits: Waits
-    clock: Clock
-    base_url: str
 
 
 class OpenRoute(APIRoute):

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
 
 from hsmkms.ceremony import bundle, components
 from hsmkms.ceremony.bundle import Destination
 from hsmkms.ceremony.components import CheckValuesOf
+from hsmkms.ceremony.made import ANNOUNCED, MADE, PASSAGES, REMOVED, WRAPPED
 from hsmkms.ceremony.plan import OutputKind, SourceKind
 from hsmkms.ceremony.record import Step
 from hsmkms.ceremony.refusals import CeremonyRefused, EntryRefused
@@ -25,10 +25,7 @@ from hsmkms.domain.keys import KeyVersion, key_owner
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.token.room import Token
 
-ANNOUNCED, MADE, REMOVED, WRAPPED = "key announced", "key made", "key removed", "key wrapped"
-_PASSAGES: Final = {"born in the token": Passage.GENERATED, "unwrapped in the token": Passage.TOKEN}
-"""What a record says of keys that this program never had; of all others it says how it held them."""
-_BORN, _UNWRAPPED = _PASSAGES
+_BORN, _UNWRAPPED = PASSAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +37,6 @@ class Means:
     sheets: Path | None
     destination: Destination | None
     locked: bool
-
-
-def version_of(made: Step) -> KeyVersion:
-    """The key version that a record says was made."""
-    data = made.data
-    passage = _PASSAGES.get(data["passage"], Passage.PROCESS)
-    created_at = datetime.fromisoformat(data["created_at"])
-    return KeyVersion(data["version"], created_at, bytes.fromhex(data["wrap_check_value"]), data["owner"], passage)
 
 
 def check_values_by(token: Token) -> CheckValuesOf:

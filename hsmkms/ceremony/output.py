@@ -6,7 +6,7 @@ import hmac
 from pathlib import Path
 
 from hsmkms.ceremony import bundle
-from hsmkms.ceremony.making import MADE, WRAPPED, version_of
+from hsmkms.ceremony.made import MADE, WRAPPED, version_of
 from hsmkms.ceremony.plan import Plan
 from hsmkms.ceremony.record import Step, Verified
 from hsmkms.ceremony.refusals import CeremonyRefused

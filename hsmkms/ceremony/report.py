@@ -11,7 +11,7 @@ from fpdf import FPDF
 from fpdf.enums import XPos, YPos
 
 from hsmkms.ceremony import fonts
-from hsmkms.ceremony.making import MADE, WRAPPED
+from hsmkms.ceremony.made import MADE, WRAPPED
 from hsmkms.ceremony.record import Verified
 
 _MARGIN_MM: Final = 15

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import hsmkms
 from hsmkms.ceremony import making, software
-from hsmkms.ceremony.making import ANNOUNCED, MADE, REMOVED, WRAPPED, Making, Means, version_of
+from hsmkms.ceremony.made import ANNOUNCED, MADE, REMOVED, WRAPPED, version_of
+from hsmkms.ceremony.making import Making, Means
 from hsmkms.ceremony.plan import OutputKind, ReadPlan, SourceKind
 from hsmkms.ceremony.record import CLOSED, FORMAT, OPENED, Record, Step, fingerprint
 from hsmkms.ceremony.refusals import CeremonyRefused, PlanRefused

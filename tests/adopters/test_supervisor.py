@@ -64,7 +64,7 @@ def test_a_file_system_that_died_just_before_a_look_takes_its_server_along(volum
             opened = client.unwrap(dek.key_id, dek.ciphertext, dek.aad).plaintext
         watching.unlock(opened)
         first = server.pid
-        (filesystem,) = processes_in(volume, "gocryptfs")
+        (filesystem,) = processes_in(volume, "-nosyslog")
         os.kill(filesystem, signal.SIGKILL)
         wait_for("dead", lambda: not watching.is_open)
         watching.unlock(opened)

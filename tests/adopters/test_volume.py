@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import resource
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -239,9 +241,24 @@ def test_an_end_while_it_unlocks_leaves_nothing_open(volume: Volume, number: int
     with Run(volume, *SERVER) as run:
         run.wait_until("unlocking", lambda: bool(processes(volume, "gocryptfs")))
         assert run.end(number) in (0, -signal.SIGKILL)
-        wait_for("closed", lambda: not (run.is_open or processes(volume, "gocryptfs") or processes(volume, "sh")))
+        wait_for("closed", lambda: not (run.is_open or is_locked(volume) or processes(volume, "sh")))
+    assert not processes(volume, "gocryptfs")
     with opened(volume):
         pass
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_of_unlocking_it_leaves_nothing_open(volume: Volume) -> None:
+    """gocryptfs is told of its wrapper's end before it can listen, or while it waits for its own mount's answer."""
+    moments = random.Random(9)
+    for _ in range(30):
+        with Run(volume, *SERVER) as run:
+            run.wait_until("unlocking", lambda: bool(processes(volume, "setpriv") or processes(volume, "gocryptfs")))
+            time.sleep(moments.uniform(0, 0.06))
+            run.process.kill()
+            run.process.wait()
+            wait_for("closed", lambda: not (run.is_open or is_locked(volume) or processes(volume, "sh")), 30)
+        assert not processes(volume, "gocryptfs")
 
 
 def test_status_of_what_died_and_of_what_is_damaged(volume: Volume, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from hsmkms.api.app import create_app
-from hsmkms.api.cold import Services
+from hsmkms.api.services import Services
 from hsmkms.settings import load
 from hsmkms.token.room import Token
 from hsmkms.wiring import Rooms, open_rooms, pin_of

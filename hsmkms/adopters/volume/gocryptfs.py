@@ -13,30 +13,40 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from hsmkms.adopters.refusals import LockFailed
 from hsmkms.adopters.volume import mounts
+from hsmkms.adopters.volume.guard import Guard
 from hsmkms.adopters.volume.layout import Volume, VolumeLock, VolumeRefused, is_locked
 from hsmkms.domain.secrets import SecretBytes
 
 _MOUNT_S: Final = 30.0
 _END_S: Final = 10.0
+_LEAVE_S: Final = 2.0
+"""The time that it gets to end by itself once nothing is mounted any more."""
 _LOOK_MS: Final = 5
+_NAMES: Final = ("gocryptfs", "setpriv")
+"""Of its process: what starts it is there for a moment before."""
 _READY: Final = b"mounted and ready"
 _WRONG_PASSWORD: Final = 12
 _CONFIG_DAMAGED: Final = (22, 23)
 
 
 class Gocryptfs:
-    """The backend. With `supervised` the file system ends with the process that opened it, however that ends."""
+    """The backend. With `supervised` the file system ends with the process that opened it, however that ends.
+
+    The kernel tells it to, and a guard takes away what that leaves: it may be told before it listens, and goes on then;
+    or it dies while it looks into its own mount, and is neither there nor gone.
+    """
 
     name = "gocryptfs"
 
     def __init__(self, *, supervised: bool = False) -> None:
         self._supervised = supervised
+        self._guard: Guard | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def why_not(self, volume: Volume) -> str | None:
@@ -54,8 +64,9 @@ class Gocryptfs:
 
     def open(self, volume: Volume, dek: SecretBytes, lock: VolumeLock) -> int | None:
         self._take_away_what_died(volume)
+        if self._supervised and (self._guard is None or not self._guard.lives):
+            self._guard = Guard(volume, lock)
         options = ["-fg", "-nosyslog", *(["-allow_other"] if os.geteuid() == 0 else [])]
-        # The kernel ends the file system when the process that keeps it open is killed.
         guarded = ["setpriv", "--pdeathsig", "TERM", "--"] if self._supervised else []
         reader, writer = os.pipe()
         said = os.memfd_create("gocryptfs")
@@ -76,34 +87,40 @@ class Gocryptfs:
         with open(said, "rb") as output:
             ready = _says(output, process, _MOUNT_S)
         if not ready or mounts.mounted_at(volume.mount) is None:
-            process.kill()
-            code = process.wait()
-            self._process = None
-            self._take_away_what_died(volume)
+            code = process.poll()
+            self.close(volume)
             raise VolumeRefused(_why(volume, code))
         return process.pid
 
     def close(self, volume: Volume) -> None:
-        ours = self._process
+        until = time.monotonic() + _END_S
         with _processes_of(volume) as processes:
-            mount = mounts.mounted_at(volume.mount)
-            if mount is not None:
-                if not _is_ours(volume, mount):
-                    raise LockFailed(_foreign(volume, mount))
-                if not mounts.unmount_fuse(volume.mount):
-                    # Somebody else stands in it. He loses it: the key says so, and what he holds open answers no more.
-                    mounts.unmount_fuse(volume.mount, lazily=True)
-                    for process in processes:
-                        with contextlib.suppress(ProcessLookupError):
-                            signal.pidfd_send_signal(process, signal.SIGKILL)
-            if not all(_ended(process) for process in processes):
-                raise LockFailed(f"The gocryptfs process of {volume.directory} does not end.")
-        if ours is not None:
-            ours.wait()
+            if mounts.mounted_at(volume.mount) is None:
+                # It has not shown anything yet, or does not any more.
+                _kill(processes)
+            while not self._is_gone(volume) or not _ended(processes):
+                if time.monotonic() >= until:
+                    used = mounts.names_of(mounts.holders_of(volume.mount))
+                    raise LockFailed(f"The gocryptfs of {volume.directory} does not end; used by {used}.")
+        if self._process is not None:
+            self._process.wait()
             self._process = None
-        if mounts.mounted_at(volume.mount) is not None:
-            used = mounts.names_of(mounts.holders_of(volume.mount))
-            raise LockFailed(f"{volume.mount} is still mounted; used by {used}.")
+        if self._guard is not None:
+            self._guard.end()
+            self._guard = None
+
+    def _is_gone(self, volume: Volume) -> bool:
+        """Take the mount away; whether there is none any more."""
+        mount = mounts.mounted_at(volume.mount)
+        if mount is None:
+            return True
+        if not _is_ours(volume, mount):
+            raise LockFailed(_foreign(volume, mount))
+        if not mounts.unmount_fuse(volume.mount):
+            # Somebody else stands in it. He loses it: the key says so, and what he holds open answers no more.
+            mounts.abort_fuse(volume.mount)
+            mounts.unmount_fuse(volume.mount, lazily=True)
+        return mounts.mounted_at(volume.mount) is None
 
     def is_open(self, volume: Volume) -> bool:
         mount = mounts.mounted_at(volume.mount)
@@ -139,18 +156,20 @@ def _says(output: BinaryIO, process: subprocess.Popen[bytes], longest_s: float) 
         os.close(ended)
 
 
-def _ended(process: int) -> bool:
-    """Wait until a process that was asked to end has, and kill it if that takes long; whether it has."""
-    if _becomes_ready(process):
-        return True
-    signal.pidfd_send_signal(process, signal.SIGKILL)
-    return _becomes_ready(process)
+def _kill(processes: Iterable[int]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
 
 
-def _becomes_ready(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(_END_S * 1000))
+def _ended(processes: Sequence[int]) -> bool:
+    """Whether all have ended, within a moment; those that have not are killed."""
+    until = time.monotonic() + _LEAVE_S
+    for process in processes:
+        if not select.select([process], [], [], max(0.0, until - time.monotonic()))[0]:
+            _kill([process])
+            return False
+    return True
 
 
 def _password(dek: SecretBytes) -> bytes:
@@ -183,16 +202,17 @@ def _processes_of(volume: Volume) -> Iterator[list[int]]:
 
 
 def _serves(process: Path, volume: Volume) -> bool:
-    if (process / "comm").read_text().strip() != "gocryptfs":
+    if (process / "comm").read_text().strip() not in _NAMES:
         return False
     if volume.cipher not in map(Path, os.fsdecode((process / "cmdline").read_bytes()).split("\0")):
         return False
     return any(Path(os.readlink(link)) == volume.directory for link in (process / "fd").iterdir())
 
 
-def _why(volume: Volume, code: int) -> str:
+def _why(volume: Volume, code: int | None) -> str:
     if code == _WRONG_PASSWORD:
         return f"{volume.dek_file} opens, but not {volume.cipher}: it is the wrapped DEK of another volume."
     if code in _CONFIG_DAMAGED:
         return f"{volume.cipher / 'gocryptfs.conf'} is damaged or missing. Restore it from a backup."
-    return f"gocryptfs cannot open {volume.cipher} (exit code {code})."
+    what = f"does not become ready in {_MOUNT_S:.0f} s" if code is None else f"ended with {code}"
+    return f"gocryptfs cannot open {volume.cipher}: it {what}."

@@ -16,6 +16,7 @@ from typing import Final
 from hsmkms.adopters.volume.layout import VolumeRefused
 
 _MOUNTS: Final = "/proc/self/mountinfo"
+_FUSE_CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
@@ -26,6 +27,8 @@ class Mount:
     place: Path
     kind: str
     source: str
+    minor: str
+    """Of its device number, by which the kernel names a connection of FUSE."""
 
 
 def mounted_at(place: Path) -> Mount | None:
@@ -45,7 +48,9 @@ def mounts_below(place: Path) -> list[Path]:
 def _all() -> Iterator[Mount]:
     for line in Path(_MOUNTS).read_text().splitlines():
         before, _, after = line.partition(" - ")
-        yield Mount(Path(_plain(before.split()[4])), *map(_plain, after.split()[:2]))
+        fields = before.split()
+        kind, source = map(_plain, after.split()[:2])
+        yield Mount(Path(_plain(fields[4])), kind, source, fields[2].partition(":")[2])
 
 
 def unmount_fuse(place: Path, *, lazily: bool = False) -> bool:
@@ -58,6 +63,20 @@ def unmount_fuse(place: Path, *, lazily: bool = False) -> bool:
         check=False,
     )
     return done.returncode == 0
+
+
+def abort_fuse(place: Path) -> None:
+    """Have every request to a FUSE file system fail from now on. Without that a process that was killed while it waited
+    for an answer of its own file system never ends, and keeps what it has open."""
+    if os.geteuid() == 0:
+        # Its path must not be looked up in the file system, which does not answer.
+        command = ["umount", "--force", "--no-canonicalize", "--", str(place)]
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        return
+    found = mounted_at(place)
+    with contextlib.suppress(OSError):
+        # fs/fuse/control.c: the control file system is there on hosts that have mounted it.
+        (_FUSE_CONNECTIONS / ("" if found is None else found.minor) / "abort").write_text("1")
 
 
 def mount(how: str, source: Path, place: Path) -> None:
