@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.support.deployment import Service, create_body, create_key
+from tests.support.iam import Iam, key_client
 
 DEK = base64.b64encode(b"0123456789abcdef").decode()
 KEY = "application/vnd.ibm.kms.key+json"
@@ -25,8 +26,10 @@ Call = Callable[[httpx.Client], httpx.Response]
 
 @pytest.fixture(scope="module")
 def client(shared_service: Service) -> Iterator[httpx.Client]:
-    """With a root key that has the alias `standing`, for calls that leave it as it is."""
-    with shared_service.client() as client:
+    """In an instance of its own, with a root key that has the alias `standing`, for calls that leave it as it is."""
+    with Iam(shared_service) as iam:
+        instance_id = iam.instance()
+    with key_client(shared_service, shared_service.token(), instance_id) as client:
         create_key(client, aliases=["standing"])
         yield client
 
