@@ -220,6 +220,16 @@ def _thaw(place: Place) -> None:
     place.primary.thaw()
 
 
+def _halt_standby(place: Place) -> None:
+    assert place.standby is not None
+    place.standby.halt()
+
+
+def _start_standby(place: Place) -> None:
+    assert place.standby is not None
+    place.standby.start_again()
+
+
 def _promote(place: Place) -> None:
     assert place.standby is not None
     place.standby.promote()
@@ -322,6 +332,7 @@ FAULTS: Final = (
     Fault("PostgreSQL is restarted", "postgresql", _restart_database, _nothing, While.ANYTHING, seconds=0, short=True),
     Fault("PostgreSQL hangs", "postgresql", _freeze, _thaw, While.ANYTHING, seconds=3, short=True),
     Fault("PostgreSQL hangs for 20 s", "postgresql", _freeze, _thaw, While.ANYTHING, seconds=20),
+    Fault("PostgreSQL's standby is away", "postgresql", _halt_standby, _start_standby, While.WRITES_FAIL, seconds=3),
     Fault(
         "PostgreSQL fails over to another port",
         "postgresql",

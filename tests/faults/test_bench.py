@@ -29,8 +29,8 @@ from tests.support.injector import Injector
 pytestmark = pytest.mark.alone
 
 REFUSED_WITHIN_S = 0.05
-ALL_WELL_S = 5.0
-"""From the first success to the last client that is served: one may still wait for a connection to the database."""
+ALL_WELL_S = 1.0
+"""From the first success to the last client that is served."""
 SOON_S = 0.3
 """After that a fault has been noticed: until then single calls find it out."""
 
