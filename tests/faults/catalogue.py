@@ -33,7 +33,8 @@ class While(Enum):
 class Fault:
     """`begin` and `cure` are handed a service under load. `back_within_s` is from the cure to the first success,
     `doubt_s` for how long after it nobody is told that a ciphertext is bad (503 instead of 422), because the device
-    gave a code that means either; `lines` are those of the log, one a worker and change of state."""
+    gave a code that means either; `lines` are those of the log, one a worker and change of state. With `cure_stops` the
+    service is stopped for the cure, so that nobody is answered from its beginning on."""
 
     name: str
     place: str
@@ -45,6 +46,7 @@ class Fault:
     seconds: float = 1.5
     changes: int = 1
     lines: tuple[str, ...] = ()
+    cure_stops: bool = False
     short: bool = False
 
     @property
@@ -325,6 +327,7 @@ FAULTS: Final = (
         _repair_database,
         While.WRITES_FAIL,
         back_within_s=30,
+        cure_stops=True,
     ),
     Fault("clock 3 h ahead", "clock", _set_clock(3), _set_clock(0), short=True),
     Fault("clock 3 h behind", "clock", _set_clock(-3), _set_clock(0), short=True),
