@@ -22,6 +22,7 @@ from hsmkms.api.app import create_app
 from hsmkms.api.cold import Services
 from hsmkms.api.hot import ACTIONS as HOT_ACTIONS
 from hsmkms.api.observed import AccessLog, Traced
+from hsmkms.api.problems import status_of
 from hsmkms.api.requests import Gate
 from hsmkms.api.warm import WarmPath
 from hsmkms.audit.chain import Head
@@ -196,7 +197,7 @@ def open_rooms(
         stack.callback(threads.shutdown)
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
         material = Material(token, stores.keys, stores.import_tokens, waits, clock)
-        trail = Trail(journal, snapshot, waits, clock)
+        trail = Trail(journal, snapshot, waits, clock, status_of)
         services = _services(
             settings, token, database, stores, grants, snapshot, bell, trail, threads, material, waits, clock
         )

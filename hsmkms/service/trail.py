@@ -21,7 +21,7 @@ from hsmkms.domain.events import KeyEvent
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import Key
 from hsmkms.domain.waits import Waits
-from hsmkms.errors import AuditUnavailable
+from hsmkms.errors import AuditUnavailable, HsmkmsError
 from hsmkms.service.acts import Act, acting
 from hsmkms.service.cadf import ACKNOWLEDGED, JOB, OPERATOR, event_of
 from hsmkms.service.snapshot import Snapshot
@@ -43,11 +43,20 @@ _CHANGES_NOTHING: Final = (
 class Trail:
     """Writes events. Every method raises AuditUnavailable when they are not durable."""
 
-    def __init__(self, journal: Journal, snapshot: Snapshot, waits: Waits, clock: Clock) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        snapshot: Snapshot,
+        waits: Waits,
+        clock: Clock,
+        status_of: Callable[[Exception], HTTPStatus],
+    ) -> None:
+        """`status_of` gives what a caller over HTTP would be told of an error."""
         self._journal = journal
         self._snapshot = snapshot
         self._waits = waits
         self._clock = clock
+        self._status_of = status_of
 
     @property
     def writes(self) -> bool:
@@ -119,6 +128,9 @@ class Trail:
         try:
             yield
             status = HTTPStatus.OK
+        except HsmkmsError as error:
+            status = self._status_of(error)
+            raise
         finally:
             self._journal.record_blocking(self._outcome(act, status))
 
