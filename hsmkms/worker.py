@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import traceback
+from functools import partial
 from typing import Final
 
 import structlog
@@ -17,7 +18,15 @@ from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import HsmkmsError
 from hsmkms.opening import Pins
 from hsmkms.settings import Settings, load
-from hsmkms.wiring import Rooms, application_of, configure_logs, open_worker, pin_of
+from hsmkms.wiring import (
+    Rooms,
+    application_of,
+    closed_application_of,
+    configure_logs,
+    journal_of,
+    open_worker,
+    pin_of,
+)
 
 _AGAIN_S: Final = 1.0
 _JOIN_S: Final = 5.0
@@ -44,7 +53,8 @@ class Worker:
         self._again = threading.Event()
         self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
         self._control: ControlSocket
-        self.app = WaitingApp(self._start, self._close)
+        self._journal = journal_of(settings)
+        self.app = WaitingApp(self._start, self._close, partial(closed_application_of, self._journal))
 
     def _start(self) -> None:
         self._control = ControlSocket(self._settings.state_dir, self._answer)
@@ -58,6 +68,7 @@ class Worker:
         self._thread.join(_JOIN_S)
         if self._rooms is not None:
             self._rooms.close.close()
+        self._journal.close()
 
     def _run(self) -> None:
         try:
@@ -71,7 +82,7 @@ class Worker:
         told = ""
         while not self._stopping:
             try:
-                rooms = open_worker(self._settings, self._pins)
+                rooms = open_worker(self._settings, self._pins, self._journal)
             except HsmkmsError as error:
                 if error.message != told:
                     _log.error("this process cannot serve yet", reason=error.message)
