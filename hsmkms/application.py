@@ -13,12 +13,15 @@ from typing import Final
 from starlette.types import ASGIApp
 
 from hsmkms.api.app import create_app
+from hsmkms.api.closed import create_closed_app
 from hsmkms.api.hot import ACTIONS as HOT_ACTIONS
 from hsmkms.api.observed import AccessLog, Traced
+from hsmkms.api.problems import status_of
 from hsmkms.api.services import Services
 from hsmkms.api.warm import WarmPath
 from hsmkms.audit.journal import Journal
 from hsmkms.clock import system_clock
+from hsmkms.domain.waits import Waits
 from hsmkms.iam.callers import Callers
 from hsmkms.jobs.runner import Job, JobRunner
 from hsmkms.opening import Pins
@@ -44,9 +47,9 @@ _TRACED_OF_TOKEN: Final = (
 )
 
 
-def open_worker(settings: Settings, pins: Pins) -> Rooms:
+def open_worker(settings: Settings, pins: Pins, journal: Journal) -> Rooms:
     """The rooms of one worker process, its jobs running. Raises as `open_rooms`."""
-    rooms = open_rooms(settings, pins, watch=True, stays=True)
+    rooms = open_rooms(settings, pins, watch=True, stays=True, journal=journal)
     with ExitStack() as stack:
         stack.push(rooms.close)
         rooms.deployment.require_founded()
@@ -73,6 +76,11 @@ def application_of(rooms: Rooms, settings: Settings) -> tuple[ASGIApp, WarmPath 
     return app, None if watched else WarmPath(
         services.crypto, services.tokens, services.gate, services.trail, services.clock
     )
+
+
+def closed_application_of(journal: Journal) -> ASGIApp:
+    """The application of a process that waits for its rooms; it records what it refuses."""
+    return create_closed_app(Trail(journal, lambda _: None, lambda *_: None, Waits(), system_clock, status_of))
 
 
 def _traced(app: ASGIApp, settings: Settings, endpoint: str, rooms: Rooms) -> ASGIApp:

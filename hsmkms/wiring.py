@@ -14,12 +14,14 @@ from typing import Final
 
 from prometheus_client import Gauge
 
+from hsmkms.api.problems import status_of
 from hsmkms.api.requests import Gate
 from hsmkms.api.services import Services
 from hsmkms.audit.chain import Head
-from hsmkms.audit.journal import HEADS_TOLD, Journal, Limits
+from hsmkms.audit.journal import Journal, Limits
 from hsmkms.audit.shipping import Shipper, Sink
 from hsmkms.audit.sinks import HttpReceiver, StandardOutput, Syslog, client_context
+from hsmkms.audit.witness import HEADS_TOLD, Witness
 from hsmkms.clock import Clock, system_clock
 from hsmkms.correlation import ContextThreads
 from hsmkms.domain.secrets import SecretText
@@ -123,11 +125,13 @@ def open_rooms(
     found: bool = False,
     watch: bool = False,
     stays: bool = False,
+    journal: Journal | None = None,
     clock: Clock = system_clock,
 ) -> Rooms:
     """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
     key that seals rights is made when the token has none; `watch` and `stays` say what becomes of a process whose token
-    hangs (`token.hanging`), and with `stays` audit records are shipped. Every service reads its time from `clock`.
+    hangs (`token.hanging`), and with `stays` audit records are shipped. A `journal` that is there already is used, and
+    left open. Every service reads its time from `clock`.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
@@ -168,15 +172,17 @@ def open_rooms(
         shippers = _shippers(settings) if migrate or watch else []
         for shipper in shippers:
             stack.callback(shipper.close)
-        journal = _journal(settings, token, heads, clock)
-        stack.callback(journal.close)
+        own = journal is None
+        journal = journal or journal_of(settings, clock)
+        stack.callback(journal.close if own else journal.dismiss)
+        journal.call(_witness(token, heads, clock))
         for shipper in shippers if stays else ():
             shipper.start()
         threads = ContextThreads(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
         material = Material(token, stores.keys, stores.import_tokens, waits, clock)
-        trail = Trail(journal, snapshot, waits, clock)
+        trail = Trail(journal, snapshot.last_known, snapshot.remembered, waits, clock, status_of)
         services = _services(
             settings, token, database, stores, grants, snapshot, bell, trail, threads, material, waits, clock
         )
@@ -239,22 +245,20 @@ def _require_audit_key(token: Token) -> None:
         token.generate_signing_key(AUDIT_KEY_ID)
 
 
-def _journal(settings: Settings, token: Token, heads: AuditHeadStore, clock: Clock) -> Journal:
+def journal_of(settings: Settings, clock: Clock = system_clock) -> Journal:
     """The journal of this process; it begins a log with its first event."""
+    limits = Limits(settings.audit_checkpoint_s, settings.audit_log_bytes, settings.audit_log_age_s)
+    return Journal(settings.audit_directory, _node(), limits, clock)
+
+
+def _witness(token: Token, heads: AuditHeadStore, clock: Clock) -> Witness:
+    """The token's audit key, and the other nodes by way of the database."""
 
     def exchange(head: Head) -> list[Head]:
         heads.put(head.log, head.sequence, head.digest, clock(), closed=head.closed)
         return [Head(*one) for one in heads.newest(HEADS_TOLD)]
 
-    return Journal(
-        settings.audit_directory,
-        _node(),
-        partial(token.signing_public_key, AUDIT_KEY_ID),
-        partial(token.sign, AUDIT_KEY_ID),
-        exchange,
-        Limits(settings.audit_checkpoint_s, settings.audit_log_bytes, settings.audit_log_age_s),
-        clock,
-    )
+    return Witness(partial(token.signing_public_key, AUDIT_KEY_ID), partial(token.sign, AUDIT_KEY_ID), exchange)
 
 
 def _node() -> str:

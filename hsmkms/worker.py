@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import traceback
+from functools import partial
 from typing import Final
 
 import structlog
@@ -12,13 +13,13 @@ from starlette.types import ASGIApp
 
 from hsmkms.api.serving import end_with_parent
 from hsmkms.api.waiting import WaitingApp
-from hsmkms.application import application_of, open_worker
+from hsmkms.application import application_of, closed_application_of, open_worker
 from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import HsmkmsError
 from hsmkms.opening import Pins
 from hsmkms.settings import Settings, load
-from hsmkms.wiring import Rooms, configure_logs, pin_of
+from hsmkms.wiring import Rooms, configure_logs, journal_of, pin_of
 
 _AGAIN_S: Final = 1.0
 _JOIN_S: Final = 5.0
@@ -45,7 +46,8 @@ class Worker:
         self._again = threading.Event()
         self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
         self._control: ControlSocket
-        self.app = WaitingApp(self._start, self._close)
+        self._journal = journal_of(settings)
+        self.app = WaitingApp(self._start, self._close, partial(closed_application_of, self._journal))
 
     def _start(self) -> None:
         self._control = ControlSocket(self._settings.state_dir, self._answer)
@@ -59,6 +61,7 @@ class Worker:
         self._thread.join(_JOIN_S)
         if self._rooms is not None:
             self._rooms.close.close()
+        self._journal.close()
 
     def _run(self) -> None:
         try:
@@ -72,7 +75,7 @@ class Worker:
         told = ""
         while not self._stopping:
             try:
-                rooms = open_worker(self._settings, self._pins)
+                rooms = open_worker(self._settings, self._pins, self._journal)
             except HsmkmsError as error:
                 if error.message != told:
                     _log.error("this process cannot serve yet", reason=error.message)

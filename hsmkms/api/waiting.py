@@ -1,4 +1,4 @@
-"""The application of a process whose rooms are not open yet: alive, not ready, and without an answer to anything else.
+"""The application of a process whose rooms are not open yet: alive, not ready, and closed to all else.
 
 A token may be away or hang for hours when a worker starts. Load balancers and supervisors hear at once how things are,
 and callers get 503 with Retry-After instead of a connection that is never accepted.
@@ -15,11 +15,9 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hsmkms.api.problems import kms_problem, platform_problem, token_problem
 from hsmkms.api.protocol import STOPPING, WARM
 from hsmkms.api.requests import correlation_id, header_map
 from hsmkms.api.warm import WarmPath
-from hsmkms.errors import NotOpen
 
 _PATIENCE_S: Final = 10.0
 _JSON: Final = "application/json"
@@ -28,9 +26,12 @@ _JSON: Final = "application/json"
 class WaitingApp:
     """Passes requests on to `app` as soon as there is one."""
 
-    def __init__(self, start: Callable[[], None], close: Callable[[], None]) -> None:
-        """`start` begins to open the rooms, in a thread of its own; `close` is called once when the server stops."""
+    def __init__(self, start: Callable[[], None], close: Callable[[], None], closed_app: Callable[[], ASGIApp]) -> None:
+        """`start` begins to open the rooms, in a thread of its own; `close` is called once when the server stops;
+        `closed_app` makes what refuses requests meanwhile, when the first comes."""
         self._start, self._close = start, close
+        self._make_closed = closed_app
+        self._closed: ASGIApp | None = None
         self._app: ASGIApp | None = None
         self._state: dict[str, object] = {}
         self._settled = threading.Event()
@@ -41,7 +42,7 @@ class WaitingApp:
 
     def open(self, app: ASGIApp, warm: WarmPath | None) -> None:
         """The rooms are open. Connections from now on may also take the short way."""
-        self._app = app
+        self._app, self._closed = app, None
         self._state[WARM] = warm
         self.settle()
 
@@ -51,8 +52,12 @@ class WaitingApp:
             await self._app(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(scope, receive, send)
+        elif scope["path"] in ("/healthz", "/readyz"):
+            await _health(scope)(scope, receive, send)
         else:
-            await _refusal(scope)(scope, receive, send)
+            if self._closed is None:
+                self._closed = self._make_closed()
+            await self._closed(scope, receive, send)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -68,13 +73,9 @@ class WaitingApp:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def _refusal(scope: Scope) -> Response:
-    path, asked = scope["path"], correlation_id(header_map(scope["headers"]))
-    if path == "/healthz":
-        return Response(msgspec.json.encode({"status": "ok"}), 200, {"Correlation-Id": asked}, _JSON)
-    if path == "/readyz":
-        content = {"status": "unavailable", "token": False, "database": False, "audit": False}
-        return Response(msgspec.json.encode(content), 503, {"Correlation-Id": asked}, _JSON)
-    if path.startswith("/identity/"):
-        return token_problem(NotOpen(), asked)
-    return (platform_problem if path.startswith(("/v1/", "/v2/")) else kms_problem)(NotOpen(), asked)
+def _health(scope: Scope) -> Response:
+    headers = {"Correlation-Id": correlation_id(header_map(scope["headers"]))}
+    if scope["path"] == "/healthz":
+        return Response(msgspec.json.encode({"status": "ok"}), 200, headers, _JSON)
+    content = {"status": "unavailable", "token": False, "database": False, "audit": False}
+    return Response(msgspec.json.encode(content), 503, headers, _JSON)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +22,15 @@ import msgspec
 import structlog
 
 from hsmkms.audit import chain, event
-from hsmkms.audit.logfile import LogFile, logs_in, prepare
+from hsmkms.audit.logfile import LogFile, logs_in, prepare, public_key_of_newest
+from hsmkms.audit.witness import NOBODY, Witness
 from hsmkms.clock import Clock
 from hsmkms.domain.ids import new_id
-from hsmkms.errors import AuditUnavailable, HsmkmsError
+from hsmkms.errors import AuditUnavailable, HsmkmsError, SigningKeyMissing, TokenUnavailable
 from hsmkms.telemetry import metrics
 
 PAUSE_S: Final = 0.5
 MOST_AT_ONCE: Final = 1_000
-HEADS_TOLD: Final = 32
-"""How many heads a checkpoint tells of at most: a log's own is among the newest of all right after it was put."""
-
-Sign = Callable[[bytes], bytes]
-"""ECDSA P-256 over SHA-256 of a message: r and s, 64 bytes. Raises Unavailable."""
-Exchange = Callable[[chain.Head], Sequence[chain.Head]]
-"""Tell all nodes of a head, and hear the newest ones, HEADS_TOLD of them. Raises StoreUnavailable."""
 
 Settle = Callable[[AuditUnavailable | None], None]
 """What tells one who waits: None when the event is durable."""
@@ -70,28 +64,33 @@ class _Signed:
     content: bytes
 
 
-class Journal:
-    """Writes events; `node` names this host, `public_key` gives the PEM that belongs to what `sign` signs with."""
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """Checkpoints can be signed from now on."""
 
-    def __init__(
-        self,
-        directory: Path,
-        node: str,
-        public_key: Callable[[], bytes],
-        sign: Sign,
-        exchange: Exchange,
-        limits: Limits,
-        clock: Clock,
-    ) -> None:
-        prepare(directory)
+    witness: Witness
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """The log is to be closed: for good, or `ended` is set then."""
+
+    ended: threading.Event | None
+
+
+_WAKE: Final = _Signed("", b"")
+
+
+class Journal:
+    """Writes events; `node` names this host. Nothing is signed before a witness was called."""
+
+    def __init__(self, directory: Path, node: str, limits: Limits, clock: Clock) -> None:
         self._directory = directory
         self._node = node
-        self._public_key = public_key
-        self._sign = sign
-        self._exchange = exchange
+        self._witness = NOBODY
         self._limits = limits
         self._clock = clock
-        self._queue: SimpleQueue[_Waiting | _Signed | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Waiting | _Signed | _Called | _Ending] = SimpleQueue()
         self._file: LogFile | None = None
         self._signer = ThreadPoolExecutor(1, thread_name_prefix="audit-checkpoint")
         self._signed: SimpleQueue[_Signed] = SimpleQueue()
@@ -166,10 +165,23 @@ class Journal:
         if errors:
             raise errors[0]
 
+    def call(self, witness: Witness) -> None:
+        """Have checkpoints signed from now on, and what processes left. Raises AuditUnavailable when there can be no
+        logs."""
+        prepare(self._directory)
+        self._queue.put(_Called(witness))
+
+    def dismiss(self) -> None:
+        """Write what waits, sign the last checkpoint, close the log. Later events stand on no signature before another
+        witness comes."""
+        ended = threading.Event()
+        self._queue.put(_Ending(ended))
+        ended.wait()
+
     def close(self) -> None:
-        """Write what waits, sign the last checkpoint, close the log. Later events are refused."""
+        """The same, but later events are refused."""
         self._closed = True
-        self._queue.put(None)
+        self._queue.put(_Ending(None))
         self._thread.join()
         self._signer.shutdown()
 
@@ -180,34 +192,40 @@ class Journal:
 
     def _run(self) -> None:
         while True:
-            batch, stop = self._take()
+            batch, then = self._take()
             # While nothing can be written nobody may ask, so that only an empty write finds out that it can again.
             error = self._write_timed(batch) if batch or self._failure is not None else None
             _tell(batch, error)
             self._write_checkpoints()
-            if self._file is not None and (stop or time.monotonic() >= self._check_at):
-                if stop or self._is_full(self._file):
+            if isinstance(then, _Called):
+                self._begin_to_sign(then.witness)
+            ending = isinstance(then, _Ending)
+            if self._file is not None and (ending or time.monotonic() >= self._check_at):
+                if ending or self._is_full(self._file):
                     self._end(self._file)
                 else:
                     self._ask_for_checkpoint(self._file)
-            if stop:
-                self._refuse_rest()
-                return
+            if isinstance(then, _Ending):
+                if then.ended is None:
+                    self._refuse_rest()
+                    return
+                self._witness = NOBODY
+                then.ended.set()
 
-    def _take(self) -> tuple[list[_Waiting], bool]:
-        """What waits, and whether it is the last."""
+    def _take(self) -> tuple[list[_Waiting], _Called | _Ending | None]:
+        """What waits, and what is to be done behind it."""
         batch: list[_Waiting] = []
         try:
             found = self._queue.get(timeout=self._patience_s())
-            while found is not None:
+            while not isinstance(found, _Called | _Ending):
                 if isinstance(found, _Waiting):
                     batch.append(found)
                 if len(batch) == MOST_AT_ONCE:
-                    return batch, False
+                    return batch, None
                 found = self._queue.get_nowait()
         except Empty:
-            return batch, False
-        return batch, True
+            return batch, None
+        return batch, found
 
     def _patience_s(self) -> float | None:
         if self._failure is not None:
@@ -263,21 +281,41 @@ class Journal:
                 # The log may be on the same full disk, and this thread is needed to find out when that is over.
                 return
 
+    def _begin_to_sign(self, witness: Witness) -> None:
+        """What could not be signed until now is."""
+        self._witness = witness
+        self._check_at = 0.0
+        if self._file is None:
+            return
+        try:
+            for left in self._left():
+                self._finish(left)
+        except OSError as error:
+            self._abandon(error.strerror or "input or output failed")
+
+    def _left(self) -> Iterator[LogFile]:
+        """Logs that processes left without closing them. Raises OSError."""
+        for path in logs_in([self._directory]):
+            left = LogFile.take_over(path)
+            if left is not None:
+                yield left
+
     def _open(self) -> LogFile:
-        """Go on with a log that a process of this host left, or begin one; close what else was left. Raises OSError."""
+        """Go on with a log that a process of this host left, or begin one; close what else was left and can be signed.
+        Raises OSError."""
+        prepare(self._directory)
         now = self._clock()
         self._opened_at = time.monotonic()
         # The first checkpoint at once: from then on the others know that there is this log.
         self._check_at = self._opened_at
         self._quiet_at = 0
         own: LogFile | None = None
-        for path in logs_in([self._directory]):
-            left = LogFile.take_over(path)
-            if left is None:
-                continue
+        for left in self._left():
             if own is None and left.size < self._limits.log_bytes and f"-{self._node}-" in left.log:
                 self._resume(left)
                 own = left
+            elif self._witness is NOBODY:
+                left.close()
             else:
                 try:
                     self._finish(left)
@@ -287,7 +325,7 @@ class Journal:
                     raise
         if own is None:
             log = f"{now:%Y%m%dT%H%M%S}-{self._node}-{new_id()[:8]}"
-            opened = chain.Opened(log, self._node, now, self._public_key().decode())
+            opened = chain.Opened(log, self._node, now, self._public_key())
             own = LogFile.create(self._directory, log)
             try:
                 own.append([("opened", _encode(opened))])
@@ -296,6 +334,19 @@ class Journal:
                 own.discard()
                 raise
         return own
+
+    def _public_key(self) -> str:
+        """PEM. A token has one audit key, so that the newest log knows it while the token is away. Raises OSError,
+        TokenUnavailable."""
+        try:
+            return self._witness.public_key().decode()
+        except SigningKeyMissing:
+            raise
+        except TokenUnavailable:
+            known = public_key_of_newest(self._directory)
+            if known is None:
+                raise
+            return known
 
     def _resume(self, left: LogFile) -> None:
         try:
@@ -309,7 +360,7 @@ class Journal:
         self._resume(left)
         try:
             left.end(self._checkpoint(left.head, final=True))
-            self._exchange(left.head)
+            self._witness.exchange(left.head)
         except HsmkmsError as error:
             _log.warning("an audit log that was left open could not be closed", log=left.log, reason=error.message)
         finally:
@@ -331,7 +382,7 @@ class Journal:
             self.signed = False
             file.end(self._checkpoint(file.head, final=True))
             self.signed = True
-            self._exchange(file.head)
+            self._witness.exchange(file.head)
         except HsmkmsError as error:
             metrics.AUDIT_CHECKPOINTS.labels("failure").inc()
             _log.warning("an audit log could not be closed", log=file.log, reason=error.message)
@@ -374,12 +425,14 @@ class Journal:
 
     def _checkpoint(self, head: chain.Head, *, final: bool) -> bytes:
         """A signed checkpoint of a record (JSON). Raises Unavailable."""
-        heads = {other.log: (other.sequence, other.digest) for other in self._exchange(head) if other.log != head.log}
+        heads = {
+            other.log: (other.sequence, other.digest) for other in self._witness.exchange(head) if other.log != head.log
+        }
         # What this log said before it need not say again.
         told = self._told.setdefault(head.log, {})
         news = {log: known for log, known in heads.items() if told.get(log) != known}
         checkpoint = _encode(chain.Checkpoint(self._clock(), head.sequence, head.digest, news, final))
-        signature = self._sign(chain.signed_message(checkpoint))
+        signature = self._witness.sign(chain.signed_message(checkpoint))
         told.update(news)
         metrics.AUDIT_CHECKPOINTS.labels("success").inc()
         return _encode(chain.SignedCheckpoint(msgspec.Raw(checkpoint), signature.hex()))

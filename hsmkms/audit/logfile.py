@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -9,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from hsmkms.audit import chain
 from hsmkms.errors import AuditUnavailable
@@ -157,6 +160,18 @@ def prepare(directory: Path) -> None:
 def logs_in(directories: Sequence[Path]) -> list[Path]:
     """The logs, in the order of their names, which begin with the time of their first record."""
     return sorted((path for one in directories for path in one.glob(f"*{chain.SUFFIX}")), key=lambda path: path.name)
+
+
+def public_key_of_newest(directory: Path) -> str | None:
+    """PEM of the audit key that the newest log names; None where there is no log. Raises OSError."""
+    for path in reversed(logs_in([directory])):
+        parts = chain.split(next(lines_of(path), b"").removesuffix(b"\n"))
+        opening = None if parts is None else chain.kind_of(parts[1], 1)
+        if opening is None or opening[0] != "opened":
+            continue
+        with contextlib.suppress(msgspec.MsgspecError):
+            return msgspec.json.decode(opening[1], type=chain.Opened).public_key
+    return None
 
 
 def lines_of(path: Path) -> Iterator[bytes]:

@@ -20,11 +20,11 @@ from hsmkms.domain.access import Action
 from hsmkms.domain.events import KeyEvent
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import Key
+from hsmkms.domain.tenants import Instance
 from hsmkms.domain.waits import Waits
-from hsmkms.errors import AuditUnavailable
+from hsmkms.errors import AuditUnavailable, HsmkmsError
 from hsmkms.service.acts import Act, acting
 from hsmkms.service.cadf import ACKNOWLEDGED, JOB, OPERATOR, event_of
-from hsmkms.service.snapshot import Snapshot
 
 _CHANGES_NOTHING: Final = (
     ".list",
@@ -43,11 +43,23 @@ _CHANGES_NOTHING: Final = (
 class Trail:
     """Writes events. Every method raises AuditUnavailable when they are not durable."""
 
-    def __init__(self, journal: Journal, snapshot: Snapshot, waits: Waits, clock: Clock) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        instance_of: Callable[[str], Instance | None],
+        key_of: Callable[[str, str], Key | None],
+        waits: Waits,
+        clock: Clock,
+        status_of: Callable[[Exception], HTTPStatus],
+    ) -> None:
+        """`instance_of` and `key_of` (by instance, and id or alias) give what is known without asking; `status_of` what
+        a caller over HTTP would be told of an error."""
         self._journal = journal
-        self._snapshot = snapshot
+        self._instance_of = instance_of
+        self._key_of = key_of
         self._waits = waits
         self._clock = clock
+        self._status_of = status_of
 
     @property
     def writes(self) -> bool:
@@ -99,7 +111,7 @@ class Trail:
     @contextmanager
     def operation(self, outer: Act, action: Action, instance_id: str, reference: str | None) -> Iterator[Act]:
         """What a command of the operator does to an instance or a key, under the name that it has over HTTP."""
-        key = None if reference is None else self._snapshot.remembered(instance_id, reference)
+        key = None if reference is None else self._key_of(instance_id, reference)
         act = Act(action.value, outer.correlation_id, actor=outer.actor, instance_id=instance_id, reference=reference)
         act.key = key
         with acting(act), self._around(act):
@@ -119,6 +131,9 @@ class Trail:
         try:
             yield
             status = HTTPStatus.OK
+        except HsmkmsError as error:
+            status = self._status_of(error)
+            raise
         finally:
             self._journal.record_blocking(self._outcome(act, status))
 
@@ -132,9 +147,9 @@ class Trail:
     def _event(self, act: Act, event_id: str, outcome: str, status: int | None) -> e.Event:
         instance = key = None
         if act.instance_id is not None:
-            instance, key = self._snapshot.last_known(act.instance_id), act.key
+            instance, key = self._instance_of(act.instance_id), act.key
             if key is None and act.reference is not None:
-                key = self._snapshot.remembered(act.instance_id, act.reference)
+                key = self._key_of(act.instance_id, act.reference)
         return event_of(act, event_id, outcome, status, instance, key, self._waits, self._clock())
 
 

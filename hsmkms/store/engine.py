@@ -21,7 +21,7 @@ from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from hsmkms.errors import StoreRefused, StoreUnavailable
-from hsmkms.store.postgresql import make_engine, make_url, patient
+from hsmkms.store.postgresql import WriterPlaces, make_engine, make_url, patient
 from hsmkms.store.tables import schema_support
 from hsmkms.telemetry import metrics
 
@@ -40,13 +40,14 @@ class Database:
         """`url` as SQLAlchemy or libpq writes it. Raises StoreRefused for another database than these two."""
         self.url = make_url(url)
         backend = self.url.get_backend_name()
-        self._one_writer: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self._writers: contextlib.AbstractContextManager[object]
         if backend == "sqlite":
             self._engine = _sqlite_engine(self.url)
             # SQLite has one writer, and its waiting is a lottery: threads queue here so that only processes draw lots.
-            self._one_writer = threading.Lock()
+            self._writers = threading.Lock()
         elif backend == "postgresql":
             self._engine = make_engine(self.url)
+            self._writers = WriterPlaces()
         else:
             raise StoreRefused(f"{backend} is not supported. Use sqlite:/// or postgresql:// in database_url.")
 
@@ -63,7 +64,7 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is durable when the block ends. Raises StoreUnavailable; IntegrityError passes through."""
-        with _translated(), self._one_writer, self._engine.connect() as plain:
+        with _translated(), self._writers, self._engine.connect() as plain:
             connection = plain.execution_options(hsmkms_write=True)
             with connection.begin():
                 yield connection

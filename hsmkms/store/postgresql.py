@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any, Final, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -13,13 +14,16 @@ from psycopg.abc import PQGen
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import ArgumentError
 
-from hsmkms.errors import StoreRefused
+from hsmkms.errors import StoreRefused, StoreUnavailable
 
 STATEMENT_MS: Final = 10_000
 """What the server cancels a statement after, and a wait for a lock."""
 _ANSWER_S: Final = STATEMENT_MS / 1_000 + 2
 """A server that did not even do that has hung: its storage stands still, or it itself does."""
 _POOL_WAIT_S: Final = 5
+_CONNECTIONS: Final = 20
+_KEPT_OPEN: Final = 10
+_WRITERS: Final = 10
 # Sorts of all keys stay in memory, statements of milliseconds are not compiled first, and indexes are believed to be in
 # memory or on a disk without a head to move.
 _PLANNER: Final = "-c work_mem=16MB -c jit=off -c random_page_cost=1.1"
@@ -39,6 +43,22 @@ class _BoundedConnection(psycopg.Connection[Any]):
                 raise
             self.close()
             raise psycopg.OperationalError("the server does not answer") from error
+
+
+class WriterPlaces:
+    """Keeps connections for those who read while all writers wait: for a lock, or for a synchronous standby that does
+    not confirm their commits."""
+
+    def __init__(self) -> None:
+        self._free = threading.BoundedSemaphore(_WRITERS)
+
+    def __enter__(self) -> None:
+        """Take a place. Raises StoreUnavailable when none gets free."""
+        if not self._free.acquire(timeout=_POOL_WAIT_S):
+            raise StoreUnavailable("The database does not take changes. Try again.")
+
+    def __exit__(self, *_: object) -> None:
+        self._free.release()
 
 
 @contextlib.contextmanager
@@ -80,7 +100,8 @@ def make_engine(url: sqlalchemy.URL) -> Engine:
     engine = sqlalchemy.create_engine(
         url.set(drivername="postgresql+psycopg"),
         pool_pre_ping=True,
-        pool_size=10,
+        pool_size=_KEPT_OPEN,
+        max_overflow=_CONNECTIONS - _KEPT_OPEN,
         pool_timeout=_POOL_WAIT_S,
         connect_args={
             "connect_timeout": 5,

@@ -33,7 +33,8 @@ class While(Enum):
 class Fault:
     """`begin` and `cure` are handed a service under load. `back_within_s` is from the cure to the first success,
     `doubt_s` for how long after it nobody is told that a ciphertext is bad (503 instead of 422), because the device
-    gave a code that means either; `lines` are those of the log, one a worker and change of state."""
+    gave a code that means either; `lines` are those of the log, one a worker and change of state. With `cure_stops` the
+    service is stopped for the cure, so that nobody is answered from its beginning on."""
 
     name: str
     place: str
@@ -45,6 +46,7 @@ class Fault:
     seconds: float = 1.5
     changes: int = 1
     lines: tuple[str, ...] = ()
+    cure_stops: bool = False
     short: bool = False
 
     @property
@@ -220,6 +222,16 @@ def _thaw(place: Place) -> None:
     place.primary.thaw()
 
 
+def _halt_standby(place: Place) -> None:
+    assert place.standby is not None
+    place.standby.halt()
+
+
+def _start_standby(place: Place) -> None:
+    assert place.standby is not None
+    place.standby.start_again()
+
+
 def _promote(place: Place) -> None:
     assert place.standby is not None
     place.standby.promote()
@@ -315,6 +327,7 @@ FAULTS: Final = (
         _repair_database,
         While.WRITES_FAIL,
         back_within_s=30,
+        cure_stops=True,
     ),
     Fault("clock 3 h ahead", "clock", _set_clock(3), _set_clock(0), short=True),
     Fault("clock 3 h behind", "clock", _set_clock(-3), _set_clock(0), short=True),
@@ -322,6 +335,7 @@ FAULTS: Final = (
     Fault("PostgreSQL is restarted", "postgresql", _restart_database, _nothing, While.ANYTHING, seconds=0, short=True),
     Fault("PostgreSQL hangs", "postgresql", _freeze, _thaw, While.ANYTHING, seconds=3, short=True),
     Fault("PostgreSQL hangs for 20 s", "postgresql", _freeze, _thaw, While.ANYTHING, seconds=20),
+    Fault("PostgreSQL's standby is away", "postgresql", _halt_standby, _start_standby, While.WRITES_FAIL, seconds=3),
     Fault(
         "PostgreSQL fails over to another port",
         "postgresql",

@@ -102,17 +102,21 @@ def test_the_operator_is_recorded_with_the_key(state: State) -> None:
     assert state.run("unwrap", made["id"], stdin=wrapped).stdout == b"some DEK"
     assert state.run("unwrap", made["id"], stdin=b"AAAA").returncode == 1
     assert state.run("keys", "rotate", made["id"]).returncode == 0
+    assert state.run("keys", "rotate", made["id"]).returncode == 1
     assert state.run("iam", "recover").returncode == 0
     found = state.run("audit", "export", "--key", made["id"]).stdout.splitlines()
     told = [json.loads(line) for line in found]
-    assert [(one["action"], one["outcome"]) for one in told] == [
-        ("kms.secrets.create", "success"),
-        ("kms.secrets.wrap", "success"),
-        ("kms.secrets.unwrap", "success"),
-        ("kms.secrets.unwrap", "failure"),
-        ("kms.secrets.rotate", "pending"),
-        ("kms.secrets.rotate", "success"),
+    assert [(one["action"], one["outcome"], one.get("reason", {}).get("reasonCode")) for one in told] == [
+        ("kms.secrets.create", "success", 200),
+        ("kms.secrets.wrap", "success", 200),
+        ("kms.secrets.unwrap", "success", 200),
+        ("kms.secrets.unwrap", "failure", 422),
+        ("kms.secrets.rotate", "pending", None),
+        ("kms.secrets.rotate", "success", 200),
+        ("kms.secrets.rotate", "pending", None),
+        ("kms.secrets.rotate", "failure", 409),
     ]
+    assert events(state, "hsmkms.operator.unwrap")[-1]["reason"]["reasonCode"] == 422
     assert {one["initiator"]["typeURI"] for one in told} == {"service/security/account/operator"}
     for command in ("init", "keys.create", "wrap", "unwrap", "keys.rotate", "iam.recover"):
         assert events(state, f"hsmkms.operator.{command}")[-1]["outcome"] in ("success", "failure"), command

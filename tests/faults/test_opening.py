@@ -9,6 +9,7 @@ import time
 import httpx
 import pytest
 
+from tests.support.audited import recorded
 from tests.support.deployment import Service, State, create_key
 from tests.support.injector import Injector
 
@@ -41,21 +42,30 @@ def test_alive_and_not_replaced_while_the_token_is_not_there(
         deadline = time.monotonic() + WITHIN_S
         while len(set(service.workers()) - set(killed)) < 2 or not answers(service.url):
             assert time.monotonic() < deadline
-        # From here on each request is answered, whichever worker gets it.
+        # From here on each request is answered and recorded, whichever worker gets it.
+        refused_ids = []
         there, until = service.workers(), time.monotonic() + HUNG_FOR_S
         while time.monotonic() < until:
             assert answers(service.url)
             assert httpx.get(f"{service.url}/readyz").status_code == 503
             refused = httpx.get(f"{service.url}/api/v2/keys/{key}/metadata", headers=client.headers)
             assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+            wrap = httpx.post(f"{service.url}/api/v2/keys/{key}/actions/wrap", headers=client.headers, json={})
+            assert (wrap.status_code, "Retry-After" in wrap.headers) == (503, True)
             login = httpx.post(f"{service.url}/identity/token", data={"grant_type": "x", "apikey": "y"})
             assert (login.status_code, "errorMessage" in login.json()) == (503, True)
-            assert httpx.get(f"{service.url}/v1/apikeys", headers=client.headers).status_code == 503
+            listed = httpx.get(f"{service.url}/v1/apikeys", headers=client.headers)
+            assert listed.status_code == 503
+            refused_ids += [answer.headers["Correlation-Id"] for answer in (refused, wrap, login, listed)]
         assert service.workers() == there
+        known = recorded([state.path / "audit"])
+        assert all(known.get(one) == [503] for one in refused_ids)
         injector.cure()
         deadline = time.monotonic() + WITHIN_S
         while not both_serve(service.url, f"/api/v2/keys/{key}/actions/wrap", client.headers):
             assert time.monotonic() < deadline
+    verified = state.run("audit", "verify")
+    assert verified.returncode == 0, verified.stdout.decode()
 
 
 def answers(url: str) -> bool:

@@ -22,6 +22,7 @@ from hsmkms.audit.event import (
 )
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.audit.verify import Verified, verify
+from hsmkms.audit.witness import Witness
 from hsmkms.clock import Clock, system_clock
 from hsmkms.errors import TokenUnavailable
 
@@ -57,7 +58,13 @@ class Deployment:
         return self.public_key.public_bytes(serialization.Encoding.PEM, form)
 
     def journal(self, limits: Limits = RARELY, node: str = "node", clock: Clock = system_clock) -> Journal:
-        return Journal(self.directory, node, self.pem, self.sign, self.exchange, limits, clock)
+        journal = Journal(self.directory, node, limits, clock)
+        journal.call(self.witness)
+        return journal
+
+    @property
+    def witness(self) -> Witness:
+        return Witness(self.pem, self.sign, self.exchange)
 
     def verify(self) -> list[Verified]:
         return verify([self.directory], self.public_key, {})

@@ -59,8 +59,9 @@ class PostgresServer:
         self._run("pg_ctl", "-D", str(self.directory / "data"), "-w", "promote")
 
     def start_again(self) -> None:
-        """Start after `halt`, on the same port."""
+        """Start after `halt`, on the same port, with what docs/operations.md asks of a standby."""
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.directory}"
+        options += " -c wal_retrieve_retry_interval=100ms"
         log = str(self.directory / "log")
         self._run("pg_ctl", "-D", str(self.directory / "data"), "-l", log, "-w", "-o", options, "start")
 

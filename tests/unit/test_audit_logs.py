@@ -19,6 +19,7 @@ from hsmkms.audit.journal import Journal, Limits
 from hsmkms.audit.logfile import logs_in
 from hsmkms.audit.search import Filter, search
 from hsmkms.audit.verify import verify
+from hsmkms.audit.witness import Witness
 from hsmkms.clock import system_clock
 from hsmkms.errors import AuditUnavailable
 from tests.support.journals import OFTEN, RARELY, Deployment, event, write
@@ -173,7 +174,8 @@ def test_a_token_that_takes_long_delays_signatures_only(deployment: Deployment) 
         assert go_on.wait(10)
         return sign(message)
 
-    journal = Journal(deployment.directory, "node", deployment.pem, slow, deployment.exchange, OFTEN, system_clock)
+    journal = Journal(deployment.directory, "node", OFTEN, system_clock)
+    journal.call(Witness(deployment.pem, slow, deployment.exchange))
     write(journal, 1)
     assert signing.wait(10)
     write(journal, 50, 1)
@@ -384,3 +386,28 @@ def test_processes_find_what_one_finds(deployment: Deployment) -> None:
     alone, together = (verify([deployment.directory], deployment.public_key, {}, size) for size in (1 << 40, 0))
     assert alone == together
     assert [log.sound for log in together].count(False) == 1
+
+
+def test_before_the_token_is_open(deployment: Deployment) -> None:
+    """Events are written without a signature, in what a crash left or under the key that the last log names; who signs
+    later proves them, and closes the rest of what was left."""
+    journal = Journal(deployment.directory, "node", RARELY, system_clock)
+    with pytest.raises(AuditUnavailable):
+        write(journal, 1)
+    journal.close()
+    deployment.token_away = True
+    ended = [deployment.journal(), deployment.journal()]
+    for one in ended:
+        write(one, 1)
+    for one in ended:
+        one.close()
+    deployment.token_away = False
+    journal = Journal(deployment.directory, "node", RARELY, system_clock)
+    write(journal, 3)
+    assert [one.closed for one in deployment.verify()] == [False, False]
+    journal.call(deployment.witness)
+    journal.dismiss()
+    assert [(one.sound, one.closed) for one in deployment.verify()] == [(True, True), (True, True)]
+    write(journal, 1, 3)
+    journal.close()
+    assert sorted(one.records - one.signed for one in deployment.verify()) == [0, 0, 2]
