@@ -11,7 +11,7 @@ import pytest
 from tests.support.deployment import Service, State, make_state
 from tests.support.postgresql import PostgresServer
 
-LONGEST_FIRST = ("properties", "adopters", "faults", "interop", "ceremony", "api", "token", "unit")
+LONGEST_FIRST = ("properties", "operations", "adopters", "faults", "interop", "ceremony", "api", "token", "unit")
 """Directories of tests in the order in which their files take long, so that no process ends with a long one alone."""
 
 
