@@ -1,4 +1,8 @@
-"""Token objects by CKA_ID: an index that is built once a generation and searched only on a miss.
+"""Token objects by CKA_ID: a list of all, and a search for what is not on it.
+
+After each fresh start of the module every handle is unknown. A list costs a call an object: on SoftHSM less than a few
+searches, on a device in the network perhaps minutes, for which nobody waits when the token comes back. So a list that
+took long the last time is read only when searches since the start have taken as long.
 
 An object is trusted after it was looked up exactly once, answered the right attributes and the label of its owner,
 and gave the check value that its row has. Its handle is kept until the module is opened anew.
@@ -6,6 +10,7 @@ and gave the check value that its row has. Its handle is kept until the module i
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from hsmkms.domain.keys import KeyVersion
@@ -20,6 +25,7 @@ AES_OBJECTS: Final[dict[int, ck.Value]] = {
 }
 _CHECK_BLOCK: Final = bytes(16)
 CHECK_VALUE_BYTES: Final = 8
+_SHORT_LISTING_S: Final = 0.5
 
 
 class ObjectMissing(Exception):
@@ -46,19 +52,22 @@ class KeyIndex:
     def __init__(self) -> None:
         self._generation = 0
         self._found: dict[bytes, list[int]] = {}
+        self._listed = False
+        self._listing_s = 0.0
+        self._searched_s = 0.0
         # Replaced whole with the generation it belongs to, so that it may be read without a lock.
         self._trusted: tuple[int, dict[str, tuple[int, str]]] = (0, {})
 
-    def is_built(self, generation: int) -> bool:
-        """Whether a look-up of this generation reads no list of all objects first."""
-        return generation == self._generation
+    def is_due(self, generation: int) -> bool:
+        """Whether the next look-up of an unknown id reads a list of all objects first."""
+        fresh = generation != self._generation
+        searched_s = 0.0 if fresh else self._searched_s
+        return (fresh or not self._listed) and (self._listing_s < _SHORT_LISTING_S or searched_s >= self._listing_s)
 
     def resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
         """Handle of `version`. Raises ObjectMissing, ObjectAmbiguous, TokenRefused (unsafe attributes) or
         KeyMaterialMissing (another key under this id, or another owner's)."""
-        if generation != self._generation:
-            self._build(session, generation)
-        handle = self._look_up(session, version.id)
+        handle = self.look_up(session, generation, version.id)
         read = session.read(handle, (ck.CKA_LABEL, *templates.READ_BACK))
         templates.require_safe(read)
         if read.get(ck.CKA_LABEL) != templates.label_of(version.owner).encode():
@@ -77,8 +86,22 @@ class KeyIndex:
     def look_up(self, session: ck.Session, generation: int, version_id: str) -> int:
         """Handle by id alone. Raises ObjectMissing or ObjectAmbiguous."""
         if generation != self._generation:
-            self._build(session, generation)
-        return self._look_up(session, version_id)
+            self._found, self._trusted, self._generation = {}, (generation, {}), generation
+            self._listed, self._searched_s = False, 0.0
+        object_id = templates.object_id(version_id)
+        if object_id not in self._found and self.is_due(generation):
+            self._list(session)
+        handles = self._found.get(object_id)
+        if handles is None:
+            began = time.monotonic()
+            handles = session.find({**AES_OBJECTS, ck.CKA_ID: object_id})
+            self._searched_s += time.monotonic() - began
+            if not handles:
+                raise ObjectMissing
+            self._found[object_id] = handles
+        if len(handles) != 1:
+            raise ObjectAmbiguous
+        return handles[0]
 
     def learn(self, generation: int, version: KeyVersion, handle: int) -> None:
         """Note an object that was just generated and read back, so that its first use does not search the token."""
@@ -95,23 +118,10 @@ class KeyIndex:
         """Keep the handle, and have attributes and check value read again at the next `resolve`."""
         self._trusted[1].pop(version_id, None)
 
-    def _build(self, session: ck.Session, generation: int) -> None:
-        found: dict[bytes, list[int]] = {}
+    def _list(self, session: ck.Session) -> None:
+        began, found = time.monotonic(), dict[bytes, list[int]]()
         for handle in session.find(AES_OBJECTS):
             object_id = session.read(handle, (ck.CKA_ID,)).get(ck.CKA_ID, b"")
             found.setdefault(object_id, []).append(handle)
-        self._found = found
-        self._trusted = (generation, {})
-        self._generation = generation
-
-    def _look_up(self, session: ck.Session, version_id: str) -> int:
-        object_id = templates.object_id(version_id)
-        handles = self._found.get(object_id)
-        if handles is None:
-            handles = session.find({**AES_OBJECTS, ck.CKA_ID: object_id})
-            if not handles:
-                raise ObjectMissing
-            self._found[object_id] = handles
-        if len(handles) != 1:
-            raise ObjectAmbiguous
-        return handles[0]
+        self._found, self._listed = found, True
+        self._listing_s = time.monotonic() - began

@@ -172,8 +172,8 @@ class RecoveringToken:
 
     def _patience_for_index(self, generation: int) -> contextlib.AbstractContextManager[None]:
         """A hundred thousand objects are not listed in the time of a call, and others wait for it."""
-        built = self._index.is_built(generation)
-        return contextlib.nullcontext() if built else self._pool.patience(_INDEX_PATIENCE_S)
+        due = self._index.is_due(generation)
+        return self._pool.patience(_INDEX_PATIENCE_S) if due else contextlib.nullcontext()
 
     def _call(
         self,
