@@ -41,7 +41,7 @@ def test_verify_keeps_up_with_hashing(tmp_path: Path) -> None:
     file.close()
     # It goes on with the log that was left.
     journal = deployment.journal()
-    journal.record_blocking(encode(event(1)))
+    journal.record_blocking(event(1))
     journal.close()
     ratios, rates = [], []
     for _ in range(3):
