@@ -57,8 +57,11 @@ class Worker:
         self._control.close()
         self._stopping = True
         self._again.set()
-        # It may hang in the token's library; the process ends all the same.
         self._thread.join(_JOIN_S)
+        if self._thread.is_alive():
+            # It hangs in the token's library, as a signature would. The process ends all the same, and another takes
+            # its log over.
+            return
         if self._rooms is not None:
             self._rooms.close.close()
         self._journal.close()

@@ -303,7 +303,6 @@ class Journal:
     def _open(self) -> LogFile:
         """Go on with a log that a process of this host left, or begin one; close what else was left and can be signed.
         Raises OSError."""
-        prepare(self._directory)
         now = self._clock()
         self._opened_at = time.monotonic()
         # The first checkpoint at once: from then on the others know that there is this log.

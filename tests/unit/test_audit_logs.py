@@ -411,3 +411,15 @@ def test_before_the_token_is_open(deployment: Deployment) -> None:
     write(journal, 1, 3)
     journal.close()
     assert sorted(one.records - one.signed for one in deployment.verify()) == [0, 0, 2]
+
+
+def test_a_directory_that_went_away_is_not_made_anew(deployment: Deployment) -> None:
+    """It may lie on a disk that is not mounted now, and what was written in its place would be hidden later."""
+    journal = deployment.journal()
+    write(journal, 1)
+    journal.dismiss()
+    shutil.move(deployment.directory, deployment.directory.with_name("elsewhere"))
+    with pytest.raises(AuditUnavailable):
+        write(journal, 1, 1)
+    journal.close()
+    assert not deployment.directory.exists()
