@@ -15,13 +15,13 @@ import msgspec
 from hsmkms.iam.callers import Shown
 from hsmkms.service.similar import Similar
 
-_REMEMBERED: Final = 10_000
+_REMEMBERED: Final = 2_000
+"""With the events of each some 8 MiB."""
 _END: Final = b"\r\n\r\n"
 
 
 class Opening(msgspec.Struct, frozen=True):
-    """A POST's head. `name` is `wrap` or `unwrap`, `action` what it is in the audit trail; `correlation_id` is None
-    unless the client gave one."""
+    """A head without a correlation id. `name` is `wrap` or `unwrap`, `action` what that is in the audit trail."""
 
     name: str
     action: str
@@ -31,7 +31,6 @@ class Opening(msgspec.Struct, frozen=True):
     instance_id: str
     key_ring_id: str | None
     credential: str
-    correlation_id: str | None
     body_length: int
     similar: Similar
 

@@ -61,7 +61,7 @@ class WarmPath:
         """The exchange of a whole request, if its head was here before and it is for here; nothing has been done of
         it."""
         found = self._openings.find(request, certificate)
-        return None if found is None else self._exchange(time.perf_counter(), *found, address)
+        return None if found is None else self._exchange(time.perf_counter(), new_id(), *found, address)
 
     def prepare(
         self, url: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes, address: str, certificate: bytes | None
@@ -75,8 +75,10 @@ class WarmPath:
             exchange = self._log_in(began, url, found, body, address)
             return None if exchange is None else (exchange, None)
         opening = self._open(url, found, certificate, len(body))
-        exchange = None if opening is None else self._exchange(began, opening, body, address)
-        return None if exchange is None else (exchange, opening)
+        given = given_correlation_id(found)
+        exchange = None if opening is None else self._exchange(began, given or new_id(), opening, body, address)
+        # A head with an id of its own does not come again.
+        return None if exchange is None else (exchange, opening if given is None else None)
 
     def remember(self, request: bytes, certificate: bytes | None, opening: Opening) -> None:
         """Have `again` know the head of a request that `prepare` took, and of which these are all bytes."""
@@ -102,18 +104,19 @@ class WarmPath:
             instance_id,
             headers.get("x-kms-key-ring") or None,
             credential_of(headers),
-            given_correlation_id(headers),
             body_length,
             Similar(),
         )
 
-    def _exchange(self, began: float, opening: Opening, body: bytes, address: str) -> Exchange | None:
+    def _exchange(
+        self, began: float, correlation_id: str, opening: Opening, body: bytes, address: str
+    ) -> Exchange | None:
         caller = self._gate.callers.believed(opening.shown)
         if caller is None:
             return None
         act = Act(
             opening.action,
-            opening.correlation_id or new_id(),
+            correlation_id,
             opening.url,
             address,
             caller,

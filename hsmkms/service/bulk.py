@@ -17,6 +17,7 @@ from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.keys import Key, KeyAction
 from hsmkms.errors import InvalidField, UnprocessableCiphertext
 from hsmkms.service.crypto import CryptoService, Unwrapped, Wrapped, parse, require_sealable
+from hsmkms.telemetry import metrics
 
 T = TypeVar("T")
 
@@ -109,11 +110,12 @@ def digest_of(ciphertexts: Iterable[str]) -> str:
 
 def _some(items: Sequence[T], one: Callable[[T], R]) -> list[R | Refused]:
     outcomes: list[R | Refused] = []
-    for item in items:
-        try:
-            outcomes.append(one(item))
-        except (InvalidField, UnprocessableCiphertext) as refused:
-            outcomes.append(refused)
+    with metrics.gathered():
+        for item in items:
+            try:
+                outcomes.append(one(item))
+            except (InvalidField, UnprocessableCiphertext) as refused:
+                outcomes.append(refused)
     return outcomes
 
 

@@ -82,8 +82,8 @@ paste.filter_factory = barbican.api.middleware.context:ContextMiddleware.factory
 paste.filter_factory = keystonemiddleware.audit:filter_factory
 audit_map_file = {place}/audit_map.conf
 """
-# This version gives bytes to text columns; psycopg2 writes them as PostgreSQL writes a bytea, and reading them back ends in
-# a 500. The columns that hold bytes have SQLAlchemy's own type and are not touched by this.
+# This version gives bytes to text columns; psycopg2 writes them as PostgreSQL writes a bytea, and reading them back
+# ends in a 500. The columns that hold bytes have SQLAlchemy's own type and are not touched by this.
 _BYTES_AS_TEXT: Final = """
 import psycopg2.extensions
 psycopg2.extensions.register_adapter(bytes, lambda value: psycopg2.extensions.QuotedString(value.decode()))
