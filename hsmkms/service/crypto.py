@@ -267,5 +267,9 @@ def _require_aad(aad: Sequence[str]) -> None:
         raise InvalidField(
             "aad", f"The field `aad` takes {MAX_AAD_STRINGS} strings of {MAX_AAD_CHARS} characters each."
         )
-    if not all(map(str.isascii, aad)) and any("\ud800" <= character <= "\udfff" for text in aad for character in text):
+    if (
+        aad
+        and not all(map(str.isascii, aad))
+        and any("\ud800" <= character <= "\udfff" for text in aad for character in text)
+    ):
         raise InvalidField("aad", "The field `aad` must hold valid Unicode strings.")

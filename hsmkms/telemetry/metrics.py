@@ -204,6 +204,9 @@ _VERSION: Final = Gauge(
 _bound: dict[tuple[str, int], Histogram] = {}
 
 
+_place_of: Final = functools.partial(bisect_left, _SECONDS)
+
+
 class _Gathering(threading.local):
     found: dict[Histogram, list[float]] | None = None
 
@@ -235,7 +238,7 @@ def _observe(histogram: Histogram, seconds: float) -> None:
 def _observe_all(histogram: Histogram, seconds: list[float]) -> None:
     """What `observe` does for each, at once; the library has no call for that."""
     histogram._sum.inc(sum(seconds))
-    for place, count in Tally(bisect_left(_SECONDS, one) for one in seconds).items():
+    for place, count in Tally(map(_place_of, seconds)).items():
         histogram._buckets[place].inc(count)
 
 
