@@ -93,7 +93,7 @@ class BulkService:
 def digest_of(ciphertexts: Iterable[str]) -> str:
     """SHA-256 (hex) over ciphertexts in the order of their items, each with a line feed behind it; an item that was not
     wrapped has an empty one. Who holds them can prove which event of the audit trail is theirs."""
-    return hashlib.sha256(b"".join(text.encode("utf-8", "surrogatepass") + b"\n" for text in ciphertexts)).hexdigest()
+    return hashlib.sha256("\n".join([*ciphertexts, ""]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _some(items: Sequence[tuple[*Ts] | Refused], one: Callable[[Unpack[Ts]], R]) -> list[R | Refused]:

@@ -299,8 +299,9 @@ class Session:
         wrapped = self._wrap_key(session, self._key_wrap, key, dek, self._out, number)
         destroyed = self._destroy_object(session, dek)
         self.destroyed_objects += 1
-        check("C_WrapKey", wrapped)
-        check("C_DestroyObject", destroyed)
+        if wrapped or destroyed:
+            check("C_WrapKey", wrapped)
+            check("C_DestroyObject", destroyed)
         return bytes(self._out_view[0 : number[0]])
 
     @token_call("unwrap")
