@@ -54,7 +54,7 @@ class BulkActions:
         items = [(_plaintext(wish.plaintext), wish.aad or ()) for wish in wishes]
         done = await self._bulk.wrap(call.caller, call.instance_id, reference, call.key_ring_id, items)
         answers = [_wrapped(one) if isinstance(one, Wrapped) else _refusal(one, act) for one in done.outcomes]
-        _complete(act, done, (answer.get("ciphertext", "") for answer in answers))
+        _complete(act, done, [answer.get("ciphertext", "") for answer in answers])
         return {"items": answers}
 
     async def unwrap(self, call: Envelope, reference: str, body: bytes, act: Act) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class BulkActions:
         self._count(call, len(offers))
         items = [(offer.ciphertext, offer.aad or ()) for offer in offers]
         done = await self._bulk.unwrap(call.caller, call.instance_id, reference, call.key_ring_id, items)
-        _complete(act, done, (offer.ciphertext for offer in offers))
+        _complete(act, done, [offer.ciphertext for offer in offers])
         return {
             "items": [_unwrapped(one) if isinstance(one, Unwrapped) else _refusal(one, act) for one in done.outcomes]
         }

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+import msgspec
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -17,6 +17,7 @@ from hsmkms.api.requests import CORRELATION_HEADERS
 from hsmkms.correlation import adopt
 from hsmkms.errors import AuditUnavailable
 from hsmkms.service.acts import Act
+from hsmkms.service.similar import Similar
 from hsmkms.service.trail import Trail
 from hsmkms.telemetry import metrics
 
@@ -36,16 +37,17 @@ Answer = Callable[[bytes, bytes], None]
 """Sends a head, which lacks its empty line, and a body."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """One request. `work` does it and gives the body of its answer; `problem` is the answer that an error becomes;
-    `head` are the lines of a good answer's head that are always the same."""
+    `head` are the lines of a good answer's head that are always the same; `similar` knows the event before of the same
+    request."""
 
     act: Act
     began: float
     head: bytes
-    problem: Callable[[Exception], Response]
+    problem: Callable[[Exception, str], Response]
     work: Callable[[], bytes]
+    similar: Similar | None = None
 
 
 class Exchanges:
@@ -62,22 +64,23 @@ class Exchanges:
         self._waiting.append((exchange, answer))
 
     def _turn(self) -> None:
+        """Step by step for all of them: the processor's caches are too small for all the steps of one."""
         batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._turn)
+        with metrics.gathered():
+            outcomes = [_work(exchange) for exchange, _ in batch]
         done: list[tuple[Exchange, Answer, bytes | Response]] = []
         events: list[bytes] = []
-        with metrics.gathered():
-            for exchange, answer in batch:
-                adopt(exchange.act.correlation_id)
-                found = guard_now(exchange.work, exchange.problem)
-                status = 200 if isinstance(found, bytes) else found.status_code
-                event = guard_now(partial(self._trail.outcome, exchange.act, status), exchange.problem)
-                if isinstance(event, bytes):
-                    events.append(event)
-                    done.append((exchange, answer, found))
-                else:
-                    _send(exchange, answer, event)
+        for (exchange, answer), outcome in zip(batch, outcomes, strict=True):
+            status = 200 if isinstance(outcome, bytes) else outcome.status_code
+            act = exchange.act
+            event = guard_now(exchange.problem, act.correlation_id, self._trail.outcome, act, status, exchange.similar)
+            if isinstance(event, bytes):
+                events.append(event)
+                done.append((exchange, answer, outcome))
+            else:
+                _send(exchange, answer, event)
         settle = partial(_settle, done)
         try:
             self._trail.end_all(events, settle)
@@ -85,21 +88,28 @@ class Exchanges:
             settle(error)
 
 
+def _work(exchange: Exchange) -> bytes | Response:
+    correlation_id = exchange.act.correlation_id
+    adopt(correlation_id)
+    return guard_now(exchange.problem, correlation_id, exchange.work)
+
+
 def _settle(done: Sequence[tuple[Exchange, Answer, bytes | Response]], error: AuditUnavailable | None) -> None:
     with metrics.gathered():
-        for exchange, answer, found in done:
-            _send(exchange, answer, found if error is None else exchange.problem(error))
+        for exchange, answer, outcome in done:
+            _send(exchange, answer, outcome if error is None else exchange.problem(error, exchange.act.correlation_id))
 
 
-def _send(exchange: Exchange, answer: Answer, found: bytes | Response) -> None:
-    status = 200 if isinstance(found, bytes) else found.status_code
-    metrics.answered(exchange.act.action, status, exchange.began)
-    if isinstance(found, bytes):
-        own = b"correlation-id: %s\r\ncontent-length: %d\r\n" % (exchange.act.correlation_id.encode(), len(found))
-        answer(exchange.head + own, found)
+def _send(exchange: Exchange, answer: Answer, outcome: bytes | Response) -> None:
+    act = exchange.act
+    if isinstance(outcome, bytes):
+        metrics.answered(act.action, 200, exchange.began)
+        own = act.correlation_id.encode(), len(outcome)
+        answer(b"%scorrelation-id: %s\r\ncontent-length: %d\r\n" % (exchange.head, *own), outcome)
         return
-    lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in found.raw_headers)]
-    answer(b"".join(lines), bytes(found.body))
+    metrics.answered(act.action, outcome.status_code, exchange.began)
+    lines = [STATUS_LINE[outcome.status_code], *(b"%s: %s\r\n" % header for header in outcome.raw_headers)]
+    answer(b"".join(lines), bytes(outcome.body))
 
 
 def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str] | None:

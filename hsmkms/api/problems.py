@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import msgspec
 import structlog
@@ -19,6 +19,7 @@ from starlette.responses import Response
 from hsmkms import errors
 from hsmkms.telemetry.logs import place_of
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 MORE_INFO: Final = "https://cloud.ibm.com/apidocs/key-protect"
@@ -89,12 +90,14 @@ async def guard(answer: Awaitable[Response], problem: Problem, correlation_id: s
     return response
 
 
-def guard_now(call: Callable[[], T], problem: Callable[[Exception], Response]) -> T | Response:
+def guard_now(
+    problem: Problem, correlation_id: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T | Response:
     """What `call` returns, or the problem it ended in."""
     try:
-        return call()
+        return call(*args, **kwargs)
     except Exception as error:
-        return problem(error)
+        return problem(error, correlation_id)
 
 
 def status_of(error: Exception) -> HTTPStatus:

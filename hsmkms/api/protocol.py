@@ -4,11 +4,12 @@ short way of requests that come whole (`warm`)."""
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from hsmkms.api.exchanges import Exchange
+from hsmkms.api.openings import Opening
 from hsmkms.api.requests import CERTIFICATE
 from hsmkms.api.warm import WarmPath
 
@@ -22,14 +23,15 @@ WARM: Final = "warm"
 
 
 class _UnderWay:
-    """A warm request, with what uvicorn's protocol asks of the one that is under way."""
+    """The warm request of a connection, with what uvicorn's protocol asks of the one that is under way. There is one at
+    a time, so they share this."""
 
     __slots__ = ("disconnected", "keep_alive", "message_event", "response_complete")
 
-    def __init__(self, message_event: asyncio.Event, *, keep_alive: bool) -> None:
-        self.message_event = message_event
-        self.keep_alive = keep_alive
-        self.response_complete = False
+    def __init__(self) -> None:
+        self.message_event = asyncio.Event()
+        self.keep_alive = True
+        self.response_complete = True
         self.disconnected = False
 
 
@@ -43,7 +45,9 @@ class Protocol(HttpToolsProtocol):
 
     _certificate: bytes | None = None
     _chunks: list[bytes] | None = None
-    _in_body = False
+    _in_message = _in_body = False
+    _begun = 0
+    _opening: Opening | None = None
     _idle_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
@@ -53,7 +57,8 @@ class Protocol(HttpToolsProtocol):
         self._certificate = None if tls is None else tls.getpeercert(binary_form=True)
         self._address = self.client[0] if self.client else ""
         self._warm: WarmPath | None = self.app_state[WARM]
-        self._nothing = asyncio.Event()
+        self._stop: asyncio.Event = self.app_state[STOPPING]
+        self._under_way = _UnderWay()
 
         if self._stopping:
             # It was accepted just before the listening socket was closed.
@@ -67,17 +72,28 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Requests, or parts of them."""
+        warm = None if self._in_message else self._warm
+        if warm is not None and self._may_be_warm():
+            exchange = warm.again(data, self._address, self._certificate)
+            if exchange is not None:
+                self._idle_since = None
+                self._do(warm, exchange, keep_alive=True)
+                return
+        self._begun, self._opening = 0, None
         super().data_received(data)
         if self._chunks is not None and not self.transport.is_closing():
             # The rest comes later, and the application may have something to say before.
             self._go_patiently()
+        elif warm is not None and self._opening is not None and self._begun == 1 and not self._in_message:
+            warm.remember(data, self._certificate, self._opening)
 
     def on_message_begin(self) -> None:
         """The scope is made once it is known to be needed."""
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
-        self._in_body = False
+        self._in_message, self._in_body = True, False
+        self._begun += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; what comes behind the body is none and must not count as one (RFC 9110 section 6.5.1)."""
@@ -93,10 +109,8 @@ class Protocol(HttpToolsProtocol):
         self._in_body = True
         if (
             self._warm is not None
-            and not self._stopping
-            and self._is_free()
+            and self._may_be_warm()
             and not self.expect_100_continue
-            and not self.flow.write_paused
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and not self.parser.should_upgrade()
@@ -118,12 +132,15 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self._in_message = False
         if self._warm is not None and self._chunks is not None:
-            under_way = _UnderWay(self._nothing, keep_alive=self.parser.should_keep_alive())
-            answer, body = partial(self._answer, under_way), b"".join(self._chunks)
-            if self._warm.take(self.url, self.headers, body, self._address, self._certificate, answer):
+            found = self._warm.prepare(self.url, self.headers, b"".join(self._chunks), self._address, self._certificate)
+            if found is not None:
                 self._chunks = None
-                self.cycle = under_way  # type: ignore[assignment]  # all of it that the protocol reads
+                exchange, opening = found
+                keep_alive = self.parser.should_keep_alive()
+                self._opening = opening if keep_alive else None
+                self._do(self._warm, exchange, keep_alive=keep_alive)
                 return
             self._go_patiently()
         super().on_message_complete()
@@ -155,19 +172,21 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server answers what is under way and what is on its way already, and takes nothing new."""
-        self.app_state[STOPPING].set()
+        self._stop.set()
         self._end_soon()
 
     @property
     def _stopping(self) -> bool:
-        stopping: asyncio.Event = self.app_state[STOPPING]
-        return stopping.is_set()
+        return self._stop.is_set()
 
     def _end_soon(self) -> None:
         if self._is_free():
             self.loop.call_later(LINGER_S, super().shutdown)
         else:
             super().shutdown()
+
+    def _may_be_warm(self) -> bool:
+        return self._is_free() and not self._stop.is_set() and not self.flow.write_paused
 
     def _is_free(self) -> bool:
         """Whether no earlier request of this connection is under way."""
@@ -196,8 +215,15 @@ class Protocol(HttpToolsProtocol):
         for chunk in chunks:
             super().on_body(chunk)
 
-    def _answer(self, under_way: _UnderWay, head: bytes, body: bytes) -> None:
-        """Send the response to a warm request: a head that lacks its empty line, and a body."""
+    def _do(self, warm: WarmPath, exchange: Exchange, *, keep_alive: bool) -> None:
+        under_way = self._under_way
+        under_way.keep_alive, under_way.response_complete = keep_alive, False
+        self.cycle = under_way  # type: ignore[assignment]  # all of it that the protocol reads
+        warm.do(exchange, self._answer)
+
+    def _answer(self, head: bytes, body: bytes) -> None:
+        """Send the response to the warm request: a head that lacks its empty line, and a body."""
+        under_way = self._under_way
         under_way.response_complete = True
         if under_way.disconnected or self.transport.is_closing():
             return

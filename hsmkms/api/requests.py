@@ -78,14 +78,19 @@ def header_map(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return headers
 
 
-def correlation_id(headers: Mapping[str, str]) -> str:
-    """The caller's UUID, or a new one."""
+def given_correlation_id(headers: Mapping[str, str]) -> str | None:
+    """The caller's UUID, if there is one."""
     for name in CORRELATION_HEADERS:
         given = headers.get(name)
         found = None if given is None else canonical_uuid(given)
         if found is not None:
             return found
-    return new_id()
+    return None
+
+
+def correlation_id(headers: Mapping[str, str]) -> str:
+    """The caller's UUID, or a new one."""
+    return given_correlation_id(headers) or new_id()
 
 
 async def authenticate(gate: Gate, headers: Mapping[str, str], scope: Scope) -> Caller:

@@ -10,27 +10,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from functools import partial
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from hsmkms.api import hot, wire
-from hsmkms.api.exchanges import Answer, Exchange, Exchanges, headers_of
+from hsmkms.api.exchanges import Exchange, Exchanges, headers_of
 from hsmkms.api.identity import TOKEN_PATHS, token_answer
+from hsmkms.api.openings import Opening, Openings
 from hsmkms.api.problems import token_problem
-from hsmkms.api.requests import Gate, correlation_id, credential_of
+from hsmkms.api.requests import Gate, correlation_id, credential_of, given_correlation_id
 from hsmkms.clock import Clock
-from hsmkms.domain.access import Caller
-from hsmkms.domain.ids import canonical_uuid
+from hsmkms.domain.access import Action, Caller
+from hsmkms.domain.ids import canonical_uuid, new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import HsmkmsError
 from hsmkms.iam.issuing import GRANT_API_KEY
 from hsmkms.service.acts import Act
 from hsmkms.service.cadf import LOGIN
 from hsmkms.service.crypto import CryptoService
+from hsmkms.service.similar import Similar
 from hsmkms.service.tokens import TokenService
 from hsmkms.service.trail import Trail
+
+T = TypeVar("T")
 
 _KEYS: Final = hot.PREFIX.encode()
 _ACTIONS: Final = {b"wrap": "wrap", b"unwrap": "unwrap"}
@@ -47,92 +52,117 @@ class WarmPath:
         self._tokens = tokens
         self._gate = gate
         self._clock = clock
-        self._exchanges = Exchanges(trail)
+        self._openings = Openings()
+        self.do = Exchanges(trail).add
+        """Do what was prepared; the answer is sent in a later turn."""
+        self._actions = {"wrap": self._wrap, "unwrap": self._unwrap}
 
-    def take(
-        self,
-        url: bytes,
-        headers: Iterable[tuple[bytes, bytes]],
-        body: bytes,
-        address: str,
-        certificate: bytes | None,
-        answer: Answer,
-    ) -> bool:
-        """Whether a POST that came whole is for here; then it is done, and `answer` is called in a later turn."""
-        exchange = self.prepare(url, headers, body, address, certificate)
-        if exchange is None:
-            return False
-        self._exchanges.add(exchange, answer)
-        return True
+    def again(self, request: bytes, address: str, certificate: bytes | None) -> Exchange | None:
+        """The exchange of a whole request, if its head was here before and it is for here; nothing has been done of
+        it."""
+        found = self._openings.find(request, certificate)
+        return None if found is None else self._exchange(time.perf_counter(), new_id(), *found, address)
 
     def prepare(
         self, url: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes, address: str, certificate: bytes | None
-    ) -> Exchange | None:
-        """The exchange of a POST, if it is for here; nothing has been done of it."""
+    ) -> tuple[Exchange, Opening | None] | None:
+        """The same of a POST that came whole and was parsed, with what its head said, if that may be kept."""
         began = time.perf_counter()
-        if not url.startswith(_KEYS):
-            return self._log_in(began, url, headers, body, address) if url in _LOG_IN_PATHS else None
-        reference, _, name = url[len(_KEYS) :].partition(b"/actions/")
-        action = _ACTIONS.get(name)
-        if action is None or not _is_plain(reference):
-            return None
         found = headers_of(headers)
-        if found is None or not self._gate.snapshot.fresh:
+        if found is None:
             return None
-        caller = self._gate.callers.known(found.get("authorization"), certificate)
-        instance_id = canonical_uuid(found.get("bluemix-instance", ""))
-        if caller is None or instance_id is None:
+        if url in _LOG_IN_PATHS:
+            exchange = self._log_in(began, url, found, body, address)
+            return None if exchange is None else (exchange, None)
+        opening = self._open(url, found, certificate, len(body))
+        given = given_correlation_id(found)
+        exchange = None if opening is None else self._exchange(began, given or new_id(), opening, body, address)
+        # A head with an id of its own does not come again.
+        return None if exchange is None else (exchange, opening if given is None else None)
+
+    def remember(self, request: bytes, certificate: bytes | None, opening: Opening) -> None:
+        """Have `again` know the head of a request that `prepare` took, and of which these are all bytes."""
+        self._openings.remember(request, certificate, opening)
+
+    def _open(self, url: bytes, headers: dict[str, str], certificate: bytes | None, body_length: int) -> Opening | None:
+        if not url.startswith(_KEYS):
+            return None
+        reference, _, action = url[len(_KEYS) :].partition(b"/actions/")
+        name = _ACTIONS.get(action)
+        if name is None or not _is_plain(reference):
+            return None
+        shown = self._gate.callers.shown(headers.get("authorization"), certificate)
+        instance_id = canonical_uuid(headers.get("bluemix-instance", ""))
+        if shown is None or instance_id is None:
+            return None
+        return Opening(
+            name,
+            hot.ACTIONS[name].value,
+            url.decode(),
+            reference.decode(),
+            shown,
+            instance_id,
+            headers.get("x-kms-key-ring") or None,
+            credential_of(headers),
+            body_length,
+            Similar(),
+        )
+
+    def _exchange(
+        self, began: float, correlation_id: str, opening: Opening, body: bytes, address: str
+    ) -> Exchange | None:
+        caller = self._gate.callers.believed(opening.shown)
+        if caller is None:
             return None
         act = Act(
-            hot.ACTIONS[action].value,
-            correlation_id(found),
-            url.decode(),
+            opening.action,
+            correlation_id,
+            opening.url,
             address,
             caller,
-            credential_of(found),
-            instance_id=instance_id,
-            key_ring_id=found.get("x-kms-key-ring") or None,
-            reference=reference.decode(),
+            opening.credential,
+            instance_id=opening.instance_id,
+            key_ring_id=opening.key_ring_id,
+            reference=opening.reference,
         )
         try:
-            call = (self._wrap if action == "wrap" else self._unwrap)(act, caller, instance_id, body)
+            work = self._actions[opening.name](caller, opening, body, act)
         except (HsmkmsError, ValueError, RecursionError):
             # The patient way says what is wrong with it.
             return None
-        if call is None:
-            return None
+        return None if work is None else Exchange(act, began, _HEAD, hot.PROBLEMS[opening.name], work, opening.similar)
 
-        def work() -> bytes:
-            self._gate.admit(caller, hot.ACTIONS[action], instance_id, address)
-            return call()
-
-        return Exchange(act, began, _HEAD, lambda error: hot.PROBLEMS[action](error, act.correlation_id), work)
-
-    def _wrap(self, act: Act, caller: Caller, instance_id: str, body: bytes) -> Callable[[], bytes] | None:
+    def _wrap(self, caller: Caller, opening: Opening, body: bytes, act: Act) -> Callable[[], bytes] | None:
         wish = hot.decode_wrap(body)
         plaintext = None if wish.plaintext is None else wire.plaintext_of(wish.plaintext)
-        reference = act.reference or ""
-        wrap = self._crypto.warm_wrap(caller, instance_id, reference, act.key_ring_id, plaintext, wish.aad or ())
-        return None if wrap is None else lambda: hot.encode(hot.wrapped(wrap(), act))
-
-    def _unwrap(self, act: Act, caller: Caller, instance_id: str, body: bytes) -> Callable[[], bytes] | None:
-        offer = hot.decode_unwrap(body)
-        reference = act.reference or ""
-        unwrap = self._crypto.warm_unwrap(
-            caller, instance_id, reference, act.key_ring_id, offer.ciphertext, offer.aad or ()
+        wrap = self._crypto.warm_wrap(
+            caller, opening.instance_id, opening.reference, opening.key_ring_id, plaintext, wish.aad or ()
         )
-        return None if unwrap is None else lambda: hot.encode(hot.unwrapped(unwrap(), act))
+        return None if wrap is None else partial(self._admitted, act, Action.KEY_WRAP, wrap, hot.wrapped)
 
-    def _log_in(
-        self, began: float, url: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes, address: str
-    ) -> Exchange | None:
-        found = headers_of(headers)
+    def _unwrap(self, caller: Caller, opening: Opening, body: bytes, act: Act) -> Callable[[], bytes] | None:
+        offer = hot.decode_unwrap(body)
+        unwrap = self._crypto.warm_unwrap(
+            caller, opening.instance_id, opening.reference, opening.key_ring_id, offer.ciphertext, offer.aad or ()
+        )
+        return None if unwrap is None else partial(self._admitted, act, Action.KEY_UNWRAP, unwrap, hot.unwrapped)
+
+    def _admitted(
+        self, act: Act, action: Action, call: Callable[[], T], answer: Callable[[T, Act], dict[str, Any]]
+    ) -> bytes:
+        caller, instance_id = act.caller, act.instance_id
+        if caller is None or instance_id is None:
+            raise TypeError("only an act of a caller in an instance is admitted")
+        self._gate.admit(caller, action, instance_id, act.address)
+        return hot.encode(answer(call(), act))
+
+    def _log_in(self, began: float, url: bytes, headers: dict[str, str], body: bytes, address: str) -> Exchange | None:
         try:
             fields = parse_qsl(body.decode(), strict_parsing=True, max_num_fields=32)
         except ValueError:
             return None
         form = dict(fields)
-        if found is None or len(form) != len(fields) or form.get("grant_type") != GRANT_API_KEY:
+        if len(form) != len(fields) or form.get("grant_type") != GRANT_API_KEY:
             return None
         try:
             exchange = self._tokens.warm_exchange(SecretText(form.get("apikey", "")), address)
@@ -140,14 +170,14 @@ class WarmPath:
             return None
         if exchange is None:
             return None
-        act = Act(LOGIN, correlation_id(found), url.decode(), address, credential="apikey")
+        act = Act(LOGIN, correlation_id(headers), url.decode(), address, credential="apikey")
 
         def work() -> bytes:
             issued = exchange()
             act.actor = issued.iam_id
             return hot.encode(token_answer(issued, self._clock()))
 
-        return Exchange(act, began, _TOKEN_HEAD, lambda error: token_problem(error, act.correlation_id), work)
+        return Exchange(act, began, _TOKEN_HEAD, token_problem, work)
 
 
 def _is_plain(reference: bytes) -> bool:

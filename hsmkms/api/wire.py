@@ -432,14 +432,14 @@ def time_text(moment: datetime) -> str:
 def plaintext_of(text: str) -> bytes:
     """The bytes of a plaintext in a request. Raises InvalidField."""
     try:
-        return base64.b64decode(text, validate=True)
+        return binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidField("plaintext", "The field `plaintext` must be standard base64.") from error
 
 
 def base64_text(secret: SecretBytes) -> str:
     """The only way of plaintext into a response."""
-    return base64.b64encode(secret.reveal()).decode()
+    return binascii.b2a_base64(secret.reveal(), newline=False).decode()
 
 
 def collection(kind: str, resources: list[dict[str, Any]], **metadata: object) -> dict[str, Any]:

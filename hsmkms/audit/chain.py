@@ -15,6 +15,7 @@ A log is a file of JSON lines, one record each:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -102,6 +103,17 @@ def link(previous: bytes, content: bytes) -> bytes:
 def line(digest: bytes, content: bytes) -> bytes:
     """A record as it stands in the file."""
     return _HEAD + digest.hex().encode() + b'",' + content + b"\n"
+
+
+def extend(sequence: int, digest: bytes, records: Iterable[tuple[str, bytes]]) -> tuple[bytes, int, bytes]:
+    """Records of (kind, JSON) behind the one of this number and hash: their lines, and number and hash of the last."""
+    parts: list[bytes] = []
+    for kind, content in records:
+        sequence += 1
+        text = body(sequence, kind, content)
+        digest = link(digest, text)
+        parts += (_HEAD, digest.hex().encode(), b'",', text, b"\n")
+    return b"".join(parts), sequence, digest
 
 
 def split(text: bytes) -> tuple[bytes, bytes] | None:

@@ -94,14 +94,7 @@ class LogFile:
 
     def append(self, records: Iterable[tuple[str, bytes]]) -> None:
         """Write records of (kind, JSON) and wait until the disk has them. Raises OSError."""
-        sequence, digest = self._tail.sequence, self._tail.digest
-        lines: list[bytes] = []
-        for kind, content in records:
-            sequence += 1
-            body = chain.body(sequence, kind, content)
-            digest = chain.link(digest, body)
-            lines.append(chain.line(digest, body))
-        text = b"".join(lines)
+        text, sequence, digest = chain.extend(self._tail.sequence, self._tail.digest, records)
         written = 0
         while written < len(text):
             written += os.write(self._descriptor, text[written:])

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+import msgspec
+
 
 class Action(enum.Enum):
     """Actions as the audit trail and IAM name them (additions sections 6.1 and 9). `bit` is its place in a set."""
@@ -196,8 +198,7 @@ class Scope:
     key_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, gc=False):
     """What an action is aimed at: an account and, below it, an instance, a key ring and a key."""
 
     account: str

@@ -21,6 +21,7 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 FORMAT: Final = 1
@@ -39,11 +40,16 @@ class FrameMismatch(Exception):
 
 def context_digest(version_id: str, aad: Sequence[str]) -> bytes:
     """SHA-256 over everything a DEK is bound to. No AAD and an empty list are the same context."""
-    parts = [_TAG, bytes.fromhex(version_id.replace("-", "")), _COUNT.pack(len(aad))]
+    parts = [_tagged(version_id), _COUNT.pack(len(aad))]
     for text in aad:
         encoded = text.encode()
         parts += (_COUNT.pack(len(encoded)), encoded)
     return hashlib.sha256(b"".join(parts)).digest()
+
+
+@lru_cache(maxsize=1_024)
+def _tagged(version_id: str) -> bytes:
+    return _TAG + bytes.fromhex(version_id.replace("-", ""))
 
 
 def pack(dek: bytes, digest: bytes) -> bytes:

@@ -33,6 +33,9 @@ class KeyState(enum.IntEnum):
 class KeyAction(enum.Enum):
     """Actions that the state of a root key decides about."""
 
+    # Enum's own is a function of Python, and members are the same objects everywhere.
+    __hash__ = object.__hash__
+
     WRAP = "wrap"
     UNWRAP = "unwrap"
     REWRAP = "rewrap"
@@ -41,15 +44,15 @@ class KeyAction(enum.Enum):
     ENABLE = "enable"
 
 
-_ACTIVE: Final = frozenset({KeyState.ACTIVE})
-_ACTIVE_OR_DEACTIVATED: Final = frozenset({KeyState.ACTIVE, KeyState.DEACTIVATED})
-PERMITTED: Final[dict[KeyAction, frozenset[KeyState]]] = {
+_ACTIVE: Final = (KeyState.ACTIVE,)
+_ACTIVE_OR_DEACTIVATED: Final = (KeyState.ACTIVE, KeyState.DEACTIVATED)
+PERMITTED: Final[dict[KeyAction, tuple[KeyState, ...]]] = {
     KeyAction.WRAP: _ACTIVE,
     KeyAction.UNWRAP: _ACTIVE_OR_DEACTIVATED,
     KeyAction.REWRAP: _ACTIVE_OR_DEACTIVATED,
     KeyAction.ROTATE: _ACTIVE_OR_DEACTIVATED,
     KeyAction.DISABLE: _ACTIVE,
-    KeyAction.ENABLE: frozenset({KeyState.SUSPENDED}),
+    KeyAction.ENABLE: (KeyState.SUSPENDED,),
 }
 
 
@@ -128,7 +131,10 @@ class Key:
 
     def version(self, version_id: str) -> KeyVersion | None:
         """The version with that id, if it is this key's."""
-        return next((v for v in self.versions if v.id == version_id), None)
+        for version in self.versions:
+            if version.id == version_id:
+                return version
+        return None
 
 
 def effective_state(key: Key, now: datetime) -> KeyState:

@@ -27,7 +27,9 @@ _REMEMBERED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Shown:
+    """What was shown and who it proved; whether it still counts `Callers.believed` tells."""
+
     presented: Presented
     outside: OutsideIssuer | None
     generation: int
@@ -43,17 +45,26 @@ class Callers:
         self._verifier = verifier
         self._outside = {issuer.settings.issuer: issuer for issuer in outside}
         self._clock = clock
-        self._entries: dict[bytes, _Entry] = {}
+        self._entries: dict[bytes, Shown] = {}
         self._lock = threading.Lock()
 
     def known(self, authorization: str | None, certificate: bytes | None) -> Caller | None:
         """The caller if this was shown before and nothing has changed since; None says nothing about who it is."""
-        entry = self._entries.get(_digest(authorization, certificate))
-        if entry is None or entry.epoch != self._grants.epoch or self._clock() >= entry.caller.expires_at:
+        shown = self.shown(authorization, certificate)
+        return None if shown is None else self.believed(shown)
+
+    def shown(self, authorization: str | None, certificate: bytes | None) -> Shown | None:
+        """What is remembered of this, whether it still counts or not."""
+        return self._entries.get(_digest(authorization, certificate))
+
+    def believed(self, shown: Shown) -> Caller | None:
+        """The caller, if nothing has changed since it was checked."""
+        grants = self._grants
+        if shown.epoch != grants.epoch or self._clock() >= shown.caller.expires_at:
             return None
-        if entry.presented.session_id in self._grants.revoked_sessions:
+        if shown.presented.session_id in grants.revoked_sessions:
             return None
-        return entry.caller if _still_believed(entry) else None
+        return shown.caller if _still_believed(shown) else None
 
     def resolve(self, authorization: str | None, certificate: bytes | None) -> Caller:
         """The caller. A bearer token counts before a certificate.
@@ -76,7 +87,7 @@ class Callers:
             while len(self._entries) >= _REMEMBERED:
                 del self._entries[next(iter(self._entries))]
             # By digest, so that this process does not keep usable tokens.
-            self._entries[digest] = _Entry(presented, outside, generation, epoch, caller)
+            self._entries[digest] = Shown(presented, outside, generation, epoch, caller)
         return caller
 
     def caller_of(self, presented: Presented) -> Caller:
@@ -143,7 +154,7 @@ class Callers:
         return self._grants.identity(named.pop()) if len(named) == 1 else None
 
 
-def _still_believed(entry: _Entry) -> bool:
+def _still_believed(entry: Shown) -> bool:
     return entry.outside is None or (entry.outside.fresh and entry.outside.generation == entry.generation)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from hsmkms.domain.access import Caller
 from hsmkms.domain.events import Acknowledgement, KeyEvent
@@ -28,8 +30,7 @@ class GrantChange:
     new: object | None
 
 
-@dataclass(slots=True)
-class Act:
+class Act(msgspec.Struct):
     """One request, or one step of a job or of the operator.
 
     `reference` is the key's id or alias as it was asked for; `before` the key as it was found, `key` as it is
@@ -57,7 +58,7 @@ class Act:
     resource_crn: str | None = None
     notice: KeyEvent | None = None
     acknowledgement: Acknowledgement | None = None
-    grants: list[GrantChange] = field(default_factory=list)
+    grants: list[GrantChange] = msgspec.field(default_factory=list)
     refusal: str | None = None
     intent: str | None = None
 

@@ -11,14 +11,15 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, TypeVarTuple, Unpack
 
 from hsmkms.domain.access import Action, Caller
 from hsmkms.domain.keys import Key, KeyAction
-from hsmkms.errors import InvalidField, UnprocessableCiphertext
+from hsmkms.errors import HsmkmsError, InvalidField, UnprocessableCiphertext
 from hsmkms.service.crypto import CryptoService, Unwrapped, Wrapped, parse, require_sealable
+from hsmkms.telemetry import metrics
 
-T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MAX_ITEMS: Final = 1_000
 SLICE_ITEMS: Final = 16
@@ -53,15 +54,8 @@ class BulkService:
         """Seal each plaintext, or random bytes of the token where it is None, with its AAD."""
         find = partial(self._crypto.find, caller, Action.KEY_WRAP, instance_id, reference, key_ring_id)
         key = await find()
-
-        def wrap(item: tuple[bytes | Refused | None, Sequence[str]]) -> Wrapped:
-            plaintext, aad = item
-            if isinstance(plaintext, InvalidField | UnprocessableCiphertext):
-                raise plaintext
-            require_sealable(plaintext, aad)
-            return self._crypto.wrap_here(key, plaintext, aad)
-
-        return Bulk(key, await self._each(find, KeyAction.WRAP, items, wrap))
+        wishes = [_wish(*item) for item in items]
+        return Bulk(key, await self._each(find, KeyAction.WRAP, wishes, partial(self._crypto.wrap_here, key)))
 
     async def unwrap(
         self,
@@ -79,19 +73,14 @@ class BulkService:
             # Another node may have made that version just now, before the change feed told.
             key = await self._crypto.load(instance_id, key.id) or key
 
-        def unwrap(offer: tuple[str, bytes, Sequence[str]] | Refused) -> Unwrapped:
-            if not isinstance(offer, tuple):
-                raise offer
-            return self._crypto.unwrap_here(key, *offer)
-
-        return Bulk(key, await self._each(find, KeyAction.UNWRAP, offers, unwrap))
+        return Bulk(key, await self._each(find, KeyAction.UNWRAP, offers, partial(self._crypto.unwrap_here, key)))
 
     async def _each(
         self,
         find: Callable[[], Awaitable[Key]],
         action: KeyAction,
-        items: Sequence[T],
-        one: Callable[[T], R],
+        items: Sequence[tuple[*Ts] | Refused],
+        one: Callable[[Unpack[Ts]], R],
     ) -> list[R | Refused]:
         outcomes: list[R | Refused] = []
         for start in range(0, len(items), SLICE_ITEMS):
@@ -104,17 +93,31 @@ class BulkService:
 def digest_of(ciphertexts: Iterable[str]) -> str:
     """SHA-256 (hex) over ciphertexts in the order of their items, each with a line feed behind it; an item that was not
     wrapped has an empty one. Who holds them can prove which event of the audit trail is theirs."""
-    return hashlib.sha256(b"".join(text.encode("utf-8", "surrogatepass") + b"\n" for text in ciphertexts)).hexdigest()
+    return hashlib.sha256("\n".join([*ciphertexts, ""]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _some(items: Sequence[T], one: Callable[[T], R]) -> list[R | Refused]:
+def _some(items: Sequence[tuple[*Ts] | Refused], one: Callable[[Unpack[Ts]], R]) -> list[R | Refused]:
     outcomes: list[R | Refused] = []
-    for item in items:
-        try:
-            outcomes.append(one(item))
-        except (InvalidField, UnprocessableCiphertext) as refused:
-            outcomes.append(refused)
+    with metrics.gathered():
+        for item in items:
+            if isinstance(item, tuple):
+                try:
+                    outcomes.append(one(*item))
+                except UnprocessableCiphertext as refused:
+                    outcomes.append(refused)
+            else:
+                outcomes.append(item)
     return outcomes
+
+
+def _wish(plaintext: bytes | Refused | None, aad: Sequence[str]) -> tuple[bytes | None, Sequence[str]] | Refused:
+    if isinstance(plaintext, HsmkmsError):
+        return plaintext
+    try:
+        require_sealable(plaintext, aad)
+    except InvalidField as refused:
+        return refused
+    return plaintext, aad
 
 
 def _offer(text: str, aad: Sequence[str]) -> tuple[str, bytes, Sequence[str]] | Refused:

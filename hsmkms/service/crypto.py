@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
+
+import msgspec
 
 from hsmkms.clock import Clock
 from hsmkms.domain import ciphertext
@@ -27,8 +28,7 @@ MAX_AAD_STRINGS: Final = 255
 MAX_AAD_CHARS: Final = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Wrapped:
+class Wrapped(msgspec.Struct, frozen=True):
     """`plaintext` only if the service generated it."""
 
     key: Key
@@ -37,8 +37,7 @@ class Wrapped:
     plaintext: SecretBytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Unwrapped:
+class Unwrapped(msgspec.Struct, frozen=True):
     """`version` made the submitted ciphertext. `ciphertext` is new, and only there if that was not the current one."""
 
     key: Key
@@ -48,8 +47,7 @@ class Unwrapped:
     rewrapped: KeyVersion | None
 
 
-@dataclass(frozen=True, slots=True)
-class Rewrapped:
+class Rewrapped(msgspec.Struct, frozen=True):
     """`version` made the submitted ciphertext, `rewrapped` the new one; they may be the same."""
 
     key: Key
@@ -182,9 +180,11 @@ class CryptoService:
         """The key, if its use takes no other thread: it is in memory, the caller may use it, the token is fast."""
         if not self._inline:
             return None
-        instance = self._snapshot.instance(instance_id)
-        key = self._snapshot.remembered(instance_id, reference)
-        if instance is None or key is None or key_ring_id not in (None, key.key_ring_id):
+        found = self._snapshot.both(instance_id, reference)
+        if found is None:
+            return None
+        instance, key = found
+        if key_ring_id is not None and key_ring_id != key.key_ring_id:
             return None
         target = Target(instance.account, instance_id, key.key_ring_id, key.id)
         return key if allows(caller, action, target) else None
@@ -267,5 +267,9 @@ def _require_aad(aad: Sequence[str]) -> None:
         raise InvalidField(
             "aad", f"The field `aad` takes {MAX_AAD_STRINGS} strings of {MAX_AAD_CHARS} characters each."
         )
-    if not all(map(str.isascii, aad)) and any("\ud800" <= character <= "\udfff" for text in aad for character in text):
+    if (
+        aad
+        and not all(map(str.isascii, aad))
+        and any("\ud800" <= character <= "\udfff" for text in aad for character in text)
+    ):
         raise InvalidField("aad", "The field `aad` must hold valid Unicode strings.")

@@ -107,6 +107,13 @@ class Snapshot:
             return None
         return self._keys.get((instance_id, reference))
 
+    def both(self, instance_id: str, reference: str) -> tuple[Instance, Key] | None:
+        """An instance and a key in it, if both are in memory and fresh."""
+        if not self.fresh:
+            return None
+        instance, key = self._instances.get(instance_id), self._keys.get((instance_id, reference))
+        return None if instance is None or key is None else (instance, key)
+
     def load(self, instance_id: str, reference: str) -> Key | None:
         """The key from the database, remembered for the next time. Raises StoreUnavailable."""
         epoch = self._epoch

@@ -25,6 +25,7 @@ from hsmkms.domain.waits import Waits
 from hsmkms.errors import AuditUnavailable, HsmkmsError
 from hsmkms.service.acts import Act, acting
 from hsmkms.service.cadf import ACKNOWLEDGED, JOB, OPERATOR, event_of
+from hsmkms.service.similar import Similar
 
 _CHANGES_NOTHING: Final = (
     ".list",
@@ -75,9 +76,18 @@ class Trail:
         """Record the outcome; `status` is that of the answer."""
         await self._journal.record(self._outcome(act, status))
 
-    def outcome(self, act: Act, status: int) -> bytes:
-        """The event of an outcome, for `end_all`."""
-        return e.encode(self._outcome(act, status))
+    def outcome(self, act: Act, status: int, similar: Similar | None = None) -> bytes:
+        """The event of an outcome, for `end_all`; `similar` knows the one before of the same request."""
+        if similar is None or act.instance_id is None:
+            return e.encode(self._outcome(act, status))
+        instance, key, event_id = self._instance_of(act.instance_id), act.key, new_id()
+        known = similar.render(act, status, event_id, instance, key, self._clock())
+        if known is not None:
+            return known
+        event = self._outcome(act, status)
+        text = e.encode(event)
+        similar.learn(act, status, event, text, instance, key)
+        return text
 
     def end_all(self, outcomes: Sequence[bytes], settle: Callable[[AuditUnavailable | None], None]) -> None:
         """Record outcomes with one wait for the disk; `settle` is called in the running loop, when they are durable or

@@ -14,6 +14,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -203,15 +204,21 @@ _VERSION: Final = Gauge(
 _bound: dict[tuple[str, int], Histogram] = {}
 
 
-_gathering = threading.local()
+_place_of: Final = functools.partial(bisect_left, _SECONDS)
+
+
+class _Gathering(threading.local):
+    found: dict[Histogram, list[float]] | None = None
+
+
+_gathering = _Gathering()
 
 
 @contextlib.contextmanager
 def gathered() -> Iterator[None]:
     """Have what this thread times meanwhile written together, which for many of a kind costs what it does for one: with
     several workers each value is a write to a file of the process."""
-    found: dict[Histogram, list[float]] = {}
-    _gathering.found = found
+    found = _gathering.found = defaultdict(list)
     try:
         yield
     finally:
@@ -221,17 +228,17 @@ def gathered() -> Iterator[None]:
 
 
 def _observe(histogram: Histogram, seconds: float) -> None:
-    found: dict[Histogram, list[float]] | None = getattr(_gathering, "found", None)
+    found = _gathering.found
     if found is None:
         histogram.observe(seconds)
     else:
-        found.setdefault(histogram, []).append(seconds)
+        found[histogram].append(seconds)
 
 
 def _observe_all(histogram: Histogram, seconds: list[float]) -> None:
     """What `observe` does for each, at once; the library has no call for that."""
     histogram._sum.inc(sum(seconds))
-    for place, count in Tally(bisect_left(_SECONDS, one) for one in seconds).items():
+    for place, count in Tally(map(_place_of, seconds)).items():
         histogram._buckets[place].inc(count)
 
 

@@ -255,10 +255,15 @@ class Session:
         self._in_view = ffi.buffer(self._in)
         self._opened = Attributes(_DEK)
         self._created = Attributes({**_DEK, CKA_VALUE: b""})
-        self._created.array[self._created.count - 1].pValue = ffi.cast("void *", self._in)
-        self._value = ffi.new("CK_ATTRIBUTE[1]")
-        self._value[0].type = CKA_VALUE
-        self._value[0].pValue = ffi.cast("void *", self._out)
+        self._created_value = self._created.array + (self._created.count - 1)
+        self._created_value.pValue = ffi.cast("void *", self._in)
+        self._value_attribute = ffi.new("CK_ATTRIBUTE *")
+        self._value_attribute.type = CKA_VALUE
+        self._value_attribute.pValue = ffi.cast("void *", self._out)
+        # Looked up once: cffi makes an object of a function each time that one is taken out of the list.
+        self._create_object, self._destroy_object = functions.C_CreateObject, functions.C_DestroyObject
+        self._wrap_key, self._unwrap_key = functions.C_WrapKey, functions.C_UnwrapKey
+        self._get_attribute_value = functions.C_GetAttributeValue
         self.destroyed_objects = 0
         self.lent_at = math.inf
         self.thread = 0
@@ -282,46 +287,41 @@ class Session:
     def seal(self, key: int, frame: bytes) -> bytes:
         """CKM_AES_KEY_WRAP of `frame` (a multiple of 8 bytes) under `key`: 8 bytes longer."""
         length = len(frame)
+        session, handle, number = self._session, self._handle, self._number
         self._in_view[0:length] = frame
-        self._created.array[self._created.count - 1].ulValueLen = length
-        c, session = self._c, self._session
+        self._created_value.ulValueLen = length
         try:
-            check("C_CreateObject", c.C_CreateObject(session, self._created.array, self._created.count, self._handle))
+            check("C_CreateObject", self._create_object(session, self._created.array, self._created.count, handle))
         finally:
-            ffi.memmove(self._in, bytes(length), length)
-        dek = self._handle[0]
-        self._number[0] = _MAX_SEALED
-        wrapped = c.C_WrapKey(session, self._key_wrap, key, dek, self._out, self._number)
-        destroyed = c.C_DestroyObject(session, dek)
+            self._in_view[0:length] = bytes(length)
+        dek = handle[0]
+        number[0] = _MAX_SEALED
+        wrapped = self._wrap_key(session, self._key_wrap, key, dek, self._out, number)
+        destroyed = self._destroy_object(session, dek)
         self.destroyed_objects += 1
-        check("C_WrapKey", wrapped)
-        check("C_DestroyObject", destroyed)
-        return bytes(self._out_view[0 : self._number[0]])
+        if wrapped or destroyed:
+            check("C_WrapKey", wrapped)
+            check("C_DestroyObject", destroyed)
+        return bytes(self._out_view[0 : number[0]])
 
     @token_call("unwrap")
     def open(self, key: int, sealed: bytes) -> bytes:
         """The frame that `seal` took. Raises CryptokiError when RFC 3394's integrity check fails, and otherwise."""
-        c, session = self._c, self._session
-        returned = c.C_UnwrapKey(
-            session,
-            self._key_wrap,
-            key,
-            sealed,
-            len(sealed),
-            self._opened.array,
-            self._opened.count,
-            self._handle,
+        session, handle, opened = self._session, self._handle, self._opened
+        check(
+            "C_UnwrapKey",
+            self._unwrap_key(session, self._key_wrap, key, sealed, len(sealed), opened.array, opened.count, handle),
         )
-        check("C_UnwrapKey", returned)
-        dek = self._handle[0]
-        self._value[0].ulValueLen = _MAX_SEALED
-        read = c.C_GetAttributeValue(session, dek, self._value, 1)
-        destroyed = c.C_DestroyObject(session, dek)
+        dek = handle[0]
+        value = self._value_attribute
+        value.ulValueLen = _MAX_SEALED
+        read = self._get_attribute_value(session, dek, value, 1)
+        destroyed = self._destroy_object(session, dek)
         self.destroyed_objects += 1
         check("C_GetAttributeValue", read)
-        length = self._value[0].ulValueLen
+        length = value.ulValueLen
         frame = bytes(self._out_view[0:length])
-        ffi.memmove(self._out, bytes(length), length)
+        self._out_view[0:length] = bytes(length)
         check("C_DestroyObject", destroyed)
         return frame
 

@@ -214,7 +214,7 @@ class RecoveringToken:
         """Run `act` with the handle of `version`: again after a search, and again after a fresh start."""
         if self.breaker.is_open:
             self.breaker.require_closed()
-        if time.monotonic() < self._missing_until.get(version.id, 0):
+        if self._missing_until and time.monotonic() < self._missing_until.get(version.id, 0):
             raise KeyMaterialMissing(_MISSING)
         try:
             return self._attempt_on_key(version, act, input_is_ours=input_is_ours)

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -119,7 +119,9 @@ class SessionPool:
         self._wait_s = wait_s
         self._recycle_after = recycle_after
         self._functions = ck.load_functions(address.module)
-        self._condition = threading.Condition()
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
+        self._waiters = 0
         self._free: deque[ck.Session] = deque()
         self._open_count = 0
         self._sessions: list[ck.Session] = []
@@ -173,25 +175,25 @@ class SessionPool:
 
     def take(self) -> ck.Session:
         """Borrow a session; the borrower must `give` it back. Raises like `session`."""
-        with self._condition:
-            if self._free and not self._draining:
-                session = self._free.pop()
-                session.lent_at, session.thread = time.monotonic(), threading.get_ident()
-                return session
-        session = self._wait_for_session()
+        # The lock itself, here and in `give`: those of a Condition are functions of Python, and this is the hot path.
+        with self._lock:
+            session = self._free.pop() if self._free and not self._draining else None
+        if session is None:
+            session = self._wait_for_session()
         session.lent_at, session.thread = time.monotonic(), threading.get_ident()
         return session
 
     def give(self, session: ck.Session) -> None:
         """Return a borrowed session; now and then this recycles the module (see the module's docstring)."""
         session.lent_at, session.patience_s = math.inf, 0.0
-        with self._condition:
+        with self._lock:
             self._destroyed_objects += session.destroyed_objects
             session.destroyed_objects = 0
             self._free.append(session)
             due = self._destroyed_objects >= self._recycle_after and not self._draining
             generation = self.generation
-            self._condition.notify_all()
+            if self._waiters:
+                self._condition.notify_all()
         if due:
             # The borrower's call is done and must not fail for this. When the other sessions do not come home in time
             # the memory is reclaimed at a later return; when the token is away the next borrower is told.
@@ -205,13 +207,13 @@ class SessionPool:
         TokenUnavailable or PinRefused when the token cannot be opened.
         """
         with self._condition:
-            if not self._condition.wait_for(lambda: not self._draining, self._wait_s):
+            if not self._wait(lambda: not self._draining):
                 raise TokenBusy("The HSM is being opened anew. Try again.")
             if self.generation != seen_generation:
                 return
             self._draining = True
             try:
-                if not self._condition.wait_for(lambda: len(self._free) == self._open_count, self._wait_s):
+                if not self._wait(lambda: len(self._free) == self._open_count):
                     raise TokenBusy("The HSM is busy. Try again.")
                 self._open()
             finally:
@@ -292,9 +294,17 @@ class SessionPool:
         with self._condition:
             if self._open_count == 0 and not self._draining:
                 self._open_again()
-            if not self._condition.wait_for(lambda: bool(self._free) and not self._draining, self._wait_s):
+            if not self._wait(lambda: bool(self._free) and not self._draining):
                 raise TokenBusy("All sessions with the HSM are in use. Try again.")
             return self._free.pop()
+
+    def _wait(self, until: Callable[[], bool]) -> bool:
+        """Wait for `wait_s` seconds at most; whether it came. Callers hold the condition."""
+        self._waiters += 1
+        try:
+            return self._condition.wait_for(until, self._wait_s)
+        finally:
+            self._waiters -= 1
 
     def _open_again(self) -> None:
         """One attempt a second while there is no token, whoever asks; none while its PIN is known to be wrong."""
@@ -370,7 +380,9 @@ class SessionPool:
 
     def renew_after_fork(self) -> None:
         """In the child: no state of the parent's is usable. The next `take` opens everything anew."""
-        self._condition = threading.Condition()
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
+        self._waiters = 0
         self._free = deque()
         self._open_count = 0
         self._sessions = []

@@ -16,6 +16,7 @@ from typing import Final, cast
 import uvloop
 
 CONNECTIONS: Final = 64
+_GOOD: Final = b"HTTP/1.1 200 "
 LATE_LIMIT: Final = 50_000
 """More requests that nobody could send yet mean that the service cannot keep up with the rate."""
 
@@ -40,14 +41,12 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._answer += data
-        head, found, body = self._answer.partition(b"\r\n\r\n")
-        if not found:
+        if not self._answer.startswith(_GOOD):
+            raise SystemExit(f"bench: a request was refused: {self._answer[:40]!r}")
+        if len(self._answer) < self._pace.answer_bytes:
             return
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        if len(body) < length:
+        if not self._pace.answer_bytes and not self._pace.learn(self._answer):
             return
-        if not head.startswith(b"HTTP/1.1 200 "):
-            raise SystemExit(f"bench: a request was refused: {head[:40]!r}")
         self._answer = b""
         self._pace.answered(self, time.perf_counter() - self._due)
 
@@ -57,6 +56,8 @@ class Pace:
 
     def __init__(self, request: bytes, per_s: float, seconds: float) -> None:
         self.request = request
+        # The same request has answers of the same length; so each need not be parsed, for which there is no time.
+        self.answer_bytes = 0
         self._per_s = per_s
         self._count = int(per_s * seconds)
         self._free: deque[_Connection] = deque()
@@ -82,6 +83,14 @@ class Pace:
             await asyncio.sleep(0.0005)
         await self._done.wait()
         return sorted(self.times)
+
+    def learn(self, answer: bytes) -> bool:
+        """Whether this is a whole answer; then the length of all is known."""
+        head, found, body = answer.partition(b"\r\n\r\n")
+        if not found or len(body) < int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]):
+            return False
+        self.answer_bytes = len(answer)
+        return True
 
     def answered(self, connection: _Connection, seconds: float) -> None:
         """Note it, and go on with what is late."""

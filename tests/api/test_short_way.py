@@ -177,3 +177,49 @@ def test_a_log_in_on_the_short_way_is_as_the_first_one(service: Service) -> None
         assert httpx.get(f"{service.url}/api/v2/keys", headers=headers, timeout=MINUTE_S).status_code == 200
     wrong = {**form, "apikey": form["apikey"][:-1] + ("A" if form["apikey"][-1] != "A" else "B")}
     assert httpx.post(f"{service.url}/identity/token", data=wrong, timeout=MINUTE_S).status_code == 400
+
+
+def test_a_head_that_comes_again_is_a_request_like_the_first(service: Service, raw: Raw, key: str) -> None:
+    """Whole, in parts and pipelined; the events differ in nothing but who they are."""
+    bodies = [{"plaintext": text} for text in ("AAAA", "BBBB", "CCCC", "DDDD", "EEEE", "AAAA")]
+    requests = [raw.request(f"/keys/{key}/actions/wrap", body) for body in bodies]
+    for request in requests[:3]:
+        raw.send(request)
+    raw.send(requests[3][:50], requests[3][50:])
+    raw.send(requests[4] + requests[5])
+    answers = [raw.read() for _ in requests]
+    assert [status for status, _, _ in answers] == [200] * 6
+    ids = [headers["correlation-id"] for _, headers, _ in answers]
+    sealed = [json.loads(body)["ciphertext"] for _, _, body in answers]
+    assert (len(set(ids)), len(set(sealed))) == (6, 5)
+    assert sealed[0] == sealed[5]
+    events = [event for one in ids for event in records(service, one)]
+    assert len({event.pop("id") for event in events}) == 6
+    assert {event.pop("correlationId") for event in events} == set(ids)
+    assert all(event.pop("eventTime") for event in events)
+    assert all(event == events[0] for event in events)
+
+
+def test_the_same_head_is_refused_when_something_changed(service: Service, raw: Raw, client: httpx.Client) -> None:
+    """Another length of the body, a body that is none, a revoked log-in, a disabled key."""
+    key = create_key(client)
+    form = {"grant_type": "urn:ibm:params:oauth:grant-type:apikey", "apikey": service.state.api_key}
+    token = httpx.post(f"{service.url}/identity/token", data=form, timeout=MINUTE_S).json()["access_token"]
+    request = raw.request(f"/keys/{key}/actions/wrap", {"plaintext": "AAAA"})
+    raw.authorization = f"Bearer {token}"
+    revocable = raw.request(f"/keys/{key}/actions/wrap", {"plaintext": "AAAA"})
+
+    def status_of(sent: bytes) -> int:
+        raw.send(sent)
+        return raw.read()[0]
+
+    assert [status_of(one) for one in (request, revocable) * 2] == [200] * 4
+    raw.send(request[:-1])
+    raw.send(request[-1:])
+    assert raw.read()[0] == 200
+    assert status_of(request.replace(b"AAAA", b"A*AA")) == 400
+    assert httpx.post(f"{service.url}/identity/revoke", data={"token": token}, timeout=MINUTE_S).is_success
+    assert status_of(revocable) == 401
+    assert status_of(request) == 200
+    assert client.post(f"/keys/{key}/actions/disable").status_code == 204
+    assert status_of(request) == 409
