@@ -33,7 +33,12 @@ MOST_MIB = 24.0
 MOST_FILES = 12
 KILLS = ("a worker is killed", "all are killed, and started again", "one call never returns", "no call returns")
 PLACES = ("token", "postgresql", "audit full")
-NOT_HERE = ("PostgreSQL fails over to another port", "a worker stands still", "PostgreSQL hangs for 20 s")
+NOT_HERE = (
+    "PostgreSQL fails over to another port",
+    "PostgreSQL's standby is away",
+    "a worker stands still",
+    "PostgreSQL hangs for 20 s",
+)
 
 
 @dataclass(frozen=True)
