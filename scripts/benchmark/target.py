@@ -30,6 +30,12 @@ DEK: Final = bytes(range(32))
 _GRANT: Final = "urn:ibm:params:oauth:grant-type:apikey"
 _KEY_TYPE: Final = "application/vnd.ibm.kms.key+json"
 _STARTS_WITHIN_S: Final = 60
+_LIMITS: Final = {
+    f"HSMKMS_{whose}_{what}": "1000000"
+    for whose in ("IDENTITY", "INSTANCE")
+    for what in ("REQUESTS_PER_S", "BURST_REQUESTS")
+}
+"""Counted, and never reached: one client of the load would else be more than the defaults let one have."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,8 @@ class Deployment:
         self.url = f"http://127.0.0.1:{port}"
         # Settings of a service that the caller runs must not reach this one.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HSMKMS_", "SOFTHSM2_"))}
-        self._environment = {**inherited, "HSMKMS_STATE_DIR": str(path), "HSMKMS_PORT": str(port), **settings}
+        own = {"HSMKMS_STATE_DIR": str(path), "HSMKMS_PORT": str(port)}
+        self._environment = {**inherited, **own, **_LIMITS, **settings}
         if beside is not None:
             self._client = beside._client
             return
