@@ -2,8 +2,8 @@
 
 A session is lent to one caller at a time. When anything is wrong with session, login or device, `reopen` waits until
 every session is home, then does C_Finalize, C_Initialize, C_Login and opens the pool anew under the next `generation`;
-handles of an older generation mean nothing. The same is done after `recycle_after` destroyed objects, because SoftHSM
-2.6.1 keeps about 240 bytes of each until C_Finalize.
+handles of an older generation mean nothing. The same is done after `recycle_after` destroyed objects at most, because
+SoftHSM 2.6.1 keeps about 240 bytes of each until C_Finalize.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class SessionPool:
         self.pin = pin
         self._size = size
         self._wait_s = wait_s
-        self._recycle_after = recycle_after
+        self._recycle_after = self._due_after = recycle_after
         self._functions = ck.load_functions(address.module)
         self._lock = threading.RLock()
         self._condition = threading.Condition(self._lock)
@@ -190,7 +190,7 @@ class SessionPool:
             self._destroyed_objects += session.destroyed_objects
             session.destroyed_objects = 0
             self._free.append(session)
-            due = self._destroyed_objects >= self._recycle_after and not self._draining
+            due = self._destroyed_objects >= self._due_after and not self._draining
             generation = self.generation
             if self._waiters:
                 self._condition.notify_all()
@@ -349,6 +349,8 @@ class SessionPool:
             metrics.token_error(error.function, error.name, error.meaning.name.lower())
             raise TokenUnavailable(NOT_OPENED) from error
         metrics.TOKEN_OPENED.inc()
+        opening_s = time.monotonic() - self._opening_at
+        self._due_after = min(self._recycle_after, max(_FEW_OBJECTS, int(opening_s / _FREED_IN_S)))
         self._serial, self._told = self.info.serial, ""
         self._sessions = sessions
         self._free.extend(sessions)
@@ -441,6 +443,10 @@ def log_in(session: ck.Session, info: TokenInfo, pin: SecretText, guard: PinGuar
         raise CryptokiError("C_Login", returned)
 
 
+_FEW_OBJECTS: Final = 10_000
+_FREED_IN_S: Final = 0.6e-6
+"""What C_Finalize of SoftHSM 2.6.1 takes for each object that was destroyed. All callers wait for it, 60 ms after
+100,000. So a module is started anew as soon as this is as long as its opening, on a small token milliseconds."""
 _TURN_WAIT_S: Final = 1.0
 _OPENING_PATIENCE_S: Final = 30.0
 """A large token takes seconds to be opened."""
