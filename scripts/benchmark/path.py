@@ -27,6 +27,7 @@ from hsmkms.domain.access import Action
 from hsmkms.domain.new_key import NewKey
 from hsmkms.domain.secrets import SecretText
 from hsmkms.service.acts import Act
+from hsmkms.service.similar import Similar
 from hsmkms.settings import load
 from hsmkms.wiring import Rooms, open_rooms, pin_of
 from scripts.benchmark.target import AAD, DEK
@@ -144,12 +145,19 @@ def parts(path: Path, action: str) -> dict[str, float]:
         "unwrap": lambda: token.open(version, version.id, sealed, AAD),
     }
     permit = Action.KEY_WRAP if action == "wrap" else Action.KEY_UNWRAP
+    similar, request = Similar(), path.request(action)
+    found = path.warm.prepare(url, headers, path.bodies[action], "127.0.0.1", None)
+    opening = None if found is None else found[1]
+    assert opening is not None, "the short way is not open"
+    path.warm.remember(request, None, opening)
     return {
         "iam: token known": _each_us(lambda: services.gate.callers.known(path.authorization, None)),
         "iam: gate": _each_us(lambda: services.gate.admit(caller, permit, path.instance_id, "127.0.0.1")),
         "service: decide": _each_us(decide[action]),
         "token": _each_us(on_token[action]),
         "audit: event": _each_us(lambda: services.trail.outcome(act, 200)),
+        "audit: event like the one before": _each_us(lambda: services.trail.outcome(act, 200, similar)),
+        "api: the same head again": _each_us(lambda: path.warm.again(request, "127.0.0.1", None)),
         "api: all of prepare": _each_us(
             lambda: path.warm.prepare(url, headers, path.bodies[action], "127.0.0.1", None)
         ),
