@@ -122,6 +122,7 @@ def test_an_interrupted_purge_is_ended(nodes: Nodes) -> None:
     assert key.encode() not in nodes.state.run("doctor", stdin=b"", **nodes.extra).stdout
 
 
+@pytest.mark.parametrize("nodes", [pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"], indirect=True)
 def test_a_process_that_dies_is_replaced(nodes: Nodes) -> None:
     """The one that holds the lease is killed; the other does what is due within 30 seconds."""
     until(lambda: nodes.jobs()["rotation"]["by"] is not None)
