@@ -272,6 +272,9 @@ class RecoveringToken:
             act(session, self._resolve(session, self._pool.generation, version))
         except CryptokiError as error:
             return error.returned == failure.returned
+        except (ObjectMissing, ObjectAmbiguous):
+            # The token went away in between, and came back without some of its objects: that tells nothing.
+            return False
         finally:
             self._pool.give(session)
         self._in_doubt_until = time.monotonic() + _IN_DOUBT_S
