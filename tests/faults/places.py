@@ -63,6 +63,7 @@ def _serve(
                 iam.grant(iam.iam_id, Role.KEY_PURGE)
         load = Load(lambda: [service.url], state.api_key, state.instance_id, clients=clients, seed=seed, purges=purges)
         audit = Path(settings.get("HSMKMS_AUDIT_DIR", state.path / "audit"))
+        service.wait_until_all_serve()
         with load:
             yield Place(service, load, audit)
             load.stop()

@@ -81,6 +81,7 @@ def test_fault(place: Place | str, fault: Fault, request: pytest.FixtureRequest)
         row.skipped = place
         pytest.skip(place)
     load, log = place.load, place.service.log
+    bound_s = fault.back_within_s + fault.doubt_s + ALL_WELL_S
     load.go_on()
     load.wait_until_well(time.monotonic(), 60)
     known, wrong, logged = len(load.calls), len(load.wrong), log.stat().st_size
@@ -102,11 +103,12 @@ def test_fault(place: Place | str, fault: Fault, request: pytest.FixtureRequest)
         row.count(calls)
         row.describe([call for call in calls if fault.stops(call) and call.began <= until])
         row.wrong = load.wrong[wrong:]
+    place.service.wait_until_all_serve(max(0.0, cured + bound_s - time.monotonic()))
     row.lost = [*load.lost(), *unrecorded(calls, [place.audit], refusals_too=not fault.stops_records)]
     assert row.wrong == []
     assert row.lost == []
     assert row.back_s < fault.back_within_s
-    assert well - cured < fault.back_within_s + fault.doubt_s + ALL_WELL_S
+    assert well - cured < bound_s
     judge(fault, [call for call in calls if began + SOON_S <= call.began and call.ended <= until])
     said = log.read_bytes()[logged:].decode()
     for line in fault.lines:

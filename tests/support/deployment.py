@@ -16,6 +16,7 @@ from types import TracebackType
 
 import httpx
 
+from hsmkms.control import StatusRequest, ask_all
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +152,17 @@ class Service:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def wait_until_all_serve(self, within_s: float = START_S) -> None:
+        """Until each worker has opened its rooms: whom a new connection gets to is chance."""
+        deadline = time.monotonic() + within_s
+        while True:
+            answers = ask_all(self.state.path, StatusRequest(), 1)
+            # The parent of several workers answers too, but has no token.
+            if sum(bool(answer and answer.get("tokens")) for answer in answers.values()) == self._workers:
+                return
+            assert time.monotonic() < deadline, answers
+            time.sleep(0.05)
 
     def workers(self) -> list[int]:
         """Process ids of its workers."""
