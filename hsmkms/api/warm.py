@@ -138,22 +138,29 @@ class WarmPath:
         wrap = self._crypto.warm_wrap(
             caller, opening.instance_id, opening.reference, opening.key_ring_id, plaintext, wish.aad or ()
         )
-        return None if wrap is None else partial(self._admitted, act, Action.KEY_WRAP, wrap, hot.wrapped)
+        if wrap is None:
+            return None
+        return partial(self._admitted, caller, opening, Action.KEY_WRAP, wrap, hot.wrapped, act)
 
     def _unwrap(self, caller: Caller, opening: Opening, body: bytes, act: Act) -> Callable[[], bytes] | None:
         offer = hot.decode_unwrap(body)
         unwrap = self._crypto.warm_unwrap(
             caller, opening.instance_id, opening.reference, opening.key_ring_id, offer.ciphertext, offer.aad or ()
         )
-        return None if unwrap is None else partial(self._admitted, act, Action.KEY_UNWRAP, unwrap, hot.unwrapped)
+        if unwrap is None:
+            return None
+        return partial(self._admitted, caller, opening, Action.KEY_UNWRAP, unwrap, hot.unwrapped, act)
 
     def _admitted(
-        self, act: Act, action: Action, call: Callable[[], T], answer: Callable[[T, Act], dict[str, Any]]
+        self,
+        caller: Caller,
+        opening: Opening,
+        action: Action,
+        call: Callable[[], T],
+        answer: Callable[[T, Act], dict[str, Any]],
+        act: Act,
     ) -> bytes:
-        caller, instance_id = act.caller, act.instance_id
-        if caller is None or instance_id is None:
-            raise TypeError("only an act of a caller in an instance is admitted")
-        self._gate.admit(caller, action, instance_id, act.address)
+        self._gate.admit(caller, action, opening.instance_id, act.address)
         return hot.encode(answer(call(), act))
 
     def _log_in(self, began: float, url: bytes, headers: dict[str, str], body: bytes, address: str) -> Exchange | None:

@@ -102,7 +102,7 @@ def link(previous: bytes, content: bytes) -> bytes:
 
 def line(digest: bytes, content: bytes) -> bytes:
     """A record as it stands in the file."""
-    return _HEAD + digest.hex().encode() + b'",' + content + b"\n"
+    return b"".join(_parts_of_line(digest, content))
 
 
 def extend(sequence: int, digest: bytes, records: Iterable[tuple[str, bytes]]) -> tuple[bytes, int, bytes]:
@@ -112,8 +112,13 @@ def extend(sequence: int, digest: bytes, records: Iterable[tuple[str, bytes]]) -
         sequence += 1
         text = body(sequence, kind, content)
         digest = link(digest, text)
-        parts += (_HEAD, digest.hex().encode(), b'",', text, b"\n")
+        parts += _parts_of_line(digest, text)
     return b"".join(parts), sequence, digest
+
+
+def _parts_of_line(digest: bytes, content: bytes) -> tuple[bytes, ...]:
+    """Not joined yet, so that a batch is copied once."""
+    return _HEAD, digest.hex().encode(), b'",', content, b"\n"
 
 
 def split(text: bytes) -> tuple[bytes, bytes] | None:

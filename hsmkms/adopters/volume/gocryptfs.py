@@ -118,7 +118,7 @@ class Gocryptfs:
             raise LockFailed(_foreign(volume, mount))
         if not mounts.unmount_fuse(volume.mount):
             # Somebody else stands in it. He loses it: the key says so, and what he holds open answers no more.
-            mounts.abort_fuse(volume.mount)
+            mounts.abort_fuse(mount)
             mounts.unmount_fuse(volume.mount, lazily=True)
         return mounts.mounted_at(volume.mount) is None
 

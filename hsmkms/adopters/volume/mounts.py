@@ -65,18 +65,17 @@ def unmount_fuse(place: Path, *, lazily: bool = False) -> bool:
     return done.returncode == 0
 
 
-def abort_fuse(place: Path) -> None:
+def abort_fuse(mount: Mount) -> None:
     """Have every request to a FUSE file system fail from now on. Without that a process that was killed while it waited
     for an answer of its own file system never ends, and keeps what it has open."""
     if os.geteuid() == 0:
         # Its path must not be looked up in the file system, which does not answer.
-        command = ["umount", "--force", "--no-canonicalize", "--", str(place)]
+        command = ["umount", "--force", "--no-canonicalize", "--", str(mount.place)]
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         return
-    found = mounted_at(place)
     with contextlib.suppress(OSError):
         # fs/fuse/control.c: the control file system is there on hosts that have mounted it.
-        (_FUSE_CONNECTIONS / ("" if found is None else found.minor) / "abort").write_text("1")
+        (_FUSE_CONNECTIONS / mount.minor / "abort").write_text("1")
 
 
 def mount(how: str, source: Path, place: Path) -> None:
