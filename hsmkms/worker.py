@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import threading
@@ -26,12 +27,16 @@ _AGAIN_S: Final = 1.0
 _JOIN_S: Final = 5.0
 _EX_SOFTWARE: Final = 70
 _YOUNG_OBJECTS: Final = 10_000
+_M_ARENA_MAX: Final = -8
+"""malloc.h of glibc; Python has no name for it."""
+_ARENAS: Final = 2
 
 _log = structlog.get_logger(__name__)
 
 
 def application() -> ASGIApp:
     """What uvicorn calls in each process."""
+    _share_arenas()
     end_with_parent()
     settings = load()
     configure_logs(settings)
@@ -114,6 +119,14 @@ class Worker:
             token.take_pin(pin)
         except HsmkmsError as error:
             _log.warning("the token does not answer after a login", part=part, reason=error.message)
+
+
+def _share_arenas() -> None:
+    """Have all threads to come allocate from two arenas. glibc makes up to eight a core, and what threads that were in
+    trouble together leave in each is seldom given back: a worker grew by 20 to 46 MiB in half an hour of faults."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _settle_memory() -> None:
