@@ -14,6 +14,7 @@ from typing import Final
 
 from prometheus_client import Gauge
 
+from hsmkms.api.places import ChangePlaces
 from hsmkms.api.problems import status_of
 from hsmkms.api.requests import Gate
 from hsmkms.api.services import Services
@@ -374,6 +375,7 @@ def _services(
         health=HealthService(token, database, snapshot, trail),
         snapshot=snapshot,
         trail=trail,
+        places=ChangePlaces(),
         gate=Gate(
             snapshot,
             callers,
