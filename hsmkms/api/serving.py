@@ -9,7 +9,9 @@ connections between two requests stay open a moment longer (`api.protocol`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -20,9 +22,12 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 _ACCEPTED_WITHIN_S: Final = 2.0
 _LOOK_S: Final = 0.01
@@ -76,6 +81,34 @@ class _Server(uvicorn.Server):
 
 class _Workers(Multiprocess):
     """Workers under a parent, which all accept from one socket."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self._heard_at: WeakKeyDictionary[Process, float] = WeakKeyDictionary()
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace who ended or stands still. uvicorn's waits for each to answer and replaces who does not in 5 s: on
+        a busy machine that is whoever starts, so that none ever comes to its end."""
+        for index, worker in enumerate(self.processes):
+            if worker.process.is_alive() and not self._is_silent(worker):
+                continue
+            worker.kill()
+            worker.join()
+            if worker.exitcode == STARTUP_FAILURE:
+                self.should_exit.set()
+                return
+            self.processes[index] = Process(self.config, self.sockets)
+            self.processes[index].start()
+
+    def _is_silent(self, worker: Process) -> bool:
+        """Whether one that has answered does so no more. There is always one question that it has not answered."""
+        if worker not in self._heard_at:
+            self._heard_at[worker] = math.inf
+            with contextlib.suppress(OSError):
+                worker.parent_conn.send(b"ping")
+        elif worker.parent_conn.poll() and worker.ping(timeout=0):
+            self._heard_at[worker] = time.monotonic()
+        return time.monotonic() - self._heard_at[worker] > self.config.timeout_worker_healthcheck
 
     def terminate_all(self) -> None:
         """Let them accept what waits, then as uvicorn's."""
