@@ -235,7 +235,7 @@ def _gauges(token: Token, snapshot: Snapshot, journal: Journal) -> dict[Gauge, C
         metrics.SNAPSHOT_KEYS: lambda: snapshot.key_count,
         metrics.AUDIT_WAITING: lambda: journal.waiting,
         metrics.AUDIT_LAG: lambda: journal.lag_s,
-        metrics.AUDIT_FAILING: lambda: journal.failure is not None,
+        metrics.AUDIT_FAILING: lambda: not journal.writes,
     }
 
 
