@@ -51,10 +51,12 @@ class LogFile:
         descriptor = os.open(young, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         created = cls(path, descriptor, Tail(0, chain.genesis(log), 0))
         try:
+            _give_to_owner_of(directory, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             created.append([("opened", opened)])
             young.rename(path)
-            _sync_directory(directory)
+            with _opened(directory.resolve()) as place:
+                os.fsync(place)
         except OSError:
             try:
                 # On a full disk one would be left behind at each try.
@@ -125,7 +127,10 @@ def is_held(path: Path) -> bool:
 def prepare(directory: Path) -> None:
     """Make the directory of the logs. Raises AuditUnavailable."""
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _opened(directory) as descriptor:
+                _give_to_owner_of(directory.parent, descriptor)
     except OSError as error:
         raise AuditUnavailable(f"The audit directory {directory} cannot be made: {error.strerror}.") from error
 
@@ -165,9 +170,17 @@ def ends_closed(path: Path) -> bool:
     )
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _give_to_owner_of(directory: Path, descriptor: int) -> None:
+    """A command that root runs must leave nothing behind that the service may not read."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
