@@ -167,7 +167,7 @@ def test_nothing_is_signed_unchecked(deployment: Deployment, tmp_path: Path, par
 
 
 def test_what_holds_no_record_is_taken_away(deployment: Deployment) -> None:
-    """Of a process that was killed before its first record was whole; but not where there was one."""
+    """Of a process that was killed before its first record was whole, if it was not begun a moment ago."""
     journal = deployment.journal(RARELY)
     write(journal, 1)
     journal.close()
@@ -175,6 +175,10 @@ def test_what_holds_no_record_is_taken_away(deployment: Deployment) -> None:
     empty, torn = (deployment.directory / f"20260101T00000{n}-node-00000000.jsonl" for n in range(2))
     empty.touch()
     torn.write_bytes(known.read_bytes()[:300])
+    assert again(deployment) == []
+    assert empty.exists()
+    for path in (empty, torn):
+        os.utime(path, (1, 1))
     assert again(deployment) == []
     assert not empty.exists()
     assert not torn.exists()
