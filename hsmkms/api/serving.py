@@ -22,8 +22,14 @@ from collections.abc import Sequence
 from typing import Final
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
+_ANSWERS_WITHIN_S: Final = 60.0
+"""A worker that says nothing for so long is replaced. A thread of its own answers, also while the token hangs, but not
+before Python has imported all, which takes a busy host 10 s and more: after uvicorn's 5 s workers were killed and
+started again for ever."""
 _ACCEPTED_WITHIN_S: Final = 2.0
 _LOOK_S: Final = 0.01
 _SO_ATTACH_FILTER: Final = 26
@@ -76,6 +82,40 @@ class _Server(uvicorn.Server):
 
 class _Workers(Multiprocess):
     """Workers under a parent, which all accept from one socket."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self._asked_at: dict[Process, float] = {}
+        """Whose answer is awaited, and since when."""
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace who died or hangs. uvicorn's waits for one answer after the other and hears no signal meanwhile; this
+        looks at the next turn whether the answer is there."""
+        for place, process in enumerate(self.processes):
+            if process.process.is_alive() and not self._hangs(process):
+                continue
+            self._asked_at.pop(process, None)
+            process.kill()
+            process.join()
+            if process.exitcode == STARTUP_FAILURE:
+                # So would the next one.
+                self.should_exit.set()
+                return
+            self.processes[place] = Process(self.config, self.sockets)
+            self.processes[place].start()
+
+    def _hangs(self, process: Process) -> bool:
+        now = time.monotonic()
+        try:
+            if process not in self._asked_at:
+                process.parent_conn.send(b"ping")
+                self._asked_at[process] = now
+            elif process.parent_conn.poll():
+                process.parent_conn.recv()
+                del self._asked_at[process]
+        except (OSError, EOFError):
+            return True
+        return now - self._asked_at.get(process, now) > _ANSWERS_WITHIN_S
 
     def terminate_all(self) -> None:
         """Let them accept what waits, then as uvicorn's."""
