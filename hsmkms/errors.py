@@ -582,6 +582,10 @@ class TokenRefused(OperatorError):
     """The token lacks what this service needs, or is not safe to hold root keys."""
 
 
+class TokenAbsent(TokenRefused):
+    """No token is where it should be: it has not come yet, or the settings name another."""
+
+
 class PinRefused(OperatorError):
     """The token did not take the PIN. It is never tried twice: a second wrong PIN can lock the token."""
 
