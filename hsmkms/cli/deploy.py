@@ -25,7 +25,7 @@ from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import SettingsInvalid, StoreRefused
 from hsmkms.opening import ENVIRONMENT, parts_of
-from hsmkms.settings import FILE_NAME, Settings, load, state_dir
+from hsmkms.settings import FILE_NAME, Settings, load, require_own, state_dir
 from hsmkms.telemetry.endpoint import DIRECTORY_VARIABLE, Access, Endpoint, discard, prepare
 from hsmkms.token.provision import has_token, init_token
 from hsmkms.wiring import configure_logs, open_rooms, pin_of
@@ -48,7 +48,7 @@ Name = Annotated[str, typer.Option(help="Name of the first instance.")]
 def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local") -> None:
     """Prepare token and database, and show the administrator's API key once.
 
-    With an HSM: set HSMKMS_PKCS11_MODULE, HSMKMS_LABEL and HSMKMS_PIN_FILE first. On a laptop: --softhsm.
+    With an HSM: set HSMKMS_PKCS11_MODULE, HSMKMS_TOKEN_LABEL and HSMKMS_PIN_FILE first. On a laptop: --softhsm.
     """
     configure_logs()
     _make_state_dir()
@@ -227,8 +227,14 @@ def _is_loopback(host: str) -> bool:
 
 
 def _make_state_dir() -> None:
-    state_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
-    state_dir().chmod(0o700)
+    require_own(state_dir())
+    try:
+        state_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
+        state_dir().chmod(0o700)
+    except OSError as error:
+        raise SettingsInvalid(
+            f"The state directory {state_dir()} cannot be used ({error.strerror}). Set HSMKMS_STATE_DIR."
+        ) from error
 
 
 def _make_softhsm(template: Path) -> None:

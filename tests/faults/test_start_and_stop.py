@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import httpx
@@ -30,10 +32,10 @@ def test_stops_cleanly_and_starts_with_everything(state: State, workers: int) ->
         assert opened["plaintext"] == wrapped["plaintext"]
 
 
-def refused(state: State, *arguments: str, **extra: str) -> str:
-    """`hsmkms serve` ends with exit code 1 and one line."""
+def refused(state: State, *arguments: str, code: int = 1, **extra: str) -> str:
+    """`hsmkms serve` ends with this exit code and one line."""
     done = state.run("serve", "--port", str(free_port()), *arguments, stdin=b"", **extra)
-    assert done.returncode == 1, (done.returncode, done.stderr.decode())
+    assert done.returncode == code, (done.returncode, done.stderr.decode())
     text = done.stderr.decode()
     assert re.fullmatch(r"hsmkms: [^\n]+\n", text), text
     assert done.stdout == b""
@@ -56,7 +58,7 @@ def test_missing_pin_file(state: State) -> None:
 
 
 def test_no_state_directory(tmp_path: Path) -> None:
-    assert refused(State(tmp_path / "nowhere"), HSMKMS_PIN="x")
+    assert refused(State(tmp_path / "nowhere"), code=os.EX_TEMPFAIL, HSMKMS_PIN="x")
 
 
 def test_unknown_setting(state: State) -> None:
@@ -85,10 +87,30 @@ def test_tls_needs_both_files(state: State, tmp_path: Path) -> None:
 
 
 def test_another_token(state: State, seed_state: State) -> None:
-    """The database of one deployment with a token of no deployment."""
+    """The database of one deployment, and no token: it may come later, so a supervisor is to try again."""
     shutil.rmtree(state.path / "tokens")
     (state.path / "tokens").mkdir()
-    assert "No token" in refused(state)
+    assert "No token" in refused(state, code=os.EX_TEMPFAIL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_for_a_while_is_not_replaced(state: State) -> None:
+    """As one that takes long to start on a busy host. Meanwhile a stop is heard, and the other ends as it should."""
+    with Service(state, workers=2) as service:
+        service.wait_until_all_serve()
+        workers = service.workers()
+        standing, other = workers
+        os.kill(standing, signal.SIGSTOP)
+        # Longer than uvicorn by itself would wait.
+        time.sleep(8)
+        assert service.workers() == workers
+        service.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while other in service.workers():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(standing, signal.SIGCONT)
+        assert service.process.wait(20) == 0
 
 
 def test_database_without_instance(state: State) -> None:
