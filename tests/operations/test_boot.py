@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import httpx
 import pytest
@@ -71,11 +72,13 @@ class Installed:
             assert time.monotonic() < deadline, self.journal()
             time.sleep(0.2)
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, status: int = 200, parts: Mapping[str, bool] = MappingProxyType({})) -> None:
+        """Or until it says that it is not, and why."""
         deadline = time.monotonic() + BACK_S
         while True:
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200:
+                answer = httpx.get(f"{self.url}/readyz", timeout=10)
+                if answer.status_code == status and parts.items() <= answer.json().items():
                     return
             except httpx.HTTPError:
                 pass
@@ -161,6 +164,30 @@ def test_a_token_that_is_away_is_waited_for(installed: Installed, wrapped: None)
     tokens.with_name("gone").rename(tokens)
     installed.wait_until_ready()
     assert "the token does not answer" in installed.journal("--priority=err")
+
+
+def test_an_audit_directory_elsewhere_needs_its_line_in_a_drop_in(installed: Installed, wrapped: None) -> None:
+    installed.at.run("install", "-d", "-o", "hsmkms", "-m", "0700", "/srv/audit")
+    drop_in = installed.at.path("/etc/systemd/system/hsmkms.service.d/override.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nEnvironment=HSMKMS_AUDIT_DIR=/srv/audit\n")
+    installed.systemctl("daemon-reload")
+    installed.systemctl("restart", "hsmkms")
+    installed.wait_until_ready(503, {"token": True, "audit": False})
+    with drop_in.open("a") as file:
+        file.write("ReadWritePaths=/srv/audit\n")
+    installed.systemctl("daemon-reload")
+    installed.systemctl("restart", "hsmkms")
+    installed.wait_until_ready()
+    with installed.client() as client:
+        create_key(client)
+    installed.systemctl("stop", "hsmkms")
+    logs = [path.name for path in installed.at.path("/srv/audit").iterdir()]
+    assert logs
+    installed.at.run("mv", *(f"/srv/audit/{log}" for log in logs), f"{STATE}/audit")
+    drop_in.unlink()
+    installed.systemctl("daemon-reload")
+    installed.systemctl("start", "hsmkms")
 
 
 def test_a_wrong_pin_is_tried_once(installed: Installed, wrapped: None) -> None:
