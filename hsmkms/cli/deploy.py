@@ -112,6 +112,7 @@ def up(softhsm: Softhsm = None) -> None:
 def _serve(settings: Settings) -> None:
     """Open the rooms once before any worker does, so that a wrong PIN costs one try and the schema is there."""
     _require_safe_bind(settings)
+    _require_certificates(settings)
     configure_logs(settings)
     pins = pin_of(settings)
     if sys.stdin.isatty():
@@ -217,6 +218,27 @@ def _require_safe_bind(settings: Settings) -> None:
             f"Binding {settings.host} without TLS would send keys in clear. Give --tls-cert and --tls-key, or say "
             "--allow-plain-http-from-other-hosts if something in front does TLS."
         )
+
+
+def _require_certificates(settings: Settings) -> None:
+    """Tried here, before anything is opened: a worker that finds them wrong would be started again and again."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Without a password of its own OpenSSL would ask for it at the terminal.
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except OSError as error:
+        raise SettingsInvalid(
+            "tls_cert and tls_key cannot be used. Give a certificate chain and its private key without a passphrase, "
+            "as PEM files that this user can read."
+        ) from error
+    if settings.tls_client_ca is None:
+        return
+    try:
+        context.load_verify_locations(settings.tls_client_ca)
+    except OSError as error:
+        raise SettingsInvalid("tls_client_ca cannot be used. Give the CA's certificate as a PEM file.") from error
 
 
 def _is_loopback(host: str) -> bool:

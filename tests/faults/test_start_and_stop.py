@@ -84,6 +84,25 @@ def test_tls_needs_both_files(state: State, tmp_path: Path) -> None:
     assert "both" in refused(state, "--tls-cert", str(tmp_path / "cert.pem"))
 
 
+def test_certificates_that_cannot_be_used(state: State, tmp_path: Path) -> None:
+    """A worker that found them wrong would be started for ever."""
+    (tmp_path / "other").mkdir()
+    server, other = Authority(tmp_path, "one").server(), Authority(tmp_path / "other", "other").server()
+    rubbish = tmp_path / "rubbish.pem"
+    rubbish.write_text("rubbish")
+
+    def tried(certificate: Path, key: Path, *more: str) -> str:
+        return refused(state, "--workers", "2", "--tls-cert", str(certificate), "--tls-key", str(key), *more)
+
+    for certificate, key in (
+        (rubbish, server.key),
+        (tmp_path / "nothing", server.key),
+        (server.certificate, other.key),
+    ):
+        assert "tls_cert and tls_key cannot be used" in tried(certificate, key)
+    assert "tls_client_ca cannot be used" in tried(server.certificate, server.key, "--tls-client-ca", str(rubbish))
+
+
 def test_another_token(state: State, seed_state: State) -> None:
     """The database of one deployment with a token of no deployment."""
     shutil.rmtree(state.path / "tokens")
