@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class HsmkmsError(Exception):
@@ -604,3 +604,7 @@ class StoreRefused(OperatorError):
 
 class BackupRefused(OperatorError):
     """A backup cannot be made, read, or brought back here."""
+
+
+MAY_COME_BACK: Final = (Unavailable, TokenAbsent)
+"""Where waiting may help; a network HSM that is away often shows no token at all."""

@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     database_url: str | None = None
     host: str = "127.0.0.1"
     port: int = pydantic.Field(default=8800, ge=1, le=65_535)
-    workers: int = pydantic.Field(default=1, ge=1, le=256)
+    workers: int = pydantic.Field(default=2, ge=1, le=256)
     stop_within_s: int = pydantic.Field(default=20, ge=1, le=3_600)
     tls_cert: Path | None = None
     tls_key: Path | None = None

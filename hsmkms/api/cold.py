@@ -40,6 +40,7 @@ from hsmkms.service.acts import Act, acting
 from hsmkms.service.authorize import require_any_in_account
 from hsmkms.service.cadf import LOGIN, REVOKE
 from hsmkms.service.rights import entity_tag
+from hsmkms.service.trail import changes
 from hsmkms.telemetry import metrics
 
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
@@ -93,14 +94,18 @@ class OpenRoute(APIRoute):
             if self.authenticated:
                 request.state.route = self
                 await self.enter(request)
-            if request.method in _WITH_BODY:
+            with_body = request.method in _WITH_BODY
+            if with_body:
                 request.state.body = await read_body(request.receive, request.scope["headers"], COLD_LIMIT)
-                # Again: a body may take its time, and a right that ended meanwhile must not count.
-                if self.authenticated:
+            here, act = services(request), request.state.act
+            change = act is not None and changes(act.action)
+            async with here.places if change else contextlib.nullcontext():
+                # Again: a body or a place may take its time, and a right that ended meanwhile must not count.
+                if self.authenticated and (with_body or change):
                     await self.enter(request, again=True)
-            if request.state.act is not None:
-                await services(request).trail.begin(request.state.act)
-            return await handler(request)
+                if act is not None:
+                    await here.trail.begin(act)
+                return await handler(request)
 
         async def recorded(request: Request, act: Act, response: Response) -> Response:
             await services(request).trail.end(act, response.status_code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hsmkms.api.places import ChangePlaces
 from hsmkms.api.requests import Gate
 from hsmkms.clock import Clock
 from hsmkms.domain.waits import Waits
@@ -60,6 +61,7 @@ class Services:
     snapshot: Snapshot
     trail: Trail
     gate: Gate
+    places: ChangePlaces
     waits: Waits
     clock: Clock
     base_url: str

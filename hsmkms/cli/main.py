@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from hsmkms import __version__
 from hsmkms.cli.command import COMMAND
 from hsmkms.cli.lazy import group_of
-from hsmkms.errors import HsmkmsError, TokenAbsent, Unavailable
+from hsmkms.errors import HsmkmsError
 from hsmkms.telemetry import journal
 
 _COMMANDS: Final = {
@@ -42,9 +42,6 @@ _COMMANDS: Final = {
     "hsm": "hsmkms.cli.hsm:app",
 }
 """Where each command is: imported when it is asked for."""
-
-_MAY_COME_BACK: Final = (Unavailable, TokenAbsent)
-"""A network HSM that is away as the host boots may show no token at all."""
 
 app = typer.Typer(
     name="hsmkms",
@@ -90,5 +87,4 @@ def main() -> None:
     except HsmkmsError as error:
         level = journal.prefix("error") if journal.is_journal() else ""
         Console(stderr=True, highlight=False).print(f"{level}hsmkms: {error.message}", markup=False, soft_wrap=True)
-        # A supervisor may start a service again that found token or database away, never one whose PIN was refused.
-        sys.exit(os.EX_TEMPFAIL if COMMAND.get() == "serve" and isinstance(error, _MAY_COME_BACK) else 1)
+        sys.exit(1)
