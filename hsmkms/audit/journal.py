@@ -315,6 +315,10 @@ class Journal:
         self._check_at = 0.0
         if self._file is not None:
             self._takeover.begin(witness)
+        elif not _may_write(self._directory):
+            # The first log is begun with the first event; that it cannot be is known before, or who asks whether this
+            # service is ready hears yes until then.
+            self._abandon("Nothing can be made in the directory")
 
     def _open(self) -> LogFile:
         """Begin a log. Raises OSError, TokenUnavailable."""
@@ -402,6 +406,12 @@ class Journal:
             yield
         finally:
             self._writing_since = None
+
+
+def _may_write(directory: Path) -> bool:
+    """False also on a file system that is read-only."""
+    there = next(one for one in (directory, *directory.parents) if one.exists())
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 def _tell(batch: Sequence[_Waiting], error: AuditUnavailable | None) -> None:

@@ -51,12 +51,10 @@ class LogFile:
         descriptor = os.open(young, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         created = cls(path, descriptor, Tail(0, chain.genesis(log), 0))
         try:
-            _give_to_owner_of(directory, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             created.append([("opened", opened)])
             young.rename(path)
-            with _opened(directory.resolve()) as place:
-                os.fsync(place)
+            _sync_directory(directory)
         except OSError:
             try:
                 # On a full disk one would be left behind at each try.
@@ -129,10 +127,7 @@ def is_held(path: Path) -> bool:
 def prepare(directory: Path) -> None:
     """Make the directory of the logs. Raises AuditUnavailable."""
     try:
-        if not directory.is_dir():
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _opened(directory) as descriptor:
-                _give_to_owner_of(directory.parent, descriptor)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise AuditUnavailable(f"The audit directory {directory} cannot be made: {error.strerror}.") from error
 
@@ -172,17 +167,9 @@ def ends_closed(path: Path) -> bool:
     )
 
 
-def _give_to_owner_of(directory: Path, descriptor: int) -> None:
-    """A command that root runs must leave nothing behind that the service may not read."""
-    if os.geteuid() == 0:
-        owner = directory.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-
-
-@contextlib.contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield descriptor
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)

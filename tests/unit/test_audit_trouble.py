@@ -158,15 +158,3 @@ def test_a_full_log_waits_for_its_token_once_an_interval(deployment: Deployment)
     assert asked <= 2
     assert len(logs_in([deployment.directory])) == 1
     journal.close()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave files of another")
-def test_what_root_writes_belongs_to_the_service(tmp_path: Path) -> None:
-    """A command that the operator runs as root, beside a service that does not."""
-    os.chown(tmp_path, 65_534, 65_534)
-    deployment = Deployment(tmp_path / "audit")
-    journal = deployment.journal(RARELY)
-    write(journal, 1)
-    journal.close()
-    (path,) = logs_in([deployment.directory])
-    assert [one.stat().st_uid for one in (deployment.directory, path)] == [65_534, 65_534]
