@@ -120,6 +120,15 @@ def test_a_signature_that_is_wrong_is_not_gone_behind(deployment: Deployment, tm
     assert not of(deployment, path).sound
 
 
+def test_a_checkpoint_that_nobody_signed_is_not_gone_behind(deployment: Deployment, tmp_path: Path) -> None:
+    path = crashed(deployment, tmp_path)
+    rewrite(path, lambda kind, content: content[:-10] + b'12345678"}' if kind == "checkpoint" else content)
+    deployment.heads.clear()
+    (reason,) = again(deployment)
+    assert "the signature is not by the audit key" in reason
+    assert not of(deployment, path).sound
+
+
 def test_a_log_of_another_key_is_not_signed(deployment: Deployment, tmp_path: Path) -> None:
     other = Deployment(deployment.directory)
     path = crashed(other, tmp_path)
