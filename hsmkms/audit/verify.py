@@ -44,7 +44,7 @@ class Verified:
     heads: list[tuple[str, int, str]] = field(default_factory=list)
     """What its checkpoints say of other logs: log, number and hash of a record."""
     gone: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Logs that it says were retired, with their last records, as far as a signature covers that."""
+    """Logs that it says were retired, with their last records, as far as the process that wrote it signed that."""
     digests: dict[int, str] = field(default_factory=dict)
     """Hashes of the records that a checkpoint signed, and of the last one: what others tell of is nearly always one
     of these."""
@@ -97,6 +97,14 @@ def verify(
     for log in sorted(told.keys() - found.keys()):
         found[log] = _missing(log, told[log], gone.get(log))
     return [found[log] for log in sorted(found)]
+
+
+def last_records(old: Sequence[Verified], found: Iterable[Verified]) -> dict[str, tuple[int, str]]:
+    """What is to be recorded before `old` of all logs that were found are deleted: number and hash of their last
+    records, and of those that went before on the word of one of these and that a log which stays tells of."""
+    logs = {one.log: (one.records, one.digests[one.records]) for one in old}
+    told = {log for one in found if one.log not in logs for log, _, _ in one.heads}
+    return {log: last for one in old for log, last in one.gone.items() if log in told} | logs
 
 
 def _read_all(paths: Sequence[Path], key: ec.EllipticCurvePublicKey, worth_processes: int) -> Iterable[Verified]:
@@ -154,6 +162,7 @@ class _Reader:
         self._unsigned: list[bytes] = []
         """Hashes of the records behind the last that a checkpoint signed."""
         self._retired: list[tuple[int, chain.Retired]] = []
+        """Those that no signature covers yet."""
 
     def read(self, path: Path) -> Verified:
         """Raises OSError."""
@@ -201,7 +210,8 @@ class _Reader:
                 case b"retired":
                     self._retired.append((number, msgspec.json.decode(content, type=chain.Retired)))
                 case b"resumed":
-                    pass
+                    # Not signed by who is said to have written it: anybody could have put it there meanwhile.
+                    self._retired.clear()
                 case _:
                     return "it is of an unknown kind"
         except msgspec.MsgspecError:
@@ -237,10 +247,11 @@ class _Reader:
         known.signed = number if checkpoint.final else checkpoint.upto
         known.closed, known.closed_at = checkpoint.final, checkpoint.at if checkpoint.final else None
         known.heads += [(log, sequence, digest) for log, (sequence, digest) in checkpoint.heads.items()]
+        # Not one between the record that was signed and the checkpoint: anybody could have put it there.
         for at, retired in self._retired:
-            # Not one between the record that was signed and the checkpoint: anybody could have put it there.
             if at <= checkpoint.upto:
                 known.gone |= retired.logs
+        self._retired = [one for one in self._retired if one[0] > checkpoint.upto]
         return None
 
 

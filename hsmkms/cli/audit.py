@@ -19,10 +19,12 @@ from hsmkms.audit.event import Event
 from hsmkms.audit.search import Filter, Follower, last, search
 from hsmkms.audit.search import unfinished as pending_without_outcome
 from hsmkms.audit.shipping import shipped_whole
-from hsmkms.audit.verify import Verified, load_public_key, verify
+from hsmkms.audit.verify import Verified, last_records, load_public_key, verify
 from hsmkms.cli.local import rooms
 from hsmkms.errors import AuditKeyInvalid, AuditTampered, OperatorError, SettingsInvalid
 from hsmkms.settings import load
+from hsmkms.store.audit import AuditHeadStore
+from hsmkms.store.engine import Database
 from hsmkms.wiring import AUDIT_KEY_ID, Rooms, configure_logs, open_rooms, pin_of
 
 app = typer.Typer(help="Prove that audit logs are whole, and read them.", no_args_is_help=True)
@@ -81,7 +83,8 @@ def retire(
 ) -> None:
     """Delete old logs so that nobody misses them: their last records are written down and signed first.
 
-    Only logs that are sound and that every sink has got whole. Bring copies to where they are kept before.
+    Only logs that are sound and that every sink has got whole. Bring copies to where they are kept before. What a crash
+    leaves, the next call deletes.
     """
     settings = load()
     place = settings.audit_directory
@@ -103,13 +106,16 @@ def retire(
             return
         if not yes:
             typer.confirm(f"Delete {len(old)} logs?", abort=True, err=True)
-        for start in range(0, len(old), _RETIRED_AT_ONCE):
-            part = old[start : start + _RETIRED_AT_ONCE]
-            opened.journal.retire_blocking({one.log: (one.records, one.digests[one.records]) for one in part})
-        opened.heads.forget([one.log for one in old])
-    # The rooms are closed, and with them what was recorded is signed.
+        last = list(last_records(old, found).items())
+        for start in range(0, len(last), _RETIRED_AT_ONCE):
+            opened.journal.retire_blocking(dict(last[start : start + _RETIRED_AT_ONCE]))
+    # The rooms are closed, and with them what was recorded is signed. Nobody believes it before: after a crash these
+    # logs would be missed.
     if not opened.journal.signed:
         raise OperatorError("What was recorded could not be signed, so nothing was deleted. Try again.")
+    # Heads first: a log that is there and that nobody asks for can be retired again, a head without a log could not.
+    with contextlib.closing(Database(settings.database)) as database:
+        AuditHeadStore(database).forget([one.log for one in old])
     for one in old:
         (place / f"{one.log}{SUFFIX}").unlink()
     typer.echo(f"{len(old)} logs retired.")
