@@ -10,6 +10,7 @@ import sys
 import httpx
 import pytest
 
+from hsmkms.clock import system_clock
 from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.engine import Database
 from tests.support.deployment import ROOT, Service, State, create_body, create_key
@@ -57,11 +58,15 @@ def test_what_cannot_be_recorded_is_not_done(state: State) -> None:
 
 
 def test_old_logs_are_retired(state: State) -> None:
-    """Deleted, and missed neither by the database nor by those who have the files and the public key alone."""
+    """Deleted, and missed neither by the database nor by those who have the files and the public key alone; another
+    host's stay."""
     assert state.run("keys", "create", "some key").returncode == 0
     place = state.path / "audit"
     before = sorted(path.name for path in place.glob("*.jsonl"))
     assert len(before) >= 2
+    another = "20260101T000000-another-00000000"
+    with contextlib.closing(Database(f"sqlite:///{state.path / 'hsmkms.db'}")) as database:
+        AuditHeadStore(database).put(another, 5, "00" * 32, system_clock(), closed=True)
     done = state.run("audit", "retire", "--before", "2000-01-01", "--yes")
     assert (done.returncode, done.stdout) == (0, b"There are no logs that old.\n")
     done = state.run(*RETIRE)
@@ -73,6 +78,9 @@ def test_old_logs_are_retired(state: State) -> None:
     for arguments in ((), ("--public-key", str(public_key))):
         done = state.run("audit", "verify", *arguments)
         assert done.returncode == 0, done.stdout.decode()
+        assert b"note   1 logs of another are not here and were not looked at\n" in done.stdout
+    with contextlib.closing(Database(f"sqlite:///{state.path / 'hsmkms.db'}")) as database:
+        assert another in {log for log, *_ in AuditHeadStore(database).all()}
     left.write_bytes(left.read_bytes().replace(b"retired", b"remired"))
     refused = state.run(*RETIRE)
     assert refused.returncode == 1

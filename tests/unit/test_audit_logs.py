@@ -448,7 +448,8 @@ def test_processes_find_what_one_finds(deployment: Deployment) -> None:
         journal.close()
     path = logs_in([deployment.directory])[1]
     path.write_bytes(path.read_bytes().replace(b"event-7", b"event-8"))
-    alone, together = (verify([deployment.directory], deployment.public_key, {}, size) for size in (1 << 40, 0))
+    place, key = [deployment.directory], deployment.public_key
+    alone, together = (verify(place, key, {}, worth_processes=size) for size in (1 << 40, 0))
     assert alone == together
     assert [log.sound for log in together].count(False) == 1
 
