@@ -48,7 +48,7 @@ Name = Annotated[str, typer.Option(help="Name of the first instance.")]
 def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local") -> None:
     """Prepare token and database, and show the administrator's API key once.
 
-    With an HSM: set HSMKMS_PKCS11_MODULE, HSMKMS_LABEL and HSMKMS_PIN_FILE first. On a laptop: --softhsm.
+    With an HSM: set HSMKMS_PKCS11_MODULE, HSMKMS_TOKEN_LABEL and HSMKMS_PIN_FILE first. On a laptop: --softhsm.
     """
     configure_logs()
     _make_state_dir()
