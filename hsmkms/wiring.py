@@ -235,7 +235,7 @@ def _gauges(token: Token, snapshot: Snapshot, journal: Journal) -> dict[Gauge, C
         metrics.SNAPSHOT_KEYS: lambda: snapshot.key_count,
         metrics.AUDIT_WAITING: lambda: journal.waiting,
         metrics.AUDIT_LAG: lambda: journal.lag_s,
-        metrics.AUDIT_FAILING: lambda: journal.failure is not None,
+        metrics.AUDIT_FAILING: lambda: not journal.writes,
     }
 
 
@@ -255,11 +255,18 @@ def journal_of(settings: Settings, clock: Clock = system_clock) -> Journal:
 def _witness(token: Token, heads: AuditHeadStore, clock: Clock) -> Witness:
     """The token's audit key, and the other nodes by way of the database."""
 
-    def exchange(head: Head) -> list[Head]:
-        heads.put(head.log, head.sequence, head.digest, clock(), closed=head.closed)
+    def tell(head: Head, before: Mapping[int, str]) -> bool:
+        return heads.put(head.log, head.sequence, head.digest, clock(), closed=head.closed, before=before)
+
+    def newest() -> list[Head]:
         return [Head(*one) for one in heads.newest(HEADS_TOLD)]
 
-    return Witness(partial(token.signing_public_key, AUDIT_KEY_ID), partial(token.sign, AUDIT_KEY_ID), exchange)
+    def known(log: str) -> Head | None:
+        one = heads.known(log)
+        return None if one is None else Head(*one)
+
+    public_key, sign = partial(token.signing_public_key, AUDIT_KEY_ID), partial(token.sign, AUDIT_KEY_ID)
+    return Witness(public_key, sign, tell, newest, known)
 
 
 def node_name() -> str:

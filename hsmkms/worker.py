@@ -78,8 +78,10 @@ class Worker:
             self._open()
         finally:
             if self._rooms is None and not self._stopping:
-                traceback.print_exc()
-                os._exit(_EX_SOFTWARE)
+                try:
+                    traceback.print_exc()
+                finally:
+                    os._exit(_EX_SOFTWARE)
 
     def _open(self) -> None:
         told = ""

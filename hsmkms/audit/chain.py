@@ -6,7 +6,7 @@ A log is a file of JSON lines, one record each:
     {"hash":"<64 hex>","seq":1,"opened":{...}}       who writes, when, under which public key
     {"hash":"<64 hex>","seq":2,"event":{...}}        an audit event
     {"hash":"<64 hex>","seq":9,"checkpoint":{...}}   a record before it, signed by the token's audit key (ECDSA P-256)
-    {"hash":"<64 hex>","seq":11,"resumed":{...}}     another process goes on after a crash
+    {"hash":"<64 hex>","seq":11,"resumed":{...}}     another process closes it after a crash
     {"hash":"<64 hex>","seq":12,"retired":{...}}     old logs were deleted on purpose
 
 `hash` is over the previous record's hash, or that of the log's id for the first, and the line's bytes behind the hash.
@@ -61,11 +61,14 @@ class SignedCheckpoint(msgspec.Struct, frozen=True):
 
 
 class Resumed(msgspec.Struct, frozen=True, rename="camel"):
-    """A process goes on with a log that another left; `torn_bytes` of a record that was never whole were dropped."""
+    """A process closes a log that another left; `torn_bytes` of a record that was never whole were dropped. The records
+    from `unsigned_from` on, if it is not the number of this one, had no signature yet: whether they are what the other
+    wrote nobody can say. None in logs of older versions."""
 
     node: str
     at: datetime
     torn_bytes: int
+    unsigned_from: int | None = None
 
 
 class Retired(msgspec.Struct, frozen=True):

@@ -1,19 +1,22 @@
 """The journal of one process: events become durable before anybody is answered, many with one fdatasync.
 
 A thread takes all that wait, chains and writes them, waits for the disk once, and tells every waiter. After an error of
-the disk the log is left as it is, all who waited are refused, and another log is taken, not before PAUSE_S later. At
+the disk the log is left as it is, all who waited are refused, and another log is begun, not before PAUSE_S later. At
 intervals a second thread asks database and token for a checkpoint, so that events wait for neither; at the end of a log
-the first one does. Without the token there is no signature, and events go on.
+the first one does. Without the token there is no signature, and events go on. What is left is closed beside all that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -22,14 +25,21 @@ import msgspec
 import structlog
 
 from hsmkms.audit import chain, event
-from hsmkms.audit.logfile import LogFile, logs_in, prepare, public_key_of_newest
+from hsmkms.audit.logfile import LogFile, prepare, public_key_of_newest
+from hsmkms.audit.proof import signed
+from hsmkms.audit.takeover import Takeover
 from hsmkms.audit.witness import NOBODY, Witness
 from hsmkms.clock import Clock
 from hsmkms.domain.ids import new_id
 from hsmkms.errors import AuditUnavailable, HsmkmsError, SigningKeyMissing, TokenUnavailable
 from hsmkms.telemetry import metrics
+from hsmkms.telemetry.logs import log_unexpected, place_of
 
 PAUSE_S: Final = 0.5
+HANGS_S: Final = 5.0
+"""A write that takes longer may never end, so that nobody is to begin to wait for it."""
+EXIT_CODE: Final = 70
+"""EX_SOFTWARE of sysexits.h."""
 MOST_AT_ONCE: Final = 1_000
 
 Settle = Callable[[AuditUnavailable | None], None]
@@ -78,7 +88,16 @@ class _Ending:
     ended: threading.Event | None
 
 
-_WAKE: Final = _Signed("", b"")
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What was said beside a log's events: to the database of its own records, number → hash, and by its checkpoints of
+    other logs."""
+
+    own: dict[int, str] = field(default_factory=dict)
+    of_others: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+_CANNOT: Final = "What would happen cannot be recorded, so it does not happen. Try again."
 
 
 class Journal:
@@ -96,8 +115,9 @@ class Journal:
         self._signed: SimpleQueue[_Signed] = SimpleQueue()
         self._under_way: Future[None] | None = None
         self._quiet_at = 0
-        self._told: dict[str, dict[str, tuple[int, str]]] = {}
-        self._opened_at = self._check_at = self._refuse_until = 0.0
+        self._takeover = Takeover(directory, node, clock)
+        self._said: dict[str, _Said] = {}
+        self._opened_at = self._check_at = self._refuse_until = self._full_again_at = 0.0
         self._writing_since: float | None = None
         self._failure: AuditUnavailable | None = None
         self._closed = False
@@ -110,6 +130,11 @@ class Journal:
     def failure(self) -> AuditUnavailable | None:
         """Why the last events could not be written; None if they were."""
         return self._failure
+
+    @property
+    def writes(self) -> bool:
+        """False while events cannot be written, or the write of some does not end."""
+        return self._failure is None and not self._hangs()
 
     @property
     def waiting(self) -> int:
@@ -177,6 +202,7 @@ class Journal:
         ended = threading.Event()
         self._queue.put(_Ending(ended))
         ended.wait()
+        self._takeover.wait()
 
     def close(self) -> None:
         """The same, but later events are refused."""
@@ -184,13 +210,36 @@ class Journal:
         self._queue.put(_Ending(None))
         self._thread.join()
         self._signer.shutdown()
+        self._takeover.close()
 
     def _put(self, waiting: _Waiting) -> None:
         if self._closed:
             raise AuditUnavailable("The service is stopping. Try again.")
+        if self._hangs():
+            raise AuditUnavailable(_CANNOT)
         self._queue.put(waiting)
 
+    def _hangs(self) -> bool:
+        since = self._writing_since
+        return since is not None and time.monotonic() - since > HANGS_S
+
     def _run(self) -> None:
+        try:
+            self._write_all()
+        finally:
+            error = sys.exception()
+            if error is not None:
+                # Nobody would ever be answered again. A process that ends is replaced.
+                try:
+                    _log.critical(
+                        "the audit journal met an unexpected error; this process ends and has to be started again",
+                        kind=type(error).__name__,
+                        place=place_of(error.__traceback__),
+                    )
+                finally:
+                    os._exit(EXIT_CODE)
+
+    def _write_all(self) -> None:
         while True:
             batch, then = self._take()
             # While nothing can be written nobody may ask, so that only an empty write finds out that it can again.
@@ -200,10 +249,10 @@ class Journal:
             if isinstance(then, _Called):
                 self._begin_to_sign(then.witness)
             ending = isinstance(then, _Ending)
-            if self._file is not None and (ending or time.monotonic() >= self._check_at):
+            if self._file is not None:
                 if ending or self._is_full(self._file):
                     self._end(self._file)
-                else:
+                elif time.monotonic() >= self._check_at:
                     self._ask_for_checkpoint(self._file)
             if isinstance(then, _Ending):
                 if then.ended is None:
@@ -269,69 +318,33 @@ class Journal:
 
     def _abandon(self, reason: str) -> None:
         first = self._failure is None
-        self._failure = AuditUnavailable("What would happen cannot be recorded, so it does not happen. Try again.")
+        self._failure = AuditUnavailable(_CANNOT)
         self._refuse_until = time.monotonic() + PAUSE_S
         if self._file is not None:
             self._file.close()
             self._file = None
         if first:
-            try:
-                _log.error("audit events cannot be written", reason=reason, directory=str(self._directory))
-            except OSError:
-                # The log may be on the same full disk, and this thread is needed to find out when that is over.
-                return
+            _log.error("audit events cannot be written", reason=reason, directory=str(self._directory))
 
     def _begin_to_sign(self, witness: Witness) -> None:
         """What could not be signed until now is."""
         self._witness = witness
         self._check_at = 0.0
-        if self._file is None:
-            return
-        try:
-            for left in self._left():
-                self._finish(left)
-        except OSError as error:
-            self._abandon(error.strerror or "input or output failed")
-
-    def _left(self) -> Iterator[LogFile]:
-        """Logs that processes left without closing them. Raises OSError."""
-        for path in logs_in([self._directory]):
-            left = LogFile.take_over(path)
-            if left is not None:
-                yield left
+        if self._file is not None:
+            self._takeover.begin(witness)
 
     def _open(self) -> LogFile:
-        """Go on with a log that a process of this host left, or begin one; close what else was left and can be signed.
-        Raises OSError."""
+        """Begin a log. Raises OSError, TokenUnavailable."""
         now = self._clock()
-        self._opened_at = time.monotonic()
+        log = f"{now:%Y%m%dT%H%M%S}-{self._node}-{new_id()[:8]}"
+        opened = chain.Opened(log, self._node, now, self._public_key())
+        own = LogFile.create(self._directory, log, _encode(opened))
         # The first checkpoint at once: from then on the others know that there is this log.
-        self._check_at = self._opened_at
+        self._opened_at = self._check_at = self._full_again_at = time.monotonic()
         self._quiet_at = 0
-        own: LogFile | None = None
-        for left in self._left():
-            if own is None and left.size < self._limits.log_bytes and f"-{self._node}-" in left.log:
-                self._resume(left)
-                own = left
-            elif self._witness is NOBODY:
-                left.close()
-            else:
-                try:
-                    self._finish(left)
-                except OSError:
-                    if own is not None:
-                        own.close()
-                    raise
-        if own is None:
-            log = f"{now:%Y%m%dT%H%M%S}-{self._node}-{new_id()[:8]}"
-            opened = chain.Opened(log, self._node, now, self._public_key())
-            own = LogFile.create(self._directory, log)
-            try:
-                own.append([("opened", _encode(opened))])
-            except OSError:
-                # On a full disk one would be left behind at each try.
-                own.discard()
-                raise
+        self._said = {log: _Said()}
+        if self._witness is not NOBODY:
+            self._takeover.begin(self._witness)
         return own
 
     def _public_key(self) -> str:
@@ -347,41 +360,26 @@ class Journal:
                 raise
             return known
 
-    def _resume(self, left: LogFile) -> None:
-        try:
-            left.append([("resumed", _encode(chain.Resumed(self._node, self._clock(), left.torn_bytes)))])
-        except OSError:
-            # Its lock would be held by nobody who writes, and the next try would take it for another's.
-            left.close()
-            raise
-
-    def _finish(self, left: LogFile) -> None:
-        self._resume(left)
-        try:
-            left.end(self._checkpoint(left.head, final=True))
-            self._witness.exchange(left.head)
-        except HsmkmsError as error:
-            _log.warning("an audit log that was left open could not be closed", log=left.log, reason=error.message)
-        finally:
-            left.close()
-
     def _is_full(self, file: LogFile) -> bool:
-        age_s = time.monotonic() - self._opened_at
-        return file.size >= self._limits.log_bytes or age_s >= self._limits.log_age_s
+        """Whether to end the log now; what failed is not tried again at once."""
+        now = time.monotonic()
+        old = now - self._opened_at >= self._limits.log_age_s
+        return (old or file.size >= self._limits.log_bytes) and now >= self._full_again_at
 
     def _end(self, file: LogFile) -> None:
         """Close the log. What fails is tried again after the next interval; events go on."""
-        self._check_at = time.monotonic() + self._limits.checkpoint_s
+        self._check_at = self._full_again_at = time.monotonic() + self._limits.checkpoint_s
         if self._under_way is not None:
-            self._under_way.result()
+            wait([self._under_way])
             self._write_checkpoints()
             if self._file is not file:
                 return
+        self.signed = False
         try:
-            self.signed = False
-            file.end(self._checkpoint(file.head, final=True))
+            final = self._checkpoint(file.head, final=True)
+            with self._on_disk():
+                file.end(final)
             self.signed = True
-            self._witness.exchange(file.head)
         except HsmkmsError as error:
             metrics.AUDIT_CHECKPOINTS.labels("failure").inc()
             _log.warning("an audit log could not be closed", log=file.log, reason=error.message)
@@ -390,15 +388,27 @@ class Journal:
         except OSError as error:
             self._abandon(error.strerror or "input or output failed")
             return
+        if self.signed:
+            self._tell_of_end(file.head)
         file.close()
         self._file = None
+
+    def _tell_of_end(self, head: chain.Head) -> None:
+        try:
+            self._witness.hear(head, self._said[head.log].own)
+        except HsmkmsError as error:
+            _log.warning(
+                "the database could not be told that an audit log is closed", log=head.log, reason=error.message
+            )
 
     def _ask_for_checkpoint(self, file: LogFile) -> None:
         """Have the newest record signed, unless it is a checkpoint or the last one is still under way."""
         self._check_at = time.monotonic() + self._limits.checkpoint_s
+        self._takeover.go_on(self._witness)
         if self._quiet_at == file.head.sequence or (self._under_way is not None and not self._under_way.done()):
             return
         self._under_way = self._signer.submit(self._sign_aside, file.head)
+        self._under_way.add_done_callback(log_unexpected)
 
     def _sign_aside(self, head: chain.Head) -> None:
         try:
@@ -417,24 +427,33 @@ class Journal:
             if signed.log != self._file.log:
                 continue
             try:
-                self._file.append([("checkpoint", signed.content)])
+                with self._on_disk():
+                    self._file.append([("checkpoint", signed.content)])
                 self._quiet_at = self._file.head.sequence
             except OSError as error:
                 self._abandon(error.strerror or "input or output failed")
 
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """While something is written that no event waits for."""
+        self._writing_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._writing_since = None
+
     def _checkpoint(self, head: chain.Head, *, final: bool) -> bytes:
         """A signed checkpoint of a record (JSON). Raises Unavailable."""
-        heads = {
-            other.log: (other.sequence, other.digest) for other in self._witness.exchange(head) if other.log != head.log
-        }
+        said = self._said.get(head.log, _Said())
+        said.own[head.sequence] = head.digest
+        self._witness.hear(head, said.own)
+        heads = {other.log: (other.sequence, other.digest) for other in self._witness.newest() if other.log != head.log}
         # What this log said before it need not say again.
-        told = self._told.setdefault(head.log, {})
-        news = {log: known for log, known in heads.items() if told.get(log) != known}
-        checkpoint = _encode(chain.Checkpoint(self._clock(), head.sequence, head.digest, news, final))
-        signature = self._witness.sign(chain.signed_message(checkpoint))
-        told.update(news)
+        news = {log: known for log, known in heads.items() if said.of_others.get(log) != known}
+        content = signed(self._witness.sign, head, self._clock(), news, final=final)
+        said.of_others.update(news)
         metrics.AUDIT_CHECKPOINTS.labels("success").inc()
-        return _encode(chain.SignedCheckpoint(msgspec.Raw(checkpoint), signature.hex()))
+        return content
 
 
 def _tell(batch: Sequence[_Waiting], error: AuditUnavailable | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -17,65 +18,52 @@ from hsmkms.audit import chain
 from hsmkms.errors import AuditUnavailable
 
 BLOCK: Final = 1 << 20
+OPENING: Final = ".opening"
+"""How the file of a log ends that has no record yet: no log for anybody."""
 _SEQUENCE: Final = re.compile(rb'"seq":(\d+),')
 
 
 @dataclass(slots=True)
-class _Tail:
+class Tail:
+    """Number and hash of the last whole record, where it ends (bytes), and whether it closes the log."""
+
     sequence: int
     digest: bytes
     end: int
-    final: bool
-    torn: int
+    final: bool = False
 
 
 class LogFile:
     """An open log. After an OSError of any method the file is not to be used again: what is on disk is not known."""
 
-    def __init__(self, path: Path, descriptor: int, tail: _Tail) -> None:
+    def __init__(self, path: Path, descriptor: int, tail: Tail) -> None:
+        """`descriptor` is open to append, and has the lock."""
         self.path = path
         self.log = path.name.removesuffix(chain.SUFFIX)
         self._descriptor = descriptor
         self._tail = tail
 
     @classmethod
-    def create(cls, directory: Path, log: str) -> LogFile:
-        """A new log without a record. Raises OSError."""
-        path = directory / f"{log}{chain.SUFFIX}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    def create(cls, directory: Path, log: str, opened: bytes) -> LogFile:
+        """A new log with its first record (JSON), under its name only when it is locked and that record is on the disk:
+        others may take over at once what they find. Raises OSError."""
+        path, young = directory / f"{log}{chain.SUFFIX}", directory / f"{log}{OPENING}"
+        descriptor = os.open(young, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        created = cls(path, descriptor, Tail(0, chain.genesis(log), 0))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            created.append([("opened", opened)])
+            young.rename(path)
             _sync_directory(directory)
         except OSError:
-            os.close(descriptor)
+            try:
+                # On a full disk one would be left behind at each try.
+                for one in (young, path):
+                    one.unlink(missing_ok=True)
+            finally:
+                created.close()
             raise
-        return cls(path, descriptor, _Tail(0, chain.genesis(log), 0, final=False, torn=0))
-
-    @classmethod
-    def take_over(cls, path: Path) -> LogFile | None:
-        """A log that its process left without closing it, cut behind its last whole record; None if it is closed, still
-        held, or its chain is broken. Raises OSError."""
-        if ends_closed(path):
-            return None
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # What is on the disk, which after an fdatasync that failed may be less than what the cache has.
-            os.fdatasync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            tail = _tail_of(path)
-            if tail is None or tail.final or tail.sequence == 0:
-                os.close(descriptor)
-                return None
-            if tail.torn:
-                os.ftruncate(descriptor, tail.end)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except OSError:
-            os.close(descriptor)
-            raise
-        return cls(path, descriptor, tail)
+        return created
 
     @property
     def size(self) -> int:
@@ -83,23 +71,20 @@ class LogFile:
         return self._tail.end
 
     @property
-    def torn_bytes(self) -> int:
-        """How much of a record that was never whole was found behind the last one."""
-        return self._tail.torn
-
-    @property
     def head(self) -> chain.Head:
         """The last record."""
         return chain.Head(self.log, self._tail.sequence, self._tail.digest.hex(), self._tail.final)
 
     def append(self, records: Iterable[tuple[str, bytes]]) -> None:
-        """Write records of (kind, JSON) and wait until the disk has them. Raises OSError."""
+        """Write records of (kind, JSON) and wait until the disk has them under the log's name. Raises OSError."""
         text, sequence, digest = chain.extend(self._tail.sequence, self._tail.digest, records)
         written = 0
         while written < len(text):
             written += os.write(self._descriptor, text[written:])
         os.fdatasync(self._descriptor)
-        self._tail = _Tail(sequence, digest, self._tail.end + len(text), final=False, torn=0)
+        if os.fstat(self._descriptor).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "the log that is being written was deleted", str(self.path))
+        self._tail = Tail(sequence, digest, self._tail.end + len(text))
 
     def end(self, checkpoint: bytes) -> None:
         """Write the final checkpoint (JSON, signed). Raises OSError."""
@@ -109,11 +94,6 @@ class LogFile:
     def close(self) -> None:
         """Give the lock back."""
         os.close(self._descriptor)
-
-    def discard(self) -> None:
-        """Take away a log that holds no record yet. Raises OSError."""
-        self.close()
-        self.path.unlink()
 
 
 def head_of(path: Path) -> chain.Head | None:
@@ -156,14 +136,13 @@ def logs_in(directories: Sequence[Path]) -> list[Path]:
 
 
 def public_key_of_newest(directory: Path) -> str | None:
-    """PEM of the audit key that the newest log names; None where there is no log. Raises OSError."""
+    """PEM of the audit key that the newest log names which can be read; None where there is none."""
     for path in reversed(logs_in([directory])):
-        parts = chain.split(next(lines_of(path), b"").removesuffix(b"\n"))
-        opening = None if parts is None else chain.kind_of(parts[1], 1)
-        if opening is None or opening[0] != "opened":
-            continue
-        with contextlib.suppress(msgspec.MsgspecError):
-            return msgspec.json.decode(opening[1], type=chain.Opened).public_key
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            parts = chain.split(next(lines_of(path), b"").removesuffix(b"\n"))
+            opening = None if parts is None else chain.kind_of(parts[1], 1)
+            if opening is not None and opening[0] == "opened":
+                return msgspec.json.decode(opening[1], type=chain.Opened).public_key
     return None
 
 
@@ -184,28 +163,6 @@ def ends_closed(path: Path) -> bool:
         and b',"checkpoint":{' in lines[-2]
         and chain.is_final("checkpoint", lines[-2])
     )
-
-
-def _tail_of(path: Path) -> _Tail | None:
-    tail = _Tail(0, chain.genesis(path.name.removesuffix(chain.SUFFIX)), 0, final=False, torn=0)
-    for text in lines_of(path):
-        if not text.endswith(b"\n"):
-            tail.torn = len(text)
-            break
-        parts = chain.split(text[:-1])
-        if parts is None:
-            return None
-        digest = chain.link(tail.digest, parts[1])
-        if digest.hex().encode() != parts[0]:
-            return None
-        tail.sequence += 1
-        tail.digest = digest
-        tail.end += len(text)
-        kind = chain.kind_of(parts[1], tail.sequence)
-        if kind is None:
-            return None
-        tail.final = chain.is_final(*kind)
-    return tail
 
 
 def _sync_directory(directory: Path) -> None:

@@ -9,12 +9,13 @@ from datetime import datetime
 from pathlib import Path
 
 import msgspec
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmkms.audit import chain
 from hsmkms.audit.logfile import BLOCK
+from hsmkms.audit.proof import NotProved, checkpoint_of
 from hsmkms.errors import AuditKeyInvalid
 
 
@@ -130,13 +131,15 @@ class Reader:
                 case b"opened":
                     return self._opened(msgspec.json.decode(content, type=chain.Opened))
                 case b"checkpoint":
-                    return self._signed(number, msgspec.json.decode(content, type=chain.SignedCheckpoint))
+                    return self._signed(number, checkpoint_of(self._key, content))
                 case b"retired":
                     self._retired.append((number, msgspec.json.decode(content, type=chain.Retired)))
                 case b"resumed":
-                    self._resumed(number, msgspec.json.decode(content, type=chain.Resumed))
+                    return self._resumed(number, msgspec.json.decode(content, type=chain.Resumed))
                 case _:
                     return "it is of an unknown kind"
+        except NotProved as error:
+            return str(error)
         except (msgspec.MsgspecError, RecursionError):
             return "it cannot be read"
         return None
@@ -150,7 +153,7 @@ class Reader:
             return "its public key is none"
         return None if same else "it names another public key"
 
-    def _resumed(self, number: int, resumed: chain.Resumed) -> None:
+    def _resumed(self, number: int, resumed: chain.Resumed) -> str | None:
         """What stands before this record and was not signed, anybody could have put there before a process came."""
         self._retired.clear()
         first, after = number - len(self._unsigned), None
@@ -158,27 +161,18 @@ class Reader:
             at, after = self._checkpoint
             # The checkpoint itself proves itself.
             first += at == first
+        if resumed.unsigned_from not in (None, first):
+            return "it says something else of what was signed before it"
         if first == number:
-            return
+            return None
         unproved = self._known.unproved
-        if unproved and unproved[-1].after == after:
+        if unproved and unproved[-1].first == first:
             # No signature since the restart before.
             unproved.pop()
         unproved.append(Unproved(first, number - 1, after, resumed.at))
+        return None
 
-    def _signed(self, number: int, record: chain.SignedCheckpoint) -> str | None:
-        try:
-            raw = bytes.fromhex(record.signature)
-        except ValueError:
-            raw = b""
-        if len(raw) != 64:
-            return "the signature cannot be read"
-        der = utils.encode_dss_signature(int.from_bytes(raw[:32]), int.from_bytes(raw[32:]))
-        try:
-            self._key.verify(der, chain.signed_message(bytes(record.checkpoint)), ec.ECDSA(hashes.SHA256()))
-        except InvalidSignature:
-            return "the signature is not by the audit key"
-        checkpoint = msgspec.json.decode(record.checkpoint, type=chain.Checkpoint)
+    def _signed(self, number: int, checkpoint: chain.Checkpoint) -> str | None:
         known, signed = self._known, checkpoint.upto - (number - 1 - len(self._unsigned)) - 1
         if not 0 <= signed < len(self._unsigned) or self._unsigned[signed].hex() != checkpoint.digest:
             return "what was signed is another record than the one that is there"

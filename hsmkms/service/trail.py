@@ -64,8 +64,8 @@ class Trail:
 
     @property
     def writes(self) -> bool:
-        """False while events cannot be written."""
-        return self._journal.failure is None
+        """False while events cannot be written, or the write of some does not end."""
+        return self._journal.writes
 
     async def begin(self, act: Act) -> None:
         """Record the intent of what changes something."""

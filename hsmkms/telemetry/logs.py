@@ -6,10 +6,12 @@ may quote a request.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -39,7 +41,7 @@ def configure(form: str = "json", level: str = "info", *more: Processor) -> None
     structlog.configure(
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Lossy(sys.stderr))),
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -51,6 +53,15 @@ def configure(form: str = "json", level: str = "info", *more: Processor) -> None
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
 
 
+def log_unexpected(done: Future[Any]) -> None:
+    """Say that what a thread was to do ended with an error that nobody expected; kind and place, as above."""
+    error = done.exception()
+    if error is not None:
+        structlog.get_logger(__name__).error(
+            "a thread met an unexpected error", kind=type(error).__name__, place=place_of(error.__traceback__)
+        )
+
+
 def place_of(trace: TracebackType | None) -> str:
     """Module and line where an exception was raised."""
     place = "unknown"
@@ -58,6 +69,22 @@ def place_of(trace: TracebackType | None) -> str:
         place = f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place
+
+
+class _Lossy:
+    """A stream whose lines are lost when nobody takes them: a full disk or a pipe without a reader must end no thread
+    that has something to say."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def _correlated(_: WrappedLogger, __: str, line: EventDict) -> EventDict:

@@ -14,6 +14,7 @@ from hsmkms.clock import system_clock
 from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.engine import Database
 from tests.support.deployment import ROOT, Service, State, create_body, create_key
+from tests.support.journals import rewrite
 
 RETIRE = ("audit", "retire", "--before", "2999-01-01", "--yes")
 DIES = """
@@ -55,6 +56,22 @@ def test_what_cannot_be_recorded_is_not_done(state: State) -> None:
         assert client.post(f"/keys/{key}/actions/wrap", json={}).status_code == 200
     done = state.run("audit", "verify")
     assert done.returncode == 0, done.stdout.decode()
+
+
+def test_nobody_has_a_log_signed_that_he_wrote_anew(state: State) -> None:
+    """Who may write to the directory and has neither key nor database: what he leaves there as if a process had been
+    killed is not closed by the next one, and the database goes on to say what was there."""
+    assert state.run("keys", "create", "some key").returncode == 0
+    newest = max((state.path / "audit").glob("*.jsonl"))
+    rewrite(newest, lambda kind, content: None if kind == "checkpoint" else content, more=9)
+    forged = newest.read_bytes()
+    done = state.run("keys", "create", "another key")
+    assert (done.returncode, newest.stem.encode() in done.stderr) == (0, True)
+    assert newest.read_bytes() == forged
+    done = state.run("audit", "verify")
+    assert done.returncode == 1
+    (wrong,) = [line for line in done.stdout.splitlines() if line.startswith(b"WRONG")]
+    assert newest.stem.encode() in wrong
 
 
 def test_old_logs_are_retired(state: State) -> None:

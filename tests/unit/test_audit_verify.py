@@ -72,6 +72,7 @@ def test_what_a_crash_left_unsigned_is_told(deployment: Deployment) -> None:
     path = crashed(deployment, "one", 4)
     records = path.read_bytes().count(b"\n")
     end_what_was_left(deployment)
+    closed = path.read_bytes()
     log = {one.log: one for one in deployment.verify()}[path.stem]
     assert (log.sound, log.closed) == (True, True)
     (part,) = log.unproved
@@ -81,6 +82,11 @@ def test_what_a_crash_left_unsigned_is_told(deployment: Deployment) -> None:
     assert records - 6 <= part.first <= records - 3
     assert part.after is not None
     assert part.after < part.until
+    said, other = (b'"unsignedFrom":%d' % number for number in (part.first, part.last + 1))
+    rechained(path, lambda body: body.replace(said, other))
+    changed = {one.log: one for one in deployment.verify()}[path.stem]
+    assert changed.problem == "it says something else of what was signed before it"
+    path.write_bytes(closed)
     (deployment.directory / "audit.pem").write_bytes(deployment.pem())
     arguments = ["verify", "--public-key", str(deployment.directory / "audit.pem"), str(deployment.directory)]
     shown = CliRunner().invoke(app, arguments)

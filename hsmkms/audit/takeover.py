@@ -1,0 +1,165 @@
+"""Closes what other processes of this host left open: checked first, then with a signature behind it.
+
+Who may write to the directory could have written it anew, and a signature by this process would make it believed. So a
+log is closed only if its chain, each of its signatures and what the database knows of it are right; else it stays as it
+is. Nobody waits for that: a process writes to a log of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from hsmkms.audit import chain
+from hsmkms.audit.left import Left, read
+from hsmkms.audit.logfile import BLOCK, OPENING, LogFile, Tail, ends_closed, logs_in
+from hsmkms.audit.proof import NotProved, signed
+from hsmkms.audit.reader import load_public_key
+from hsmkms.audit.witness import Witness
+from hsmkms.clock import Clock
+from hsmkms.errors import HsmkmsError
+from hsmkms.telemetry.logs import log_unexpected
+
+_YOUNG_S: Final = 60.0
+"""No process takes as long to begin a log, so that what is older was left."""
+
+_log = structlog.get_logger(__name__)
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Takeover:
+    """Of the logs of `node` in a directory, in a thread of its own."""
+
+    def __init__(self, directory: Path, node: str, clock: Clock) -> None:
+        self._directory = directory
+        self._node = node
+        self._clock = clock
+        self._name = re.compile(rf"\d{{8}}T\d{{6}}-{re.escape(node)}-[0-9a-f]{{8}}")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit-takeover")
+        self._under_way: Future[None] | None = None
+        self._settled: set[str] = set()
+        """Logs that are closed, and such as are not to be."""
+        self._told: set[tuple[str, str]] = set()
+        self._put_off = False
+
+    def begin(self, witness: Witness) -> None:
+        """Look for what was left, unless that is under way."""
+        if self._under_way is None or self._under_way.done():
+            self._under_way = self._thread.submit(self._look, witness)
+            self._under_way.add_done_callback(log_unexpected)
+
+    def go_on(self, witness: Witness) -> None:
+        """Try again what could not be done because token, database or disk were away."""
+        if self._put_off:
+            self.begin(witness)
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._thread.shutdown()
+
+    def wait(self) -> None:
+        """The same, and more may come."""
+        if self._under_way is not None:
+            wait([self._under_way])
+
+    def _look(self, witness: Witness) -> None:
+        self._put_off = False
+        for path in self._directory.glob(f"*{OPENING}"):
+            if self._name.fullmatch(path.stem):
+                self._remove_young(path)
+        for path in logs_in([self._directory]):
+            if path.stem not in self._settled and self._name.fullmatch(path.stem):
+                self._try(path, witness)
+
+    def _try(self, path: Path, witness: Witness) -> None:
+        try:
+            self._take(path, witness)
+        except NotProved as error:
+            self._settled.add(path.stem)
+            _log.error(
+                "an audit log that was left open is not what was written; it stays as it is, see docs/audit.md",
+                log=path.stem,
+                reason=str(error),
+            )
+        except OSError as error:
+            self._put_off_for(path, error.strerror or "input or output failed")
+        except HsmkmsError as error:
+            self._put_off_for(path, error.message)
+
+    def _put_off_for(self, path: Path, reason: str) -> None:
+        self._put_off = True
+        if (path.stem, reason) not in self._told:
+            self._told.add((path.stem, reason))
+            _log.warning("an audit log that was left open could not be closed", log=path.stem, reason=reason)
+
+    def _remove_young(self, path: Path) -> None:
+        """A log whose process ended before its first record was on the disk."""
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _YOUNG_S:
+                path.unlink()
+
+    def _take(self, path: Path, witness: Witness) -> None:
+        """Raises NotProved, OSError, Unavailable."""
+        if ends_closed(path):
+            self._settled.add(path.stem)
+            return
+        with _held(path) as descriptor:
+            # Its process may have closed it, or another taken it over, a moment ago.
+            if descriptor is None or ends_closed(path):
+                return
+            # What is on the disk, which after an fdatasync that failed may be less than what the cache has.
+            os.fdatasync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            seen = witness.known(path.stem)
+            if seen is not None and seen.closed:
+                raise NotProved(f"record {seen.sequence + 1}: the database knows that it was closed")
+            with open(descriptor, "rb", buffering=BLOCK, closefd=False) as file:
+                left = read(file, path.stem, self._node, load_public_key(witness.public_key()), seen)
+            if left.sequence == 0:
+                # Nobody was answered for what is in it.
+                path.unlink()
+                _log.info("an audit log without a record was taken away", log=path.stem)
+            else:
+                self._close(path, descriptor, left, witness, seen)
+            self._settled.add(path.stem)
+
+    def _close(self, path: Path, descriptor: int, left: Left, witness: Witness, seen: chain.Head | None) -> None:
+        now = self._clock()
+        resumed = _encode(chain.Resumed(self._node, now, left.torn, left.covered + 1))
+        _, sequence, digest = chain.extend(left.sequence, left.digest, [("resumed", resumed)])
+        head = chain.Head(path.stem, sequence, digest.hex(), closed=False)
+        heads = {other.log: (other.sequence, other.digest) for other in witness.newest() if other.log != head.log}
+        # Nothing is written before it can be signed: a log that is tried often must not grow of it.
+        final = signed(witness.sign, head, now, heads, final=True)
+        if left.torn:
+            os.ftruncate(descriptor, left.end)
+        file = LogFile(path, descriptor, Tail(left.sequence, left.digest, left.end))
+        file.append([("resumed", resumed), ("checkpoint", final)])
+        closed = chain.Head(path.stem, file.head.sequence, file.head.digest, closed=True)
+        witness.hear(closed, {} if seen is None else {seen.sequence: seen.digest})
+        _log.info("an audit log that was left open is closed", log=path.stem, unsigned=sequence - left.covered - 1)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[int | None]:
+    """A descriptor to append with the lock; None if another has it, or the file has gone. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield descriptor
+    finally:
+        os.close(descriptor)
