@@ -302,6 +302,7 @@ def _write_csv(events: Iterable[Event]) -> None:
 
 
 def _harmless(value: str) -> str:
-    """A spreadsheet takes text that begins like a formula for one, perhaps behind blanks or in full width, and callers
-    choose parts of these."""
-    return f"'{value}" if value.lstrip()[:1] in _FORMULA else value
+    """A spreadsheet takes text that begins like a formula for one, perhaps behind blanks, in full width or, in half of
+    Europe, behind a semicolon, and callers choose parts of these."""
+    separated = value.replace(";", "\\x3b")
+    return f"'{separated}" if value.lstrip()[:1] in _FORMULA else separated

@@ -144,6 +144,7 @@ def test_a_table_holds_no_formulas(deployment: Deployment) -> None:
         "\t=1+1": "\\t=1+1",
         "\r=1+1": "\\r=1+1",
         'x","y\n=1+1': 'x","y\\n=1+1',
+        "x;=1+1": "x\\x3b=1+1",
         "1+1": "1+1",
     }
     journal = deployment.journal(RARELY)
