@@ -566,6 +566,10 @@ class OperatorError(HsmkmsError):
     """What a person at the command line has to put right; printed as one line."""
 
 
+class AuditUnreadable(OperatorError):
+    """An audit log cannot be opened or read."""
+
+
 class AuditTampered(OperatorError):
     """An audit log is not what was written."""
 

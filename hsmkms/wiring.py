@@ -251,7 +251,7 @@ def _require_audit_key(token: Token) -> None:
 def journal_of(settings: Settings, clock: Clock = system_clock) -> Journal:
     """The journal of this process; it begins a log with its first event."""
     limits = Limits(settings.audit_checkpoint_s, settings.audit_log_bytes, settings.audit_log_age_s)
-    return Journal(settings.audit_directory, _node(), limits, clock)
+    return Journal(settings.audit_directory, node_name(), limits, clock)
 
 
 def _witness(token: Token, heads: AuditHeadStore, clock: Clock) -> Witness:
@@ -271,7 +271,7 @@ def _witness(token: Token, heads: AuditHeadStore, clock: Clock) -> Witness:
     return Witness(public_key, sign, tell, newest, known)
 
 
-def _node() -> str:
+def node_name() -> str:
     """This host in the names of audit logs."""
     return "".join(letter for letter in socket.gethostname()[:40] if letter.isalnum()) or "node"
 
@@ -292,7 +292,7 @@ def _sink(one: StandardOutputSink | SyslogSink | HttpSink) -> Sink:
                 return StandardOutput(name)
             case SyslogSink():
                 context = client_context(one.ca_file, one.cert_file, one.key_file)
-                return Syslog(name, one.host, one.port, context, _node())
+                return Syslog(name, one.host, one.port, context, node_name())
             case HttpSink():
                 if not is_private(one.url):
                     raise SettingsInvalid(f"The audit sink {name} needs an https URL, or an http URL on this host.")

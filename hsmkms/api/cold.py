@@ -184,8 +184,10 @@ class KmsRoute(OpenRoute):
         """The action that is asked for, or that none is."""
         if not self.actions:
             return str(self.action.value)
-        named = self.actions.get(request.query_params.get("action", ""))
-        return unknown_action(request.scope["path"]) if named is None else str(named.value)
+        try:
+            return str(self.action_of(request).value)
+        except InvalidQueryParam:
+            return unknown_action(request.scope["path"])
 
     def problem(self, error: Exception, correlation_id: str) -> Response:
         """Key Protect's error body, which begins with what could not be done."""

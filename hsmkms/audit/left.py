@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmkms.audit import chain
 from hsmkms.audit.proof import NotProved, checkpoint_of
-from hsmkms.audit.verify import load_public_key
+from hsmkms.audit.reader import load_public_key
 from hsmkms.errors import AuditKeyInvalid
 
 

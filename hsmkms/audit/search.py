@@ -6,6 +6,7 @@ import heapq
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ import msgspec
 from hsmkms.audit import chain
 from hsmkms.audit.event import PENDING, Event
 from hsmkms.audit.logfile import lines_of, logs_in
+from hsmkms.errors import AuditUnreadable
 
 _TAIL_BLOCK: Final = 1 << 16
 _SLACK: Final = timedelta(seconds=10)
@@ -40,7 +42,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What is wanted; None takes all. `key` is a key's id, `actor` an IAM id; times are UTC, without the end."""
+    """What is wanted; None takes all. `key` is a key's id, `actor` an IAM id, `correlation` what an answer's header
+    Correlation-Id said; times are UTC, without the end."""
 
     key: str | None = None
     actor: str | None = None
@@ -48,6 +51,7 @@ class Filter:
     outcome: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    correlation: str | None = None
 
     def takes(self, event: Event) -> bool:
         """True if the event is wanted. An action that ends with a full stop takes all that begin so."""
@@ -58,6 +62,7 @@ class Filter:
             and (self.outcome is None or event.outcome == self.outcome)
             and (self.since is None or event.event_time >= self.since)
             and (self.until is None or event.event_time < self.until)
+            and (self.correlation is None or event.correlation_id == self.correlation)
         )
 
 
@@ -66,12 +71,13 @@ def _is_under(action: str, group: str) -> bool:
 
 
 def search(directories: Sequence[Path], wanted: Filter) -> Iterator[Found]:
-    """Events that are wanted. A line that is no record is passed over: `verify` is what tells of it. Raises OSError.
+    """Events that are wanted. A line that is no record, and what is named like a log and is no file, is passed over:
+    `verify` is what tells of it. Raises AuditUnreadable.
 
     A log is opened when the events before its first record have been given: there may be more logs than a process can
     open files.
     """
-    waiting = deque(logs_in(directories))
+    waiting = deque(_files_in(directories))
     running: list[tuple[datetime, int, Found, Iterator[Found]]] = []
     number = 0
     while waiting or running:
@@ -93,8 +99,8 @@ def search(directories: Sequence[Path], wanted: Filter) -> Iterator[Found]:
 
 
 def last(directories: Sequence[Path], most: int) -> list[Found]:
-    """The last events, from the ends of the logs alone. Raises OSError."""
-    newest = (found for path in logs_in(directories) for found in _found(_last_lines(path, most)))
+    """The last events, from the ends of the logs alone. Raises AuditUnreadable."""
+    newest = (found for path in _files_in(directories) for found in _found(_last_lines(path, most)))
     return sorted(heapq.nlargest(most, newest, key=_time), key=_time)
 
 
@@ -115,19 +121,38 @@ class Follower:
     def __init__(self, directories: Sequence[Path], wanted: Filter) -> None:
         self._directories = directories
         self._wanted = wanted
-        self._read = {path: path.stat().st_size for path in logs_in(directories)}
+        self._read: dict[Path, int] = {}
+        for path in _files_in(directories):
+            with _reading(path):
+                self._read[path] = path.stat().st_size
 
     def news(self) -> list[Found]:
-        """Events since the last time, in their order. Raises OSError."""
+        """Events since the last time, in their order. Raises AuditUnreadable."""
         events: list[Found] = []
-        for path in logs_in(self._directories):
-            with path.open("rb") as file:
+        for path in _files_in(self._directories):
+            text = b""
+            with _reading(path), path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 text = file.read()
             end = text.rfind(b"\n") + 1
             self._read[path] = self._read.get(path, 0) + end
             events += [found for found in _found(text[:end].splitlines()) if self._wanted.takes(found.event)]
         return sorted(events, key=_time)
+
+
+def _files_in(directories: Sequence[Path]) -> list[Path]:
+    return [path for path in logs_in(directories) if path.is_file()]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Nothing is read of a log that was retired since it was listed. Raises AuditUnreadable."""
+    try:
+        yield
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise AuditUnreadable(f"The audit log {str(path)!r} cannot be read: {error.strerror}.") from error
 
 
 def _time(found: Found) -> datetime:
@@ -140,7 +165,12 @@ def _began(path: Path) -> str:
 
 
 def _events(path: Path, wanted: Filter) -> Iterator[Found]:
-    return (found for found in _found(lines_of(path)) if wanted.takes(found.event))
+    return (found for found in _found(_lines(path)) if wanted.takes(found.event))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with _reading(path):
+        yield from lines_of(path)
 
 
 def _found(lines: Iterable[bytes]) -> Iterator[Found]:
@@ -152,14 +182,14 @@ def _found(lines: Iterable[bytes]) -> Iterator[Found]:
             raw = bytes(_decode(b"{" + parts[1]).event)
             if raw:
                 yield Found(_decode_event(raw), raw)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             continue
 
 
 def _last_lines(path: Path, most: int) -> list[bytes]:
-    with path.open("rb") as file:
+    text, start = b"", 0
+    with _reading(path), path.open("rb") as file:
         start = file.seek(0, os.SEEK_END)
-        text = b""
         # Checkpoints stand between events: twice as many lines are enough, or the log is read to its beginning.
         while start and text.count(b"\n") <= 2 * most:
             begin = max(0, start - _TAIL_BLOCK)

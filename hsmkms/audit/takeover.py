@@ -24,7 +24,7 @@ from hsmkms.audit import chain
 from hsmkms.audit.left import Left, read
 from hsmkms.audit.logfile import BLOCK, OPENING, LogFile, Tail, ends_closed, logs_in
 from hsmkms.audit.proof import NotProved, signed
-from hsmkms.audit.verify import load_public_key
+from hsmkms.audit.reader import load_public_key
 from hsmkms.audit.witness import Witness
 from hsmkms.clock import Clock
 from hsmkms.errors import HsmkmsError

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +16,18 @@ import typer
 
 from hsmkms.audit.chain import SUFFIX
 from hsmkms.audit.event import Event
+from hsmkms.audit.reader import Unproved, Verified, load_public_key
 from hsmkms.audit.search import Filter, Follower, last, search
 from hsmkms.audit.search import unfinished as pending_without_outcome
 from hsmkms.audit.shipping import shipped_whole
-from hsmkms.audit.verify import Verified, load_public_key, verify
+from hsmkms.audit.verify import last_records, node_of, verify
 from hsmkms.cli.local import rooms
+from hsmkms.cli.output import plain
 from hsmkms.errors import AuditKeyInvalid, AuditTampered, OperatorError, SettingsInvalid
 from hsmkms.settings import load
-from hsmkms.wiring import AUDIT_KEY_ID, Rooms, configure_logs, open_rooms, pin_of
+from hsmkms.store.audit import AuditHeadStore
+from hsmkms.store.engine import Database
+from hsmkms.wiring import AUDIT_KEY_ID, Rooms, configure_logs, node_name, open_rooms, pin_of
 
 app = typer.Typer(help="Prove that audit logs are whole, and read them.", no_args_is_help=True)
 
@@ -36,9 +40,13 @@ Key = Annotated[str | None, typer.Option("--key", help="Events of this key's id.
 Actor = Annotated[str | None, typer.Option("--actor", help="Events of this IAM id.")]
 ActionOption = Annotated[str | None, typer.Option("--action", help="An action, or a group as `kms.secrets.`.")]
 OutcomeOption = Annotated[str | None, typer.Option("--outcome", help="success, failure or pending.")]
+CorrelationOption = Annotated[
+    str | None, typer.Option("--correlation-id", help="What an answer's header Correlation-Id said.")
+]
 Since = Annotated[datetime | None, typer.Option("--since", help="From this time on, UTC.")]
 Until = Annotated[datetime | None, typer.Option("--until", help="Before this time, UTC.")]
 
+_FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
 _LOOK_S = 0.5
 _RETIRED_AT_ONCE = 32
 """Logs in one record: syslog servers cut what is much longer."""
@@ -53,9 +61,10 @@ def verify_logs(
 ) -> None:
     """Prove that no record was changed, moved, put in or cut off. The exit code is 1 if anything is wrong.
 
-    Without --public-key the token's key is used and the database tells which logs there have to be.
+    Without --public-key the token's key is used and the database tells which logs there have to be. Without directories
+    other hosts' logs are not looked for; with them, those of all hosts have to be there.
     """
-    heads: dict[str, tuple[int, str]] = {}
+    heads: dict[str, tuple[int, str]] | None = None
     if public_key is None:
         with _rooms() as opened:
             pem = opened.token.signing_public_key(AUDIT_KEY_ID)
@@ -65,12 +74,17 @@ def verify_logs(
             pem = public_key.read_bytes()
         except OSError as error:
             raise AuditKeyInvalid(f"The file {public_key} cannot be read.") from error
-    found = verify(_places(directories), load_public_key(pem), heads)
-    for one in found:
-        typer.echo(f"{'ok   ' if one.sound else 'WRONG'}  {one.log}  {_words(one)}")
-    if not found:
+    found = verify(_places(directories), load_public_key(pem), heads, None if directories else node_name())
+    here = [one for one in found if not one.elsewhere]
+    for one in here:
+        typer.echo(f"{'ok   ' if one.sound else 'WRONG'}  {plain(one.log)}  {_words(one)}")
+        for part in one.unproved:
+            typer.echo(f"note   {plain(one.log)}  {_unproved_words(part)}")
+    for node, logs in sorted(Counter(node_of(one.log) for one in found if one.elsewhere).items()):
+        typer.echo(f"note   {logs} logs of {plain(node)} are not here and were not looked at")
+    if not here:
         typer.echo("There are no logs.")
-    if not all(one.sound for one in found):
+    if not all(one.sound for one in here):
         raise typer.Exit(1)
 
 
@@ -81,7 +95,8 @@ def retire(
 ) -> None:
     """Delete old logs so that nobody misses them: their last records are written down and signed first.
 
-    Only logs that are sound and that every sink has got whole. Bring copies to where they are kept before.
+    Only logs that are sound and that every sink has got whole. Bring copies to where they are kept before. What a crash
+    leaves, the next call deletes.
     """
     settings = load()
     place = settings.audit_directory
@@ -89,10 +104,10 @@ def retire(
     with rooms() as opened:
         heads = {log: (sequence, digest) for log, sequence, digest, _ in opened.heads.all()}
         key = load_public_key(opened.token.signing_public_key(AUDIT_KEY_ID))
-        found = verify([place], key, heads)
+        found = verify([place], key, heads, node_name())
         for one in found:
             if one.problem is not None:
-                raise AuditTampered(f"The log {one.log} is wrong: {_words(one)}. Find out why before any goes.")
+                raise AuditTampered(f"The log {plain(one.log)} is wrong: {_words(one)}. Find out why before any goes.")
         old = [one for one in found if not one.retired and one.closed_at is not None and one.closed_at < until]
         for sink in settings.audit_sinks:
             missing = {one.log for one in old} - shipped_whole(place, sink.name or sink.kind)
@@ -103,13 +118,16 @@ def retire(
             return
         if not yes:
             typer.confirm(f"Delete {len(old)} logs?", abort=True, err=True)
-        for start in range(0, len(old), _RETIRED_AT_ONCE):
-            part = old[start : start + _RETIRED_AT_ONCE]
-            opened.journal.retire_blocking({one.log: (one.records, one.digests[one.records]) for one in part})
-        opened.heads.forget([one.log for one in old])
-    # The rooms are closed, and with them what was recorded is signed.
+        last = list(last_records(old, found).items())
+        for start in range(0, len(last), _RETIRED_AT_ONCE):
+            opened.journal.retire_blocking(dict(last[start : start + _RETIRED_AT_ONCE]))
+    # The rooms are closed, and with them what was recorded is signed. Nobody believes it before: after a crash these
+    # logs would be missed.
     if not opened.journal.signed:
         raise OperatorError("What was recorded could not be signed, so nothing was deleted. Try again.")
+    # Heads first: a log that is there and that nobody asks for can be retired again, a head without a log could not.
+    with contextlib.closing(Database(settings.database)) as database:
+        AuditHeadStore(database).forget([one.log for one in old])
     for one in old:
         (place / f"{one.log}{SUFFIX}").unlink()
     typer.echo(f"{len(old)} logs retired.")
@@ -129,6 +147,7 @@ def search_events(
     actor: Actor = None,
     action: ActionOption = None,
     outcome: OutcomeOption = None,
+    correlation_id: CorrelationOption = None,
     since: Since = None,
     until: Until = None,
     unfinished: Annotated[
@@ -138,13 +157,13 @@ def search_events(
     """Show events, one line each."""
     places = _places(directories)
     if unfinished:
-        narrowed = _filter(key, actor, action, outcome, since, until)
+        narrowed = _filter(key, actor, action, outcome, since, until, correlation_id)
         # Over all events: an outcome may lie outside of what is asked for.
         for found in pending_without_outcome(search(places, Filter())):
             if narrowed.takes(found.event):
                 typer.echo(_line(found.event))
         return
-    for found in search(places, _filter(key, actor, action, outcome, since, until)):
+    for found in search(places, _filter(key, actor, action, outcome, since, until, correlation_id)):
         typer.echo(_line(found.event))
 
 
@@ -155,12 +174,13 @@ def export(
     actor: Actor = None,
     action: ActionOption = None,
     outcome: OutcomeOption = None,
+    correlation_id: CorrelationOption = None,
     since: Since = None,
     until: Until = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV with a header line in the place of JSON lines.")] = False,
 ) -> None:
     """Write events to standard output, whole and one JSON line each, or the columns of a table as CSV."""
-    events = search(_places(directories), _filter(key, actor, action, outcome, since, until))
+    events = search(_places(directories), _filter(key, actor, action, outcome, since, until, correlation_id))
     if as_csv:
         _write_csv(found.event for found in events)
     else:
@@ -179,9 +199,10 @@ def tail(
     actor: Actor = None,
     action: ActionOption = None,
     outcome: OutcomeOption = None,
+    correlation_id: CorrelationOption = None,
 ) -> None:
     """Show the last events, or the last ones that are wanted."""
-    places, wanted = _places(directories), _filter(key, actor, action, outcome, None, None)
+    places, wanted = _places(directories), _filter(key, actor, action, outcome, None, None, correlation_id)
     follower = Follower(places, wanted)
     found = last(places, lines) if wanted == Filter() else deque(search(places, wanted), maxlen=lines)
     with contextlib.suppress(KeyboardInterrupt):
@@ -220,8 +241,10 @@ def _filter(
     outcome: str | None,
     since: datetime | None,
     until: datetime | None,
+    correlation_id: str | None,
 ) -> Filter:
-    return Filter(key, actor, action, outcome, _utc(since), _utc(until))
+    correlation = None if correlation_id is None else correlation_id.lower()
+    return Filter(key, actor, action, outcome, _utc(since), _utc(until), correlation)
 
 
 def _utc(moment: datetime | None) -> datetime | None:
@@ -239,6 +262,19 @@ def _words(one: Verified) -> str:
     return f"{one.records} records, signed to {one.signed}, {state}"
 
 
+def _unproved_words(part: Unproved) -> str:
+    """Of records that anybody may have written who could write to the file, between a signature and a restart."""
+    after = "none was signed before" if part.after is None else f"the last signature before is of {_second(part.after)}"
+    return (
+        f"records {part.first} to {part.last} were first signed after a restart, at {_second(part.until)} ({after}): "
+        "nothing proves them but the chain"
+    )
+
+
+def _second(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
 def _row(event: Event) -> dict[str, Any]:
     values = (
         event.event_time.isoformat(timespec="milliseconds"),
@@ -254,16 +290,19 @@ def _row(event: Event) -> dict[str, Any]:
 
 
 def _line(event: Event) -> str:
-    return "  ".join("-" if value is None else str(value) for value in _row(event).values())
+    # Without spaces: two of them stand between columns.
+    return "  ".join("-" if value is None else plain(value).replace(" ", "\\x20") for value in _row(event).values())
 
 
 def _write_csv(events: Iterable[Event]) -> None:
     writer = csv.writer(sys.stdout)
     writer.writerow(_COLUMNS)
     for event in events:
-        writer.writerow([_harmless(value) for value in _row(event).values()])
+        writer.writerow([None if value is None else _harmless(plain(value)) for value in _row(event).values()])
 
 
-def _harmless(value: Any) -> Any:
-    """A spreadsheet takes text that begins like a formula for one, and callers choose parts of these."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value
+def _harmless(value: str) -> str:
+    """A spreadsheet takes text that begins like a formula for one, perhaps behind blanks, in full width or, in half of
+    Europe, behind a semicolon, and callers choose parts of these."""
+    separated = value.replace(";", "\\x3b")
+    return f"'{separated}" if value.lstrip()[:1] in _FORMULA else separated

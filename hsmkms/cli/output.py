@@ -13,6 +13,12 @@ from rich.table import Table
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def plain(value: object) -> str:
+    """Text of which strangers may have chosen a part: what ends a line, moves the cursor or turns the direction of
+    writing is shown as its number."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
+
+
 def show(rows: Sequence[dict[str, Any]], json: bool) -> None:
     """Rows of one shape as a table or, for programs, as JSON."""
     if json:

@@ -12,6 +12,7 @@ from hsmkms.audit import event as e
 from hsmkms.domain.access import Action
 from hsmkms.domain.crn import instance_crn, key_crn, record_crn
 from hsmkms.domain.identities import AccessGroup
+from hsmkms.domain.ids import is_key_ring_id
 from hsmkms.domain.instance_policies import InstancePolicy, InstancePolicyKind
 from hsmkms.domain.keys import Key, effective_state
 from hsmkms.domain.policies import Policy
@@ -30,7 +31,8 @@ JOB: Final = "hsmkms.job."
 _NOBODY: Final = "unknown"
 _ACCOUNT: Final = "service/security/account"
 _SERVICE: Final = e.Initiator("hsmkms", "hsmkms", "service/security/keymanager")
-_URI_CHARS: Final = 512
+_GIVEN_CHARS: Final = 512
+"""How much is taken in of what a caller may write as long as he likes."""
 _DATA_ACTIONS: Final = frozenset(
     {Action.KEY_WRAP.value, Action.KEY_UNWRAP.value, Action.KEY_REWRAP.value, Action.KEY_READ.value}
 )
@@ -114,14 +116,15 @@ def _somebody(iam_id: str, kind: str, credential: str | None, address: str) -> e
 def _target(act: Act, instance: Instance | None, key: Key | None) -> e.Target:
     if instance is not None and key is not None:
         return e.Target(key_crn(instance.region, instance.account, instance.id, key.id), key.id, "kms/secrets")
+    asked_for = None if act.reference is None else act.reference[:_GIVEN_CHARS]
     if instance is not None:
         crn = instance_crn(instance.region, instance.account, instance.id)
-        return e.Target(crn, act.reference or instance.id, "kms/instance")
+        return e.Target(crn, asked_for or instance.id, "kms/instance")
     account = _NOBODY if act.caller is None else act.caller.account
     if act.instance_id is not None:
         crn = record_crn("kms", account, "instance", act.instance_id)
-        return e.Target(crn, act.reference or act.instance_id, "kms/instance")
-    kind, name = (act.grants[0].kind, act.grants[0].id) if act.grants else ("account", act.reference or account)
+        return e.Target(crn, asked_for or act.instance_id, "kms/instance")
+    kind, name = (act.grants[0].kind, act.grants[0].id) if act.grants else ("account", asked_for or account)
     service = "kms" if act.action.startswith("kms.") else "iam"
     return e.Target(record_crn(service, account, kind, name), name, f"{service}/{kind}")
 
@@ -137,9 +140,10 @@ def _asked(act: Act, key: Key | None) -> e.RequestData:
                 old, now = ({member.iam_id for member in one.members} for one in (change.old, change.new))
                 initial, new = e.Values(members=tuple(sorted(old - now))), e.Values(members=tuple(sorted(now - old)))
     return e.RequestData(
-        request_uri=None if act.uri is None else act.uri[:_URI_CHARS],
+        request_uri=None if act.uri is None else act.uri[:_GIVEN_CHARS],
         instance_id=act.instance_id,
-        key_ring_id=act.key_ring_id,
+        # Whatever else the header says would be a quotation.
+        key_ring_id=None if act.key_ring_id is None or not is_key_ring_id(act.key_ring_id) else act.key_ring_id,
         key_type=None if key is None else "root" if key.is_root else "standard",
         expiration_date=key.expires_at if key is not None and act.action == EXPIRE else None,
         initial_value=initial,

@@ -159,6 +159,26 @@ def test_calls_that_there_are_not_are_recorded(audited: Service, administrator: 
         assert records(audited, correlation_id) == []
     answer, correlation_id = call(administrator, "POST", f"/keys/{uuid.uuid4()}?action=melt")
     assert (answer.status_code, outcome(audited, correlation_id)["action"]) == (400, "kms.secrets.default")
+    answer, correlation_id = call(administrator, "POST", f"/keys/{uuid.uuid4()}?action=rotate&action=disable")
+    assert (answer.status_code, outcome(audited, correlation_id)["action"]) == (400, "kms.secrets.default")
+
+
+def test_wrong_input_is_not_quoted(audited: Service, administrator: httpx.Client) -> None:
+    """But for the path, and of that no more than the target's name and the URI take: strangers fill the disk of it."""
+    words = "ada@example.org, 555"
+    for method, path in (("GET", "/keys"), ("POST", f"/keys/{uuid.uuid4()}/actions/wrap")):
+        for ring, noted in ((words, None), ("a" * 101, None), ("no-such-ring", "no-such-ring")):
+            answer, correlation_id = call(administrator, method, path, headers={"X-Kms-Key-Ring": ring}, json={})
+            event = outcome(audited, correlation_id)
+            assert event["requestData"].get("keyRingId") == noted, (path, answer.text)
+            assert words not in json.dumps(event)
+    with httpx.Client(base_url=audited.url, timeout=60) as nobody:
+        for method, ending in (("POST", "/actions/wrap"), ("GET", "/metadata"), ("POST", "?action=rotate")):
+            answer, correlation_id = call(nobody, method, f"/api/v2/keys/{'b' * 30_000}{ending}")
+            assert answer.status_code == 401
+            event = outcome(audited, correlation_id)
+            assert event["target"]["name"] == "b" * 512
+            assert len(json.dumps(event)) < 3_000
 
 
 def test_too_many_requests_are_recorded(state: State) -> None:

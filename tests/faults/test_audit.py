@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+import subprocess
+import sys
 
 import httpx
 import pytest
 
-from tests.support.deployment import Service, State, create_body, create_key
+from hsmkms.clock import system_clock
+from hsmkms.store.audit import AuditHeadStore
+from hsmkms.store.engine import Database
+from tests.support.deployment import ROOT, Service, State, create_body, create_key
 from tests.support.journals import rewrite
+
+RETIRE = ("audit", "retire", "--before", "2999-01-01", "--yes")
+DIES = """
+import os, sys
+from {module} import {kind}
+from hsmkms.cli.main import main
+{kind}.{method} = lambda *_: os._exit(9)
+sys.argv[0] = "hsmkms"
+main()
+"""
+"""A command that dies at a method."""
 
 
 @pytest.mark.alone
@@ -58,14 +75,18 @@ def test_nobody_has_a_log_signed_that_he_wrote_anew(state: State) -> None:
 
 
 def test_old_logs_are_retired(state: State) -> None:
-    """Deleted, and missed neither by the database nor by those who have the files and the public key alone."""
+    """Deleted, and missed neither by the database nor by those who have the files and the public key alone; another
+    host's stay."""
     assert state.run("keys", "create", "some key").returncode == 0
     place = state.path / "audit"
     before = sorted(path.name for path in place.glob("*.jsonl"))
     assert len(before) >= 2
+    another = "20260101T000000-another-00000000"
+    with contextlib.closing(Database(f"sqlite:///{state.path / 'hsmkms.db'}")) as database:
+        AuditHeadStore(database).put(another, 5, "00" * 32, system_clock(), closed=True)
     done = state.run("audit", "retire", "--before", "2000-01-01", "--yes")
     assert (done.returncode, done.stdout) == (0, b"There are no logs that old.\n")
-    done = state.run("audit", "retire", "--before", "2999-01-01", "--yes")
+    done = state.run(*RETIRE)
     assert done.returncode == 0, done.stderr.decode()
     left = next(path for path in place.glob("*.jsonl") if b'"retired":' in path.read_bytes())
     assert not any((place / name).exists() for name in before)
@@ -74,8 +95,32 @@ def test_old_logs_are_retired(state: State) -> None:
     for arguments in ((), ("--public-key", str(public_key))):
         done = state.run("audit", "verify", *arguments)
         assert done.returncode == 0, done.stdout.decode()
+        assert b"note   1 logs of another are not here and were not looked at\n" in done.stdout
+    with contextlib.closing(Database(f"sqlite:///{state.path / 'hsmkms.db'}")) as database:
+        assert another in {log for log, *_ in AuditHeadStore(database).all()}
     left.write_bytes(left.read_bytes().replace(b"retired", b"remired"))
-    refused = state.run("audit", "retire", "--before", "2999-01-01", "--yes")
+    refused = state.run(*RETIRE)
     assert refused.returncode == 1
     assert b"is wrong" in refused.stderr
     assert left.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "method"),
+    [("hsmkms.audit.logfile", "LogFile", "end"), ("hsmkms.store.audit", "AuditHeadStore", "forget")],
+)
+def test_a_retirement_that_is_cut_off_loses_nothing(state: State, module: str, kind: str, method: str) -> None:
+    """Before the record of it is signed nobody has forgotten a log, and none is gone; and it can be done again."""
+    place = state.path / "audit"
+    before = {path.stem for path in place.glob("*.jsonl")}
+    program = DIES.format(module=module, kind=kind, method=method)
+    died = subprocess.run([sys.executable, "-c", program, *RETIRE], env=state.environment(), cwd=ROOT, check=False)
+    assert died.returncode == 9
+    with contextlib.closing(Database(f"sqlite:///{state.path / 'hsmkms.db'}")) as database:
+        assert before <= {log for log, *_ in AuditHeadStore(database).all()}
+    assert before <= {path.stem for path in place.glob("*.jsonl")}
+    done = state.run(*RETIRE)
+    assert done.returncode == 0, done.stderr.decode()
+    assert not before & {path.stem for path in place.glob("*.jsonl")}
+    verified = state.run("audit", "verify")
+    assert verified.returncode == 0, verified.stdout.decode()

@@ -22,7 +22,8 @@ from hsmkms.audit.event import (
     Target,
 )
 from hsmkms.audit.journal import Journal, Limits
-from hsmkms.audit.verify import Verified, verify
+from hsmkms.audit.reader import Verified
+from hsmkms.audit.verify import verify
 from hsmkms.audit.witness import Witness
 from hsmkms.clock import Clock, system_clock
 from hsmkms.errors import StoreUnavailable, TokenUnavailable

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmkms.audit import chain, takeover
 from hsmkms.audit.journal import Journal, Limits
-from hsmkms.audit.logfile import logs_in
+from hsmkms.audit.logfile import head_of, logs_in
 from hsmkms.audit.search import Filter, search
-from hsmkms.audit.verify import verify
+from hsmkms.audit.verify import last_records, verify
 from hsmkms.clock import system_clock
 from hsmkms.errors import AuditUnavailable
 from tests.support.journals import OFTEN, RARELY, Deployment, event, write
@@ -284,6 +284,71 @@ def test_what_was_retired_is_not_missed(deployment: Deployment) -> None:
     assert (gone.sound, gone.problem) == (False, "what was retired is not what another log saw")
 
 
+def test_who_said_what_was_retired_can_be_retired(deployment: Deployment) -> None:
+    """While another log still tells of what was retired before."""
+    journal = deployment.journal(RARELY, "old")
+    write(journal, 5)
+    journal.close()
+    (old,) = logs_in([deployment.directory])
+    journal = deployment.journal(RARELY, "stays")
+    write(journal, 1)
+    journal.close()
+    for gone, node in ((old, "first"), (None, "second")):
+        path = gone or next(path for path in logs_in([deployment.directory]) if "-first-" in path.name)
+        found = deployment.verify()
+        journal = deployment.journal(RARELY, node)
+        journal.retire_blocking(last_records([log for log in found if log.log == path.stem], found))
+        journal.close()
+        path.unlink()
+        deployment.heads.pop(path.stem)
+    seen = {log.log.split("-")[1]: (log.sound, log.retired) for log in deployment.verify()}
+    assert seen == {name: (True, name in ("old", "first")) for name in ("old", "stays", "first", "second")}
+
+
+def test_what_a_crash_left_retires_nothing(deployment: Deployment, tmp_path: Path) -> None:
+    """Who appends to a log that its process left has a well chained record of it signed by the process that comes."""
+    for node in ("one", "two"):
+        journal = deployment.journal(RARELY, node)
+        write(journal, 5)
+        journal.close()
+    first, second = logs_in([deployment.directory])
+    journal = deployment.journal(OFTEN, "three")
+    write(journal, 1)
+    third = next(path for path in logs_in([deployment.directory]) if "-three-" in path.name)
+    while b'"checkpoint":' not in third.read_bytes():
+        time.sleep(0.01)
+    shutil.copy(third, tmp_path / "left")
+    journal.close()
+    shutil.copy(tmp_path / "left", third)
+    deployment.heads.pop(third.stem)
+    forge_retirement(third, first)
+    first.unlink()
+    again = deployment.journal(RARELY, "three")
+    write(again, 1)
+    again.retire_blocking({second.stem: retired_as(second)})
+    again.close()
+    second.unlink()
+    found = {log.log: log for log in deployment.verify()}
+    assert found[third.stem].sound
+    assert (found[first.stem].sound, found[first.stem].problem) == (False, "the whole log is missing")
+    assert found[second.stem].retired
+
+
+def retired_as(path: Path) -> tuple[int, str]:
+    """Number and hash of the last record."""
+    head = head_of(path)
+    assert head is not None
+    return head.sequence, head.digest
+
+
+def forge_retirement(path: Path, victim: Path) -> None:
+    """Append a record that `victim` was retired, as somebody would who may write to the directory."""
+    sequence, digest = retired_as(path)
+    record = msgspec.json.encode(chain.Retired(system_clock(), {victim.stem: retired_as(victim)}))
+    text, _, _ = chain.extend(sequence, bytes.fromhex(digest), [("retired", record)])
+    path.write_bytes(path.read_bytes() + text)
+
+
 def test_nobody_but_the_key_can_retire(deployment: Deployment) -> None:
     """A record of it that is put between what was signed and the signature is no word of ours."""
     for node in ("one", "two"):
@@ -381,7 +446,8 @@ def test_processes_find_what_one_finds(deployment: Deployment) -> None:
         journal.close()
     path = logs_in([deployment.directory])[1]
     path.write_bytes(path.read_bytes().replace(b"event-7", b"event-8"))
-    alone, together = (verify([deployment.directory], deployment.public_key, {}, size) for size in (1 << 40, 0))
+    place, key = [deployment.directory], deployment.public_key
+    alone, together = (verify(place, key, {}, worth_processes=size) for size in (1 << 40, 0))
     assert alone == together
     assert [log.sound for log in together].count(False) == 1
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
+import io
 import os
 import resource
 from datetime import timedelta
@@ -13,10 +15,12 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from hsmkms.audit import chain
 from hsmkms.audit.event import PENDING, Event, Initiator, ResponseData, Target
 from hsmkms.audit.search import Filter, Follower, last, search, unfinished
 from hsmkms.cli.audit import app
 from hsmkms.clock import system_clock
+from hsmkms.errors import AuditUnreadable
 from tests.support.journals import OFTEN, RARELY, Deployment, event, write
 
 
@@ -71,7 +75,7 @@ def test_filters(deployment: Deployment) -> None:
         make(1, response_data=ResponseData(key_id="k1")),
         make(2, initiator=Initiator("iam-2", "iam-2", "user")),
         make(3, action="kms.secrets.rotate"),
-        make(4, action="kms.secrets-alias.create"),
+        make(4, action="kms.secrets-alias.create", correlation_id="correlation-4"),
         make(5, outcome="failure"),
         make(6, event_time=now + timedelta(hours=1)),
     ]
@@ -90,6 +94,11 @@ def test_filters(deployment: Deployment) -> None:
     assert found(since=now + timedelta(hours=1)) == ["event-6"]
     assert found(until=now + timedelta(hours=1)) == [f"event-{number}" for number in range(6)]
     assert found(action="kms.secrets") == []
+    assert found(correlation="correlation-4") == ["event-4"]
+    place = str(deployment.directory)
+    for command in ("search", "tail", "export"):
+        shown = CliRunner().invoke(app, [command, "--correlation-id", "Correlation-4", place]).stdout
+        assert (shown.count("\n"), "kms.secrets-alias.create" in shown) == (1, True)
 
 
 def test_what_is_given_is_what_stands_there(deployment: Deployment) -> None:
@@ -127,15 +136,88 @@ def test_intents_without_an_outcome(deployment: Deployment) -> None:
 
 
 def test_a_table_holds_no_formulas(deployment: Deployment) -> None:
-    """Callers choose parts of what a spreadsheet would take for one."""
+    """Callers choose parts of what a spreadsheet would take for one, and of what would be another line."""
+    shown = {
+        "=1+1": "'=1+1",
+        "  =1+1": "'  =1+1",
+        "\uff1d1+1": "'\uff1d1+1",
+        "\t=1+1": "\\t=1+1",
+        "\r=1+1": "\\r=1+1",
+        'x","y\n=1+1': 'x","y\\n=1+1',
+        "x;=1+1": "x\\x3b=1+1",
+        "1+1": "1+1",
+    }
     journal = deployment.journal(RARELY)
-    journal.record_blocking(msgspec.structs.replace(event(0), target=Target("crn", "=1+1", "kms/instance")))
+    for name in shown:
+        journal.record_blocking(msgspec.structs.replace(event(0), target=Target("crn", name, "kms/instance")))
     journal.close()
-    shown = CliRunner().invoke(app, ["export", "--csv", str(deployment.directory)])
-    assert shown.exit_code == 0
-    header, row = csv.reader(shown.stdout.splitlines())
-    assert row[header.index("target")] == "'=1+1"
-    assert row[header.index("action")] == "kms.secrets.wrap"
+    table = CliRunner().invoke(app, ["export", "--csv", str(deployment.directory)])
+    assert table.exit_code == 0
+    header, *rows = csv.reader(io.StringIO(table.stdout, newline=""))
+    assert [row[header.index("target")] for row in rows] == list(shown.values())
+    assert {row[header.index("action")] for row in rows} == {"kms.secrets.wrap"}
+
+
+def test_a_line_is_one_event(deployment: Deployment) -> None:
+    """A stranger chooses the path that he asks for: no line of his own, no column, nothing that a terminal obeys."""
+    line = "2026-11-29T19:00:00.000+00:00  kms.secrets.delete  success  204"
+    strange = f"x\n{line}\x1b[8m\x9b2J\r\x7f\u202e\u2028\u2029\u200b\xa0y"
+    journal = deployment.journal(RARELY)
+    journal.record_blocking(msgspec.structs.replace(event(0), target=Target("crn", strange, "kms/instance")))
+    journal.close()
+    for command in ("search", "tail"):
+        shown = CliRunner().invoke(app, [command, str(deployment.directory)]).stdout
+        assert shown.endswith("\n")
+        assert shown[:-1].isprintable()
+        columns = shown[:-1].split("  ")
+        assert len(columns) == 8
+        assert columns[6] == f"x\\n{line}".replace(" ", "\\x20") + (
+            "\\x1b[8m\\x9b2J\\r\\x7f\\u202e\\u2028\\u2029\\u200b\\xa0y"
+        )
+
+
+def test_what_is_no_log_is_passed_over(deployment: Deployment) -> None:
+    """`verify` names it; it is in nobody's way here."""
+    journal = deployment.journal(RARELY)
+    write(journal, 2)
+    journal.close()
+    place = deployment.directory
+    (place / "a.jsonl").mkdir()
+    (place / "b.jsonl").symlink_to("/nowhere")
+    os.mkfifo(place / "c.jsonl")
+    deep = b'"seq":1,"event":{"x":' + b"[" * 20_000 + b"]" * 20_000 + b"}}"
+    (place / "d.jsonl").write_bytes(chain.line(b"\0" * 32, deep))
+    follower = Follower([place], Filter())
+    assert follower.news() == []
+    for command in ("search", "tail", "export"):
+        shown = CliRunner().invoke(app, [command, str(place)])
+        assert (shown.exit_code, shown.stdout.count("\n")) == (0, 2)
+
+
+def test_a_log_that_cannot_be_read_is_named(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than that its events are missing and nobody knows; one that is gone meanwhile is not missed."""
+    for node in ("one", "two"):
+        journal = deployment.journal(RARELY, node)
+        write(journal, 1)
+        journal.close()
+    real = Path.open
+
+    def fails(number: int) -> None:
+        def refused(path: Path, *arguments: object, **named: object) -> object:
+            if "-one-" in path.name:
+                raise OSError(number, os.strerror(number))
+            return real(path, *arguments, **named)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(Path, "open", refused)
+
+    fails(errno.EIO)
+    for command in ("search", "tail"):
+        shown = CliRunner().invoke(app, [command, str(deployment.directory)])
+        assert isinstance(shown.exception, AuditUnreadable)
+        assert "-one-" in shown.exception.message
+        assert "cannot be read: Input/output error" in shown.exception.message
+    fails(errno.ENOENT)
+    assert ids(search([deployment.directory], Filter())) == ids(last([deployment.directory], 5)) == ["event-0"]
 
 
 def test_tail_shows_the_last_that_are_wanted(deployment: Deployment) -> None:

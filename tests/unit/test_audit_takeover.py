@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from hsmkms.audit import chain
 from hsmkms.audit.logfile import logs_in
-from hsmkms.audit.verify import Verified
+from hsmkms.audit.reader import Verified
 from tests.support.journals import OFTEN, RARELY, Deployment, rewrite, write
 
 

@@ -1,4 +1,5 @@
-"""A thousand random edits of audit logs: `verify` finds each one from the files and the public key alone."""
+"""A thousand random edits of audit logs: `verify` finds each one from the files and the public key alone, and no
+process that starts behind one makes it good."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from hsmkms.audit import chain
 from hsmkms.audit.logfile import logs_in
-from tests.support.journals import OFTEN, Deployment, write
+from tests.support.journals import OFTEN, RARELY, Deployment, write
 
 Lines = list[bytes]
 Edit = Callable[[random.Random, Lines, Lines], Lines]
@@ -187,6 +188,8 @@ EDITS: tuple[Edit, ...] = (
 )
 EACH = 80
 """1,040 in all."""
+RESTARTS = 6
+"""Of each in each state: 156 in all."""
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +233,53 @@ def test_every_edit_is_found(pair: tuple[Deployment, list[Path]], edit: Edit) ->
         # Named, but for a cut between two records that nobody else has seen: then the end is missing.
         assert log.broken_at is not None or not log.closed, f"seed {seed}, edit {done}"
     assert all(log.sound for log in deployment.verify())
+
+
+def left_by_a_crash(lines: Lines) -> tuple[Lines, int]:
+    """As a log was between two checkpoints, and up to which record it is signed."""
+    _, at, then, *_ = (n for n, line in enumerate(lines) if b'"checkpoint":{"checkpoint":{' in line)
+    return lines[:then], msgspec.json.decode(parts_of(lines[at])["checkpoint"])["upto"]
+
+
+@pytest.mark.parametrize("crashed", [False, True], ids=["closed", "crashed"])
+@pytest.mark.parametrize("edit", EDITS, ids=lambda one: one.__name__)
+def test_no_edit_is_made_good_by_who_comes_next(
+    pair: tuple[Deployment, list[Path]], edit: Edit, crashed: bool, tmp_path: Path
+) -> None:
+    """A log that was closed is wrong all the same. One that a crash left is as it was up to where its process signed
+    it, or wrong; whatever else stands there is named."""
+    deployment, (other, victim) = pair
+    others, lines = (path.read_bytes().splitlines(keepends=True) for path in (other, victim))
+    heads, signed = dict(deployment.heads), len(lines)
+    if crashed:
+        lines, signed = left_by_a_crash(lines)
+        last = chain.split(lines[signed - 1][:-1])
+        assert last is not None
+        heads[victim.stem] = chain.Head(victim.stem, signed, last[0].decode(), closed=False)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng, done = random.Random(seed), 0
+    while done < RESTARTS:
+        edited = b"".join(edit(rng, lines, others))
+        if edited == b"".join(lines):
+            continue
+        done += 1
+        here = Deployment(tmp_path / str(done))
+        here.key, here.heads = deployment.key, dict(heads)
+        here.directory.mkdir()
+        (here.directory / other.name).write_bytes(b"".join(others))
+        path = here.directory / victim.name
+        path.write_bytes(edited)
+        journal = here.journal(RARELY, "two")
+        write(journal, 1)
+        journal.close()
+        log = next(one for one in here.verify_with_heads() if one.log == victim.stem)
+        if log.sound:
+            assert crashed, f"seed {seed}, edit {done}"
+            there = path.read_bytes().splitlines(keepends=True)[:-2]
+            first = log.unproved[0].first if log.unproved else len(there) + 1
+            proved = there[: max(first - 1, signed)]
+            assert proved == lines[: len(proved)], f"seed {seed}, edit {done}"
+            assert len(proved) >= signed, f"seed {seed}, edit {done}"
+        else:
+            assert path.read_bytes() == edited, f"seed {seed}, edit {done}"
