@@ -151,7 +151,7 @@ AUDIT_SINK_BEHIND: Final = Gauge(
     "hsmkms_audit_sink_behind_bytes",
     "Audit records of this host that a sink has not taken yet.",
     ["sink"],
-    multiprocess_mode="livesum",
+    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 _JOB_RUNS: Final = Counter(

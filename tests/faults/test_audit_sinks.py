@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,11 @@ from hsmkms.audit.shipping import Shipper
 from hsmkms.audit.sinks import HttpReceiver, Syslog, client_context
 from hsmkms.audit.verify import verify
 from hsmkms.domain.secrets import SecretText
+from hsmkms.telemetry import metrics
 from tests.support.certificates import Authority
 from tests.support.deployment import Service, State, create_key
 from tests.support.journals import OFTEN, RARELY, Deployment, write
-from tests.support.receivers import Receiver, Rsyslog, once
+from tests.support.receivers import FLOOD, Receiver, Rsyslog, once
 
 
 @pytest.fixture
@@ -50,6 +51,13 @@ def files(deployment: Deployment) -> dict[str, list[bytes]]:
     return {path.stem: path.read_bytes().splitlines() for path in logs_in([deployment.directory])}
 
 
+def sample(metric: str, sink: str) -> float:
+    """AssertionError when there is none."""
+    value = metrics.REGISTRY.get_sample_value(f"hsmkms_audit_sink_{metric}", {"sink": sink})
+    assert value is not None
+    return value
+
+
 def test_every_record_arrives_once_and_in_order(deployment: Deployment, receiver: Receiver) -> None:
     """Also of a log that was closed before anybody shipped; what arrived is whole by itself."""
     earlier = deployment.journal(OFTEN, "one")
@@ -74,9 +82,111 @@ def test_what_failed_comes_when_the_sink_is_back(deployment: Deployment, receive
     until(lambda: shipper.failing is not None and shipper.failures > 1)
     assert shipper.failing == "The receiver answers 503."
     write(journal, 100, 100)
+    # The lag that an operator looks at: all that there is, while nothing is taken.
+    until(lambda: shipper.behind_bytes == sum(path.stat().st_size for path in logs_in([deployment.directory])))
+    assert sample("behind_bytes", "http") == shipper.behind_bytes > 0
     receiver.mode = "take"
     until(lambda: shipper.failing is None)
     journal.close()
+    shipper.close(60)
+    assert receiver.lines == files(deployment)
+
+
+def test_what_a_sink_does_is_told_from_the_start(deployment: Deployment) -> None:
+    """An alert on what rises needs the 0 before the 1."""
+    Shipper(deployment.directory, Dull("quiet"))
+    for metric in ("behind_bytes", "failures_total", "records_total", "dropped_logs_total"):
+        assert sample(metric, "quiet") == 0
+
+
+def test_a_receiver_that_answers_a_byte_at_a_time_has_failed(
+    deployment: Deployment, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes in time, the answer does not."""
+    monkeypatch.setattr("hsmkms.audit.sinks.TIMEOUT_S", 1.0)
+    receiver.mode = "drip"
+    shipper = ship_to(deployment, receiver)
+    journal = deployment.journal(RARELY)
+    write(journal, 10)
+    until(lambda: shipper.failures >= 1)
+    assert shipper.failing == "The receiver does not answer (ReadTimeout)."
+    assert shipper.behind_bytes > 0
+    receiver.release()
+    journal.close()
+    until(lambda: shipper.failing is None)
+    shipper.close(60)
+    assert receiver.lines == files(deployment)
+
+
+def test_an_answer_without_end_is_not_read(deployment: Deployment, receiver: Receiver) -> None:
+    receiver.mode = "flood"
+    shipper = ship_to(deployment, receiver)
+    journal = deployment.journal(RARELY)
+    write(journal, 10)
+    until(lambda: shipper.shipped >= 11)
+    receiver.mode = "take"
+    journal.close()
+    shipper.close(60)
+    assert receiver.lines == files(deployment)
+    assert receiver.flooded < FLOOD
+
+
+class Dull:
+    """A sink that fails in a way that nobody has thought of, once it is told to."""
+
+    settles_s = 0.0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.taken: list[bytes] = []
+        self.broken = True
+
+    def send(self, log: str, lines: Sequence[bytes]) -> None:
+        if self.broken:
+            raise RuntimeError("a bearer token")
+        self.taken.extend(lines)
+
+    def check(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def test_what_nobody_has_thought_of_ends_no_shipping(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sink = Dull("dull")
+    shipper = Shipper(deployment.directory, sink)
+    shipper.start()
+    journal = deployment.journal(RARELY)
+    write(journal, 10)
+    until(lambda: shipper.failures >= 2)
+    assert str(shipper.failing).startswith(f"RuntimeError at {__name__}:")
+    assert sample("failures_total", "dull") >= 2
+    sink.broken = False
+    journal.close()
+    until(lambda: shipper.failing is None)
+    shipper.close(60)
+    assert [sink.taken] == list(files(deployment).values())
+    assert "a bearer token" not in "".join(capsys.readouterr())
+
+
+def test_a_bearer_token_that_no_header_can_hold_is_told(deployment: Deployment, receiver: Receiver) -> None:
+    """And read anew for the next try."""
+    bearer = ["wort\u0144"]
+    shipper = Shipper(
+        deployment.directory,
+        HttpReceiver("http", receiver.url, client_context(None, None, None), lambda: SecretText(bearer[0])),
+    )
+    shipper.start()
+    journal = deployment.journal(RARELY)
+    write(journal, 10)
+    until(lambda: shipper.failures >= 1)
+    assert "bearer_file" in str(shipper.failing)
+    bearer[0] = "word"
+    journal.close()
+    until(lambda: shipper.failing is None)
     shipper.close(60)
     assert receiver.lines == files(deployment)
 
