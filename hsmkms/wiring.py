@@ -124,15 +124,16 @@ def open_rooms(
     *,
     migrate: bool = False,
     found: bool = False,
+    recover: bool = False,
     watch: bool = False,
     stays: bool = False,
     journal: Journal | None = None,
     clock: Clock = system_clock,
 ) -> Rooms:
     """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
-    key that seals rights is made when the token has none; `watch` and `stays` say what becomes of a process whose token
-    hangs (`token.hanging`), and with `stays` audit records are shipped. A `journal` that is there already is used, and
-    left open. Every service reads its time from `clock`.
+    key that seals rights is made when the token has none, with `recover` a lost audit key too; `watch` and `stays` say
+    what becomes of a process whose token hangs (`token.hanging`), and with `stays` audit records are shipped. A
+    `journal` that is there already is used, and left open. Every service reads its time from `clock`.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
@@ -168,7 +169,7 @@ def open_rooms(
         stack.callback(snapshot.stop)
         heads = AuditHeadStore(database)
         if migrate:
-            _require_audit_key(token)
+            require_audit_key(token, heads, anew=recover)
         # Closed behind the journal, whose last record they ship.
         shippers = _shippers(settings) if migrate or watch else []
         for shipper in shippers:
@@ -239,11 +240,22 @@ def _gauges(token: Token, snapshot: Snapshot, journal: Journal) -> dict[Gauge, C
     }
 
 
-def _require_audit_key(token: Token) -> None:
+def require_audit_key(token: Token, heads: AuditHeadStore, *, anew: bool) -> None:
+    """Make the key if the token has none and no log was signed by another, or with `anew`. Raises TokenRefused."""
     try:
-        token.signing_public_key(AUDIT_KEY_ID)
-    except SigningKeyMissing:
+        audit_public_key_of(token)()
+    except SigningKeyMissing as error:
+        if heads.newest(1) and not anew:
+            raise TokenRefused(
+                "The token lacks the key that signed the audit logs of this database. Is it the right token? Restore "
+                "its own backup; if the key is lost for good, `hsmkms iam recover` makes another."
+            ) from error
         token.generate_signing_key(AUDIT_KEY_ID)
+
+
+def audit_public_key_of(token: Token) -> Callable[[], bytes]:
+    """What reads the public half (PEM) of the key that signs audit logs."""
+    return partial(token.signing_public_key, AUDIT_KEY_ID)
 
 
 def journal_of(settings: Settings, clock: Clock = system_clock) -> Journal:
@@ -259,7 +271,7 @@ def _witness(token: Token, heads: AuditHeadStore, clock: Clock) -> Witness:
         heads.put(head.log, head.sequence, head.digest, clock(), closed=head.closed)
         return [Head(*one) for one in heads.newest(HEADS_TOLD)]
 
-    return Witness(partial(token.signing_public_key, AUDIT_KEY_ID), partial(token.sign, AUDIT_KEY_ID), exchange)
+    return Witness(audit_public_key_of(token), partial(token.sign, AUDIT_KEY_ID), exchange)
 
 
 def _node() -> str:
@@ -400,7 +412,7 @@ def backup_of(rooms: Rooms) -> BackupService:
         rooms.services.tokens,
         rooms.heads,
         rooms.audit_directory,
-        partial(rooms.token.signing_public_key, AUDIT_KEY_ID),
+        audit_public_key_of(rooms.token),
         rooms.services.clock,
     )
 
