@@ -15,7 +15,7 @@ from hsmkms.clock import system_clock
 from hsmkms.opening import token_alone
 from hsmkms.service.archive import Archive
 from hsmkms.service.backup import bring_back, require_token
-from hsmkms.settings import FILE_NAME, Settings, load, state_dir
+from hsmkms.settings import FILE_NAME, Settings, load, require_own, state_dir
 from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.engine import Database
 from hsmkms.wiring import audit_public_key_of, backup_of, configure_logs, pin_of, require_audit_key
@@ -54,6 +54,7 @@ def restore(
     before token, backup and database have been found to fit.
     """
     configure_logs()
+    require_own(state_dir())
     archive = Archive(file)
     settings = _settings(archive)
     configure_logs(settings)
