@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from msgspec import structs
 
+from hsmkms.audit.event import Event, RequestData, Values
 from hsmkms.audit.logfile import logs_in
 from hsmkms.audit.shipping import Shipper
 from hsmkms.audit.sinks import HttpReceiver, Syslog, client_context
 from hsmkms.audit.verify import verify
 from hsmkms.domain.secrets import SecretText
+from hsmkms.service.groups import MAX_MEMBERS
 from hsmkms.telemetry import metrics
 from tests.support.certificates import Authority
 from tests.support.deployment import Service, State, create_key
-from tests.support.journals import OFTEN, RARELY, Deployment, write
+from tests.support.journals import OFTEN, RARELY, Deployment, event, write
 from tests.support.receivers import FLOOD, Receiver, Rsyslog, once
 
 
@@ -251,6 +255,12 @@ def test_a_log_that_was_taken_away_too_early_is_counted(deployment: Deployment, 
     shipper.close(60)
 
 
+def longest() -> Event:
+    """What a request leaves that exchanges the members of a group of the most that there can be."""
+    old, new = (Values(members=tuple(f"iam-ServiceId-{uuid.uuid4()}" for _ in range(MAX_MEMBERS))) for _ in range(2))
+    return structs.replace(event(0), request_data=RequestData(initial_value=old, new_value=new))
+
+
 def test_rsyslog_has_logs_that_verify(deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real syslog server over TLS that knows who sends, killed in the middle: what it wrote, each record once, is
     proved by the public key."""
@@ -265,6 +275,7 @@ def test_rsyslog_has_logs_that_verify(deployment: Deployment, tmp_path: Path, mo
         shipper.start()
         journal = deployment.journal(OFTEN)
         write(journal, 50)
+        journal.record_blocking(longest())
         until(lambda: shipper.failing is not None)
         server.start()
         until(lambda: shipper.failing is None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.support.certificates import Authority, Issued
+from tests.support.deployment import ROOT
 from tests.support.ports import free_port
 
 FLOOD = 64 << 20
@@ -95,7 +97,7 @@ class Rsyslog:
         self._configuration = directory / "rsyslog.conf"
         self._configuration.write_text(
             f"""
-global(workDirectory="{directory}" maxMessageSize="64k" defaultNetstreamDriver="gtls"
+global(workDirectory="{directory}" {_message_size()} defaultNetstreamDriver="gtls"
        defaultNetstreamDriverCAFile="{authority.file}" defaultNetstreamDriverCertFile="{issued.certificate}"
        defaultNetstreamDriverKeyFile="{issued.key}")
 module(load="imtcp" streamDriver.name="gtls" streamDriver.mode="1" streamDriver.authMode="x509/name"
@@ -135,6 +137,13 @@ ruleset(name="audit") {{
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             self._process.wait(20)
+
+
+def _message_size() -> str:
+    """As docs/audit.md has it."""
+    found = re.search(r'maxMessageSize="\w+"', (ROOT / "docs" / "audit.md").read_text())
+    assert found
+    return found[0]
 
 
 def once(lines: Sequence[bytes]) -> list[bytes]:
