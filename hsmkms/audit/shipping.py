@@ -128,6 +128,8 @@ class Shipper:
         self._thread = threading.Thread(target=self._run, name=f"audit-sink-{sink.name}", daemon=True)
         self._sent: deque[tuple[float, str, int]] = deque()
         self._reached: dict[str, int] = {}
+        # The sizes of logs that end in no whole record, behind which there is nothing to ship.
+        self._torn: dict[str, int] = {}
         self._noted_at = 0.0
         self._cursor = _Cursor(self._place, sink.name)
         # There from the start, with 0: an alert on what rises needs a first value.
@@ -220,6 +222,7 @@ class Shipper:
     def _failed(self, error: Exception) -> None:
         # Whatever is not known to have arrived goes again.
         self._sent.clear()
+        self._torn.clear()
         self._reached = dict(self._cursor.offsets)
         self._sink.close()
         self._measure(self._logs())
@@ -242,8 +245,9 @@ class Shipper:
         """How far the sink is behind. Raises OSError."""
         behind = 0
         for log, path in paths.items():
-            if log not in self._cursor.done:
-                behind += max(0, path.stat().st_size - self._reached.get(log, 0))
+            size = path.stat().st_size
+            if log not in self._cursor.done and self._torn.get(log) != size:
+                behind += max(0, size - self._reached.get(log, 0))
         self._tell_behind(behind)
 
     def _tell_behind(self, behind: int) -> None:
@@ -265,12 +269,14 @@ class Shipper:
                 continue
             size, reached = path.stat().st_size, self._reached.get(log, 0)
             if reached < size:
-                moved |= self._send(log, path, reached)
+                sent = self._send(log, path, reached)
+                moved |= sent
+                if not sent:
+                    self._torn[log] = size
             elif self._cursor.offsets.get(log, 0) == size and ends_closed(path):
                 self._cursor.finish(log)
                 self._reached.pop(log, None)
-        if moved:
-            self._measure(paths)
+        self._measure(paths)
         if time.monotonic() - self._noted_at >= NOTE_S:
             self._noted_at = time.monotonic()
             self._cursor.note()

@@ -96,6 +96,19 @@ def test_what_failed_comes_when_the_sink_is_back(deployment: Deployment, receive
     assert receiver.lines == files(deployment)
 
 
+def test_what_was_never_a_whole_record_is_no_lag(deployment: Deployment, receiver: Receiver) -> None:
+    journal = deployment.journal(RARELY)
+    write(journal, 5)
+    journal.close()
+    (path,) = logs_in([deployment.directory])
+    whole = files(deployment)
+    with path.open("ab") as file:
+        file.write(b'{"hash":"')
+    shipper = ship_to(deployment, receiver)
+    until(lambda: receiver.lines == whole and shipper.behind_bytes == 0)
+    shipper.close(60)
+
+
 def test_what_a_sink_does_is_told_from_the_start(deployment: Deployment) -> None:
     """An alert on what rises needs the 0 before the 1."""
     Shipper(deployment.directory, Dull("quiet"))
