@@ -28,6 +28,7 @@ from hsmkms.correlation import ContextThreads
 from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import (
+    AuditKeyMissing,
     KeyMaterialMissing,
     SettingsInvalid,
     SigningKeyMissing,
@@ -246,18 +247,22 @@ def require_audit_key(token: Token, heads: AuditHeadStore, *, anew: bool) -> Non
     """Make the key if the token has none and no log was signed by another, or with `anew`. Raises TokenRefused."""
     try:
         audit_public_key_of(token)()
-    except SigningKeyMissing as error:
+    except AuditKeyMissing as error:
         if heads.newest(1) and not anew:
-            raise TokenRefused(
-                "The token lacks the key that signed the audit logs of this database. Is it the right token? Restore "
-                "its own backup; if the key is lost for good, `hsmkms iam recover` makes another."
-            ) from error
+            raise TokenRefused(error.message) from error
         token.generate_signing_key(AUDIT_KEY_ID)
 
 
 def audit_public_key_of(token: Token) -> Callable[[], bytes]:
-    """What reads the public half (PEM) of the key that signs audit logs."""
-    return partial(token.signing_public_key, AUDIT_KEY_ID)
+    """What reads the public half (PEM) of the key that signs audit logs, and raises AuditKeyMissing, Unavailable."""
+
+    def read() -> bytes:
+        try:
+            return token.signing_public_key(AUDIT_KEY_ID)
+        except SigningKeyMissing as error:
+            raise AuditKeyMissing from error
+
+    return read
 
 
 def journal_of(settings: Settings, clock: Clock = system_clock) -> Journal:

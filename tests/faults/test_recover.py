@@ -81,6 +81,7 @@ def test_a_lost_audit_key_is_replaced_only_when_somebody_asks(state: State) -> N
     done = state.run("serve", "--port", str(free_port()))
     assert done.returncode == 1
     assert b"hsmkms iam recover" in done.stderr
+    assert b"hsmkms iam recover" in state.run("doctor").stderr
     recovered(state)
     with Service(state):
         assert state.run("audit", "public-key").stdout not in (b"", output)
