@@ -9,6 +9,7 @@ the first one does. Without the token there is no signature, and events go on.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -286,6 +287,10 @@ class Journal:
         self._witness = witness
         self._check_at = 0.0
         if self._file is None:
+            # The first log is begun with the first event; that it cannot be is known before, or who asks whether this
+            # service is ready hears yes until then.
+            if not _may_write(self._directory):
+                self._abandon("Nothing can be made in the directory")
             return
         try:
             for left in self._left():
@@ -435,6 +440,12 @@ class Journal:
         told.update(news)
         metrics.AUDIT_CHECKPOINTS.labels("success").inc()
         return _encode(chain.SignedCheckpoint(msgspec.Raw(checkpoint), signature.hex()))
+
+
+def _may_write(directory: Path) -> bool:
+    """False also on a file system that is read-only."""
+    there = next(one for one in (directory, *directory.parents) if one.exists())
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 def _tell(batch: Sequence[_Waiting], error: AuditUnavailable | None) -> None:
