@@ -536,6 +536,17 @@ class SigningKeyMissing(TokenUnavailable):
         super().__init__(f"The signing key {key_id} is not on the token. Run `hsmkms doctor`.")
 
 
+class AuditKeyMissing(SigningKeyMissing):
+    """The token answers, and the key that signs audit logs is not on it: nothing can be recorded."""
+
+    def __init__(self) -> None:
+        TokenUnavailable.__init__(
+            self,
+            "The token lacks the key that signs the audit logs of this deployment. Is it the right token? Restore its "
+            "own backup; if the key is lost for good, `hsmkms iam recover` makes another.",
+        )
+
+
 class TokenBusy(Unavailable):
     """All sessions with the HSM are in use for longer than a caller should wait."""
 

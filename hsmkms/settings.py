@@ -26,6 +26,8 @@ from hsmkms.errors import SettingsInvalid
 
 FILE_NAME: Final = "hsmkms.toml"
 _DEFAULT_STATE_DIR: Final = "~/.local/state/hsmkms"
+_URL_WITHOUT_SECRETS: Final = r"^https?://[^\s/@?#]+(/[^\s?#]*)?$"
+"""No user, password or query: settings go into backups."""
 
 
 def state_dir() -> Path:
@@ -87,7 +89,7 @@ class HttpSink(_AuditSink):
     """Audit records by POST to a URL; the bearer token's file is read anew for each."""
 
     kind: Literal["http"]
-    url: str = pydantic.Field(pattern=r"^https?://[^\s/@?#]+(/[^\s?#]*)?$", max_length=2_000)
+    url: str = pydantic.Field(pattern=_URL_WITHOUT_SECRETS, max_length=2_000)
     ca_file: Path | None = None
     bearer_file: Path | None = None
 
@@ -144,7 +146,7 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: bool = False
-    otlp_endpoint: str | None = pydantic.Field(default=None, pattern=r"^https?://[^\s]+$")
+    otlp_endpoint: str | None = pydantic.Field(default=None, pattern=_URL_WITHOUT_SECRETS)
     trace_ratio: float = pydantic.Field(default=1.0, ge=0, le=1)
     recycle_after_objects: int = pydantic.Field(default=100_000, ge=1_000)
     identity_requests_per_s: float = pydantic.Field(default=10_000, ge=0, le=1_000_000, allow_inf_nan=False)

@@ -28,6 +28,7 @@ from hsmkms.correlation import ContextThreads
 from hsmkms.domain.secrets import SecretText
 from hsmkms.domain.waits import SHORT, Waits
 from hsmkms.errors import (
+    AuditKeyMissing,
     KeyMaterialMissing,
     SettingsInvalid,
     SigningKeyMissing,
@@ -124,15 +125,16 @@ def open_rooms(
     *,
     migrate: bool = False,
     found: bool = False,
+    recover: bool = False,
     watch: bool = False,
     stays: bool = False,
     journal: Journal | None = None,
     clock: Clock = system_clock,
 ) -> Rooms:
     """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
-    key that seals rights is made when the token has none; `watch` and `stays` say what becomes of a process whose token
-    hangs (`token.hanging`), and with `stays` audit records are shipped. A `journal` that is there already is used, and
-    left open. Every service reads its time from `clock`.
+    key that seals rights is made when the token has none, with `recover` a lost audit key too; `watch` and `stays` say
+    what becomes of a process whose token hangs (`token.hanging`), and with `stays` audit records are shipped. A
+    `journal` that is there already is used, and left open. Every service reads its time from `clock`.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
@@ -170,7 +172,7 @@ def open_rooms(
         stack.callback(snapshot.stop)
         heads = AuditHeadStore(database)
         if migrate:
-            _require_audit_key(token)
+            require_audit_key(token, heads, anew=recover)
         # Closed behind the journal, whose last record they ship.
         shippers = _shippers(settings) if migrate or watch else []
         for shipper in shippers:
@@ -241,11 +243,26 @@ def _gauges(token: Token, snapshot: Snapshot, journal: Journal) -> dict[Gauge, C
     }
 
 
-def _require_audit_key(token: Token) -> None:
+def require_audit_key(token: Token, heads: AuditHeadStore, *, anew: bool) -> None:
+    """Make the key if the token has none and no log was signed by another, or with `anew`. Raises TokenRefused."""
     try:
-        token.signing_public_key(AUDIT_KEY_ID)
-    except SigningKeyMissing:
+        audit_public_key_of(token)()
+    except AuditKeyMissing as error:
+        if heads.newest(1) and not anew:
+            raise TokenRefused(error.message) from error
         token.generate_signing_key(AUDIT_KEY_ID)
+
+
+def audit_public_key_of(token: Token) -> Callable[[], bytes]:
+    """What reads the public half (PEM) of the key that signs audit logs, and raises AuditKeyMissing, Unavailable."""
+
+    def read() -> bytes:
+        try:
+            return token.signing_public_key(AUDIT_KEY_ID)
+        except SigningKeyMissing as error:
+            raise AuditKeyMissing from error
+
+    return read
 
 
 def journal_of(settings: Settings, clock: Clock = system_clock) -> Journal:
@@ -267,8 +284,7 @@ def _witness(token: Token, heads: AuditHeadStore, clock: Clock) -> Witness:
         one = heads.known(log)
         return None if one is None else Head(*one)
 
-    public_key, sign = partial(token.signing_public_key, AUDIT_KEY_ID), partial(token.sign, AUDIT_KEY_ID)
-    return Witness(public_key, sign, tell, newest, known)
+    return Witness(audit_public_key_of(token), partial(token.sign, AUDIT_KEY_ID), tell, newest, known)
 
 
 def node_name() -> str:
@@ -409,7 +425,7 @@ def backup_of(rooms: Rooms) -> BackupService:
         rooms.services.tokens,
         rooms.heads,
         rooms.audit_directory,
-        partial(rooms.token.signing_public_key, AUDIT_KEY_ID),
+        audit_public_key_of(rooms.token),
         rooms.services.clock,
     )
 

@@ -21,6 +21,7 @@ from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import HsmkmsError
 from hsmkms.opening import Pins
 from hsmkms.settings import Settings, load
+from hsmkms.telemetry import metrics
 from hsmkms.wiring import Rooms, configure_logs, journal_of, pin_of
 
 _AGAIN_S: Final = 1.0
@@ -85,6 +86,7 @@ class Worker:
 
     def _open(self) -> None:
         told = ""
+        metrics.WORKERS_WAITING.set(1)
         while not self._stopping:
             try:
                 rooms = open_worker(self._settings, self._pins, self._journal)
@@ -97,6 +99,7 @@ class Worker:
                 self._again.clear()
             else:
                 self._rooms = rooms
+                metrics.WORKERS_WAITING.set(0)
                 _settle_memory()
                 self.app.open(*application_of(rooms, self._settings))
                 if told:

@@ -25,6 +25,7 @@ from hsmkms.audit import chain
 from hsmkms.audit.logfile import ends_closed, logs_in, prepare
 from hsmkms.errors import SinkFailed
 from hsmkms.telemetry import metrics
+from hsmkms.telemetry.logs import place_of
 
 CURSORS: Final = "sinks"
 LOOK_S: Final = 0.2
@@ -62,7 +63,12 @@ class _Cursor:
     def __init__(self, directory: Path, name: str) -> None:
         self._offsets_path = directory / f"{name}.json"
         self._done_path = directory / f"{name}.done"
-        self.offsets: dict[str, int] = self._load()
+        self.offsets: dict[str, int] = {}
+        self.done: set[str] = set()
+
+    def load(self) -> None:
+        """From disk. Raises OSError."""
+        self.offsets = self._load()
         self.done = set(self._done_path.read_text().split()) if self._done_path.exists() else set()
 
     def note(self) -> None:
@@ -97,15 +103,17 @@ class _Cursor:
 
 def shipped_whole(directory: Path, name: str) -> set[str]:
     """The closed logs of a directory that a sink has got to their ends. Raises OSError."""
-    return _Cursor(directory / CURSORS, name).done
+    cursor = _Cursor(directory / CURSORS, name)
+    cursor.load()
+    return cursor.done
 
 
 class Shipper:
     """Ships to one sink, in a thread of its own, which alone writes its attributes.
 
     `shipped`: records that were sent. `failures`: how often the sink did not take them. `dropped_logs`: logs that were
-    taken away before they were shipped whole. `behind_bytes`: what it has not taken yet. `failing`: why not, or None.
-    `ships`: whether it is this process that does it.
+    taken away before they were shipped whole. `behind_bytes`: what it has not taken yet, by the files' sizes as of the
+    last try. `failing`: why not, or None. `ships`: whether it is this process that does it.
     """
 
     def __init__(self, directory: Path, sink: Sink) -> None:
@@ -120,8 +128,15 @@ class Shipper:
         self._thread = threading.Thread(target=self._run, name=f"audit-sink-{sink.name}", daemon=True)
         self._sent: deque[tuple[float, str, int]] = deque()
         self._reached: dict[str, int] = {}
+        # The sizes of logs that end in no whole record, behind which there is nothing to ship.
+        self._torn: dict[str, int] = {}
         self._noted_at = 0.0
-        self._cursor: _Cursor
+        self._cursor = _Cursor(self._place, sink.name)
+        # There from the start, with 0: an alert on what rises needs a first value.
+        self._records = metrics.AUDIT_SINK_RECORDS.labels(sink.name)
+        self._failures = metrics.AUDIT_SINK_FAILURES.labels(sink.name)
+        self._dropped_logs = metrics.AUDIT_SINK_DROPPED.labels(sink.name)
+        self._behind = metrics.AUDIT_SINK_BEHIND.labels(sink.name)
 
     def start(self) -> None:
         """Begin to ship. Raises AuditUnavailable."""
@@ -140,7 +155,7 @@ class Shipper:
             try:
                 self._take_turn()
                 return
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  # told and counted
                 # Of the cursor's files, as on a full disk: the sink itself is not even asked.
                 self._complain(error)
             if self._stop.wait(pause_s):
@@ -148,20 +163,23 @@ class Shipper:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _take_turn(self) -> None:
-        """Wait for the lock, then ship until the stop. Raises OSError."""
+        """Wait for the lock, then ship until the stop."""
         descriptor = os.open(self._place / f"{self.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while not self._locked(descriptor):
+                # Who has it tells.
+                self._tell_behind(0)
                 if self._stop.wait(LOCK_S):
                     return
             self.ships = True
-            self._cursor = _Cursor(self._place, self.name)
-            self._cursor.prune(set(self._logs()))
+            self._cursor.load()
             self._reached = dict(self._cursor.offsets)
+            paths = self._logs()
+            self._measure(paths)
+            self._cursor.prune(set(paths))
             self._serve()
         finally:
             self.ships = False
-            metrics.AUDIT_SINK_BEHIND.labels(self.name).set(0)
             os.close(descriptor)
 
     def _logs(self) -> dict[str, Path]:
@@ -183,7 +201,8 @@ class Shipper:
             stopping = self._stop.is_set()
             try:
                 moved = self._round()
-            except (SinkFailed, OSError) as error:
+            except Exception as error:  # noqa: BLE001  # told and counted
+                # Also of a kind that nobody has thought of: a thread that ended would ship nothing any more.
                 self._failed(error)
                 if stopping or self._stop.wait(pause_s):
                     break
@@ -200,46 +219,64 @@ class Shipper:
         with contextlib.suppress(OSError):
             self._cursor.note()
 
-    def _failed(self, error: SinkFailed | OSError) -> None:
-        self._complain(error)
-        self._sink.close()
+    def _failed(self, error: Exception) -> None:
         # Whatever is not known to have arrived goes again.
         self._sent.clear()
+        self._torn.clear()
         self._reached = dict(self._cursor.offsets)
+        self._sink.close()
+        self._measure(self._logs())
+        self._complain(error)
 
-    def _complain(self, error: SinkFailed | OSError) -> None:
+    def _complain(self, error: Exception) -> None:
         self.failures += 1
-        metrics.AUDIT_SINK_FAILURES.labels(self.name).inc()
-        reason = error.message if isinstance(error, SinkFailed) else error.strerror or type(error).__name__
-        if self.failing is None:
+        self._failures.inc()
+        reason = _reason(error)
+        before, self.failing = self.failing, reason
+        if before is None:
             _log.warning("an audit sink takes no records", sink=self.name, reason=reason)
-        self.failing = reason
 
     def _recovered(self) -> None:
-        if self.failing is not None:
+        before, self.failing = self.failing, None
+        if before is not None:
             _log.info("an audit sink takes records again", sink=self.name, behind_bytes=self.behind_bytes)
-            self.failing = None
+
+    def _measure(self, paths: dict[str, Path]) -> None:
+        """How far the sink is behind. Raises OSError."""
+        behind = 0
+        for log, path in paths.items():
+            size = path.stat().st_size
+            if log not in self._cursor.done and self._torn.get(log) != size:
+                behind += max(0, size - self._reached.get(log, 0))
+        self._tell_behind(behind)
+
+    def _tell_behind(self, behind: int) -> None:
+        self.behind_bytes = behind
+        self._behind.set(behind)
 
     def _round(self) -> bool:
         """Send what is new, at most AT_ONCE bytes of each log; whether there was anything."""
+        paths = self._logs()
+        # Before the sink is asked: it may keep us waiting.
+        self._measure(paths)
         self._sink.check()
         self._settle()
-        paths = self._logs()
         for log in self._reached.keys() - paths.keys():
             self._dropped(log)
-        moved, behind = False, 0
+        moved = False
         for log, path in paths.items():
             if log in self._cursor.done:
                 continue
             size, reached = path.stat().st_size, self._reached.get(log, 0)
             if reached < size:
-                moved |= self._send(log, path, reached)
-                behind += max(0, size - self._reached.get(log, 0))
+                sent = self._send(log, path, reached)
+                moved |= sent
+                if not sent:
+                    self._torn[log] = size
             elif self._cursor.offsets.get(log, 0) == size and ends_closed(path):
                 self._cursor.finish(log)
                 self._reached.pop(log, None)
-        self.behind_bytes = behind
-        metrics.AUDIT_SINK_BEHIND.labels(self.name).set(behind)
+        self._measure(paths)
         if time.monotonic() - self._noted_at >= NOTE_S:
             self._noted_at = time.monotonic()
             self._cursor.note()
@@ -259,7 +296,7 @@ class Shipper:
         lines = text[: end - 1].split(b"\n")
         self._sink.send(log, lines)
         self.shipped += len(lines)
-        metrics.AUDIT_SINK_RECORDS.labels(self.name).inc(len(lines))
+        self._records.inc(len(lines))
         self._reached[log] = reached + end
         self._sent.append((time.monotonic(), log, reached + end))
         self._settle()
@@ -274,7 +311,16 @@ class Shipper:
 
     def _dropped(self, log: str) -> None:
         self.dropped_logs += 1
-        metrics.AUDIT_SINK_DROPPED.labels(self.name).inc()
+        self._dropped_logs.inc()
         self._reached.pop(log)
         self._cursor.offsets.pop(log, None)
         _log.error("an audit log was taken away before it was shipped whole", sink=self.name, log=log)
+
+
+def _reason(error: Exception) -> str:
+    """Without the words of an exception that nobody has thought of: they may quote what was sent."""
+    if isinstance(error, SinkFailed):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__} at {place_of(error.__traceback__)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -10,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-import httpx
 import msgspec
 
 from hsmkms.audit import chain
+from hsmkms.audit.posting import FAILURES, Poster
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import OperatorError, SinkFailed
 
@@ -21,6 +22,8 @@ TIMEOUT_S: Final = 10.0
 _STANDARD_OUTPUT: Final = 1
 LOG_HEADER: Final = "Hsmkms-Audit-Log"
 NDJSON: Final = "application/x-ndjson"
+_BEARER: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
+"""Printable ASCII."""
 FACILITY: Final = 13
 """Log audit (RFC 5424, 6.2.1)."""
 _SEVERITY: Final = {"critical": 2, "warning": 4, "notice": 5, "normal": 6}
@@ -150,40 +153,37 @@ class HttpReceiver:
 
     def __init__(self, name: str, url: str, context: ssl.SSLContext, bearer: Callable[[], SecretText | None]) -> None:
         self.name = name
-        self._url = url
         self._bearer = bearer
-        self._context = context
-        self._client: httpx.Client | None = None
+        self._poster = Poster(url, context, TIMEOUT_S)
 
     def send(self, log: str, lines: Sequence[bytes]) -> None:
         """Raises SinkFailed."""
-        headers = {"Content-Type": NDJSON, LOG_HEADER: log}
+        headers = [("Content-Type", NDJSON), (LOG_HEADER, log), *self._authorization()]
         try:
-            bearer = self._bearer()
-        except OperatorError as error:
-            raise SinkFailed(error.message) from error
-        if bearer is not None:
-            headers["Authorization"] = f"Bearer {bearer.reveal()}"
-        if self._client is None:
-            self._client = httpx.Client(
-                verify=self._context, timeout=TIMEOUT_S, follow_redirects=False, trust_env=False
-            )
-        try:
-            answer = self._client.post(self._url, content=b"\n".join(lines) + b"\n", headers=headers)
-        except httpx.HTTPError as error:
+            status = self._poster.post(b"\n".join(lines) + b"\n", headers)
+        except FAILURES as error:
             # Not its text, which may quote the address with what is in it.
             raise SinkFailed(f"The receiver does not answer ({type(error).__name__}).") from error
-        if not answer.is_success:
-            raise SinkFailed(f"The receiver answers {answer.status_code}.")
+        if not 200 <= status < 300:
+            raise SinkFailed(f"The receiver answers {status}.")
 
     def check(self) -> None:
         """Each POST finds out by itself."""
 
     def close(self) -> None:
         """Drop the connection; the next lines connect again."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        self._poster.close()
+
+    def _authorization(self) -> list[tuple[str, str]]:
+        try:
+            bearer = self._bearer()
+        except OperatorError as error:
+            raise SinkFailed(error.message) from error
+        if bearer is None:
+            return []
+        if not _BEARER.fullmatch(bearer.reveal()):
+            raise SinkFailed("The bearer_file holds what no header may: a token is one line of ASCII.")
+        return [("Authorization", f"Bearer {bearer.reveal()}")]
 
 
 def client_context(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:

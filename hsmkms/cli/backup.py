@@ -16,8 +16,9 @@ from hsmkms.opening import token_alone
 from hsmkms.service.archive import Archive
 from hsmkms.service.backup import bring_back, require_token
 from hsmkms.settings import FILE_NAME, Settings, load, require_own, state_dir
+from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.engine import Database
-from hsmkms.wiring import backup_of, configure_logs, pin_of
+from hsmkms.wiring import audit_public_key_of, backup_of, configure_logs, pin_of, require_audit_key
 
 
 def backup(
@@ -58,11 +59,12 @@ def restore(
     settings = _settings(archive)
     configure_logs(settings)
     with token_alone(settings, pin_of(settings)) as token:
-        missing = require_token(token, archive, accept_missing=accept_missing)
+        missing = require_token(token, audit_public_key_of(token), archive, accept_missing=accept_missing)
         state_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(settings.database)
         try:
             kept = bring_back(database, archive, system_clock, replace=replace)
+            require_audit_key(token, AuditHeadStore(database), anew=accept_missing)
         finally:
             database.close()
     if not (state_dir() / FILE_NAME).exists():

@@ -40,10 +40,11 @@ IamId = Annotated[str, typer.Argument(help="iam_id of the user or service id.")]
 
 @app.command("recover")
 def recover(account: AccountOption = None) -> None:
-    """Make a new administrator when every key was lost. Needs the token's PIN; also seals instances that are not."""
+    """Make a new administrator when every key was lost. Needs the token's PIN; also seals instances that are not, and
+    makes another audit key if the token's is lost."""
     configure_logs()
     settings = load()
-    opened = open_rooms(settings, pin_of(settings), migrate=True, found=True)
+    opened = open_rooms(settings, pin_of(settings), migrate=True, found=True, recover=True)
     with opened.close, recorded(opened):
         unsealed = opened.deployment.unsealed_instances()
         for instance in unsealed:

@@ -81,11 +81,17 @@ class BackupService:
         return list(newest.values())
 
 
-def lacking(token: Token, needs: a.TokenNeeds) -> list[str]:
+def lacking(token: Token, manifest: a.Manifest, audit_public_key: Callable[[], bytes]) -> list[str]:
     """What a token does not hold of what a backup needs, in words. Raises Unavailable."""
+    needs = manifest.token
     found = [] if token.has_sentinel() else ["the sentinel"]
     if not token.has_mac_key():
         found.append("the key that seals rights")
+    try:
+        if audit_public_key().decode() != manifest.audit_public_key:
+            found.append("the key that signs audit logs (it has another)")
+    except SigningKeyMissing:
+        found.append("the key that signs audit logs")
     for key_id in needs.signing_keys:
         try:
             token.signing_public_key(key_id)
@@ -104,9 +110,11 @@ def lacking(token: Token, needs: a.TokenNeeds) -> list[str]:
     return found
 
 
-def require_token(token: Token, backup: a.Archive, *, accept_missing: bool) -> list[str]:
+def require_token(
+    token: Token, audit_public_key: Callable[[], bytes], backup: a.Archive, *, accept_missing: bool
+) -> list[str]:
     """Refuse a token that cannot go on with a backup; what it lacks, if that is accepted. Raises BackupRefused."""
-    missing = lacking(token, backup.manifest.token)
+    missing = lacking(token, backup.manifest, audit_public_key)
     if missing and not accept_missing:
         named = "; ".join(missing[:_NAMED]) + (f"; and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
         raise BackupRefused(

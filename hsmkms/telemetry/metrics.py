@@ -151,7 +151,7 @@ AUDIT_SINK_BEHIND: Final = Gauge(
     "hsmkms_audit_sink_behind_bytes",
     "Audit records of this host that a sink has not taken yet.",
     ["sink"],
-    multiprocess_mode="livesum",
+    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 _JOB_RUNS: Final = Counter(
@@ -172,6 +172,12 @@ _STARTED: Final = Counter(
     "hsmkms_worker_starts", "Workers that began to serve; more than were configured were replaced.", registry=REGISTRY
 )
 _WORKERS: Final = Gauge("hsmkms_workers", "Workers that serve.", multiprocess_mode="livesum", registry=REGISTRY)
+WORKERS_WAITING: Final = Gauge(
+    "hsmkms_workers_waiting",
+    "Workers that started and cannot serve yet: they wait for token or database.",
+    multiprocess_mode="livesum",
+    registry=REGISTRY,
+)
 _REPORTED: Final = Gauge(
     "hsmkms_worker_timestamp_seconds",
     "When the worker that is furthest behind last set its gauges (Unix time).",

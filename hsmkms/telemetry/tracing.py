@@ -10,20 +10,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.typing import EventDict, WrappedLogger
 
 from hsmkms import __version__
+
+_log = structlog.get_logger(__name__)
 
 
 class Tracing:
@@ -35,7 +39,7 @@ class Tracing:
         self._provider = TracerProvider(
             resource=Resource.create(resource), sampler=ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False
         )
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")))
+        self._provider.add_span_processor(BatchSpanProcessor(Exporter(f"{endpoint.rstrip('/')}/v1/traces")))
         self._tracer = self._provider.get_tracer("hsmkms", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
@@ -98,6 +102,28 @@ class Tracing:
             except Exception as error:
                 span.set_status(StatusCode.ERROR, type(error).__name__)
                 raise
+
+
+class Exporter(OTLPSpanExporter):
+    """Tells once that the collector takes no spans, in the library's words, and once that it does again; the library by
+    itself tells of each try."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._failing = False
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(self._is_news)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """As the library's."""
+        result = super().export(spans)
+        if result is SpanExportResult.SUCCESS and self._failing:
+            self._failing = False
+            _log.info("the collector takes spans again")
+        return result
+
+    def _is_news(self, _: logging.LogRecord) -> bool:
+        before, self._failing = self._failing, True
+        return not before
 
 
 def with_trace_id(_: WrappedLogger, __: str, line: EventDict) -> EventDict:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from msgspec import structs
 
+from hsmkms.audit.event import Event, RequestData, Values
 from hsmkms.audit.logfile import logs_in
 from hsmkms.audit.shipping import Shipper
 from hsmkms.audit.sinks import HttpReceiver, Syslog, client_context
 from hsmkms.audit.verify import verify
 from hsmkms.domain.secrets import SecretText
+from hsmkms.service.groups import MAX_MEMBERS
+from hsmkms.telemetry import metrics
 from tests.support.certificates import Authority
 from tests.support.deployment import Service, State, create_key
-from tests.support.journals import OFTEN, RARELY, Deployment, write
-from tests.support.receivers import Receiver, Rsyslog, once
+from tests.support.journals import OFTEN, RARELY, Deployment, event, write
+from tests.support.receivers import FLOOD, Receiver, Rsyslog, once
 
 
 @pytest.fixture
@@ -50,6 +55,13 @@ def files(deployment: Deployment) -> dict[str, list[bytes]]:
     return {path.stem: path.read_bytes().splitlines() for path in logs_in([deployment.directory])}
 
 
+def sample(metric: str, sink: str) -> float:
+    """AssertionError when there is none."""
+    value = metrics.REGISTRY.get_sample_value(f"hsmkms_audit_sink_{metric}", {"sink": sink})
+    assert value is not None
+    return value
+
+
 def test_every_record_arrives_once_and_in_order(deployment: Deployment, receiver: Receiver) -> None:
     """Also of a log that was closed before anybody shipped; what arrived is whole by itself."""
     earlier = deployment.journal(OFTEN, "one")
@@ -74,9 +86,124 @@ def test_what_failed_comes_when_the_sink_is_back(deployment: Deployment, receive
     until(lambda: shipper.failing is not None and shipper.failures > 1)
     assert shipper.failing == "The receiver answers 503."
     write(journal, 100, 100)
+    # The lag that an operator looks at: all that there is, while nothing is taken.
+    until(lambda: shipper.behind_bytes == sum(path.stat().st_size for path in logs_in([deployment.directory])))
+    assert sample("behind_bytes", "http") == shipper.behind_bytes > 0
     receiver.mode = "take"
     until(lambda: shipper.failing is None)
     journal.close()
+    shipper.close(60)
+    assert receiver.lines == files(deployment)
+
+
+def test_what_was_never_a_whole_record_is_no_lag(deployment: Deployment, receiver: Receiver) -> None:
+    journal = deployment.journal(RARELY)
+    write(journal, 5)
+    journal.close()
+    (path,) = logs_in([deployment.directory])
+    whole = files(deployment)
+    with path.open("ab") as file:
+        file.write(b'{"hash":"')
+    shipper = ship_to(deployment, receiver)
+    until(lambda: receiver.lines == whole and shipper.behind_bytes == 0)
+    shipper.close(60)
+
+
+def test_what_a_sink_does_is_told_from_the_start(deployment: Deployment) -> None:
+    """An alert on what rises needs the 0 before the 1."""
+    Shipper(deployment.directory, Dull("quiet"))
+    for metric in ("behind_bytes", "failures_total", "records_total", "dropped_logs_total"):
+        assert sample(metric, "quiet") == 0
+
+
+def test_a_receiver_that_answers_a_byte_at_a_time_has_failed(
+    deployment: Deployment, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes in time, the answer does not."""
+    monkeypatch.setattr("hsmkms.audit.sinks.TIMEOUT_S", 1.0)
+    receiver.mode = "drip"
+    shipper = ship_to(deployment, receiver)
+    journal = deployment.journal(RARELY)
+    write(journal, 10)
+    until(lambda: shipper.failures >= 1)
+    assert shipper.failing == "The receiver does not answer (ReadTimeout)."
+    assert shipper.behind_bytes > 0
+    receiver.release()
+    journal.close()
+    until(lambda: shipper.failing is None)
+    shipper.close(60)
+    assert receiver.lines == files(deployment)
+
+
+def test_an_answer_without_end_is_not_read(deployment: Deployment, receiver: Receiver) -> None:
+    receiver.mode = "flood"
+    shipper = ship_to(deployment, receiver)
+    journal = deployment.journal(RARELY)
+    write(journal, 10)
+    until(lambda: shipper.shipped >= 11)
+    receiver.mode = "take"
+    journal.close()
+    shipper.close(60)
+    assert receiver.lines == files(deployment)
+    assert receiver.flooded < FLOOD
+
+
+class Dull:
+    """A sink that fails in a way that nobody has thought of, once it is told to."""
+
+    settles_s = 0.0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.taken: list[bytes] = []
+        self.broken = True
+
+    def send(self, log: str, lines: Sequence[bytes]) -> None:
+        if self.broken:
+            raise RuntimeError("a bearer token")
+        self.taken.extend(lines)
+
+    def check(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def test_what_nobody_has_thought_of_ends_no_shipping(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sink = Dull("dull")
+    shipper = Shipper(deployment.directory, sink)
+    shipper.start()
+    journal = deployment.journal(RARELY)
+    write(journal, 10)
+    until(lambda: shipper.failures >= 2)
+    assert str(shipper.failing).startswith(f"RuntimeError at {__name__}:")
+    assert sample("failures_total", "dull") >= 2
+    sink.broken = False
+    journal.close()
+    until(lambda: shipper.failing is None)
+    shipper.close(60)
+    assert [sink.taken] == list(files(deployment).values())
+    assert "a bearer token" not in "".join(capsys.readouterr())
+
+
+def test_a_bearer_token_that_no_header_can_hold_is_told(deployment: Deployment, receiver: Receiver) -> None:
+    """And read anew for the next try."""
+    bearer = ["wort\u0144"]
+    shipper = Shipper(
+        deployment.directory,
+        HttpReceiver("http", receiver.url, client_context(None, None, None), lambda: SecretText(bearer[0])),
+    )
+    shipper.start()
+    journal = deployment.journal(RARELY)
+    write(journal, 10)
+    until(lambda: shipper.failures >= 1)
+    assert "bearer_file" in str(shipper.failing)
+    bearer[0] = "word"
+    journal.close()
+    until(lambda: shipper.failing is None)
     shipper.close(60)
     assert receiver.lines == files(deployment)
 
@@ -141,6 +268,12 @@ def test_a_log_that_was_taken_away_too_early_is_counted(deployment: Deployment, 
     shipper.close(60)
 
 
+def longest() -> Event:
+    """What a request leaves that exchanges the members of a group of the most that there can be."""
+    old, new = (Values(members=tuple(f"iam-ServiceId-{uuid.uuid4()}" for _ in range(MAX_MEMBERS))) for _ in range(2))
+    return structs.replace(event(0), request_data=RequestData(initial_value=old, new_value=new))
+
+
 def test_rsyslog_has_logs_that_verify(deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real syslog server over TLS that knows who sends, killed in the middle: what it wrote, each record once, is
     proved by the public key."""
@@ -155,6 +288,7 @@ def test_rsyslog_has_logs_that_verify(deployment: Deployment, tmp_path: Path, mo
         shipper.start()
         journal = deployment.journal(OFTEN)
         write(journal, 50)
+        journal.record_blocking(longest())
         until(lambda: shipper.failing is not None)
         server.start()
         until(lambda: shipper.failing is None)

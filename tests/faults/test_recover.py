@@ -16,6 +16,8 @@ from alembic.config import Config
 from hsmkms.store import engine
 from tests.support.deployment import Service, State, create_key, make_state
 from tests.support.iam import GRANT, key_client, log_in
+from tests.support.ports import free_port
+from tests.token.conftest import lose_audit_key
 
 MIGRATIONS = Path(engine.__file__).parent / "migrations"
 
@@ -70,6 +72,19 @@ def test_a_database_of_the_first_schema(state: State, tmp_path: Path) -> None:
         with key_client(service, log_in(service, api_key)) as http:
             opened = http.post("/keys/old-key/actions/unwrap", json={"ciphertext": wrapped["ciphertext"]})
             assert opened.json()["plaintext"] == wrapped["plaintext"]
+
+
+def test_a_lost_audit_key_is_replaced_only_when_somebody_asks(state: State) -> None:
+    """Logs that it signed could not be verified any more, and nobody would know why."""
+    output = state.run("audit", "public-key").stdout
+    lose_audit_key(state)
+    done = state.run("serve", "--port", str(free_port()))
+    assert done.returncode == 1
+    assert b"hsmkms iam recover" in done.stderr
+    assert b"hsmkms iam recover" in state.run("doctor").stderr
+    recovered(state)
+    with Service(state):
+        assert state.run("audit", "public-key").stdout not in (b"", output)
 
 
 def first_schema(state: State, path: Path) -> Path:

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.deployment import Service, State, create_key, make_state
 from tests.support.postgresql import PostgresServer
+from tests.token.conftest import lose_audit_key
 
 ROUNDS = 1
 
@@ -186,6 +187,16 @@ def test_a_restore_that_does_not_fit_changes_nothing(
     assert "cannot be read as a backup" in refused(host, tmp_path / "cut")
     (tmp_path / "text").write_bytes(gzip.compress(b"no archive"))
     assert "cannot be read as a backup" in refused(host, tmp_path / "text")
+
+    keyless = _host_with_token_of(state, tmp_path / "keyless")
+    lose_audit_key(keyless)
+    assert "lacks the key that signs audit logs. " in refused(keyless, file)
+    done = keyless.run("restore", str(file), "--accept-missing")
+    assert done.returncode == 0, done.stderr.decode()
+    assert "MISSING  the key that signs audit logs" in done.stdout.decode()
+    assert keyless.run("doctor").returncode == 0
+    another = _host_with_token_of(keyless, tmp_path / "another")
+    assert "lacks the key that signs audit logs (it has another)" in refused(another, file)
 
     done = older.run("restore", str(file), "--accept-missing")
     assert done.returncode == 0, done.stderr.decode()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -20,13 +22,14 @@ from hsmkms.errors import SettingsInvalid
 from hsmkms.telemetry import metrics
 from hsmkms.telemetry.endpoint import prepare
 from tests.support.certificates import Authority
-from tests.support.deployment import Service, State, create_key
+from tests.support.deployment import ROOT, Service, State, create_key
 from tests.support.injector import Injector
 from tests.support.ports import free_port
 from tests.support.scraping import Scraped, scrape, wait_for
 
 WRAP = "kms.secrets.wrap"
 WRAPS = "hsmkms_request_duration_seconds_count"
+ASKING = [ROOT / "packaging" / name for name in ("alerts.yml", "grafana.json")]
 
 
 def _with_metrics(run_service: Callable[..., Service], state: State, **extra: str) -> tuple[Service, int]:
@@ -111,27 +114,40 @@ def test_two_workers_and_one_that_is_killed_make_one_count(state: State, run_ser
 
 
 def test_a_token_that_goes_away_shows(state: State, run_service: Callable[..., Service], injector: Injector) -> None:
+    """Also in a worker that takes the place of another meanwhile, and waits."""
     service, port = _with_metrics(
-        run_service, state, HSMKMS_PKCS11_MODULE=str(injector.library), **injector.environment
+        run_service,
+        state,
+        workers="2",
+        HSMKMS_PKCS11_MODULE=str(injector.library),
+        HSMKMS_AUDIT_SINKS=json.dumps([{"kind": "http", "url": f"http://127.0.0.1:{free_port()}/nobody"}]),
+        **injector.environment,
     )
     with service.client() as client:
         key = create_key(client)
-        assert scrape(port).value("hsmkms_token_breaker_open") == 0
+        found = wait_for(port, lambda seen: seen.value("hsmkms_workers") == 2, "two workers")
+        assert found.value("hsmkms_token_breaker_open") == found.value("hsmkms_workers_waiting") == 0
         injector.fail("*", code=0x30)
         assert client.post(f"/keys/{key}/actions/wrap", json={}).status_code == 503
-        found = wait_for(port, lambda seen: seen.value("hsmkms_token_breaker_open") == 1, "the open breaker")
+        found = wait_for(port, lambda seen: seen.value("hsmkms_token_breaker_open") >= 1, "the open breaker")
         assert found.total("hsmkms_token_errors_total", returned="CKR_DEVICE_ERROR", meaning="device") >= 1
         assert found.value(WRAPS, action=WRAP, outcome="unavailable") == 1
         before = found.value("hsmkms_token_opened_total")
+        os.kill(_workers_of(service)[0], signal.SIGKILL)
+        wait_for(port, lambda seen: seen.value("hsmkms_workers_waiting") == 1, "the worker that waits for the token")
         injector.cure()
         found = wait_for(
             port,
             lambda seen: (
-                httpx.get(f"{service.url}/readyz").status_code == 200 and seen.value("hsmkms_token_breaker_open") == 0
+                httpx.get(f"{service.url}/readyz").status_code == 200
+                and seen.value("hsmkms_token_breaker_open") == seen.value("hsmkms_workers_waiting") == 0
+                and seen.value("hsmkms_workers") == 2
             ),
             "the closed breaker",
         )
         assert found.value("hsmkms_token_opened_total") > before
+    asked = {name for path in ASKING for name in re.findall(r"\bhsmkms_\w+", path.read_text())}
+    wait_for(port, lambda seen: asked <= seen.names, "what dashboard and alerts ask for")
 
 
 def test_metrics_are_served_only_when_asked_for_and_only_here(state: State) -> None:

@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
+from hsmkms.errors import SettingsInvalid
+from hsmkms.settings import load
+from hsmkms.telemetry.tracing import Exporter
 from tests.support.deployment import PROGRAM, Service, State, create_body, create_key
 from tests.support.injector import Injector
 from tests.support.otlp import collector
@@ -147,3 +153,27 @@ def test_without_an_endpoint_nothing_of_tracing_is_loaded() -> None:
     code = "import sys, hsmkms.wiring; print([name for name in sys.modules if name.startswith('opentelemetry.sdk')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_collector_that_takes_nothing_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    provider = TracerProvider()
+    with collector() as collected:
+        provider.add_span_processor(SimpleSpanProcessor(Exporter(f"{collected.url}/v1/traces")))
+        tracer = provider.get_tracer("test")
+        for status, lines in ((400, 1), (400, 1), (200, 1), (400, 2)):
+            collected.status = status
+            with tracer.start_as_current_span("a span"):
+                pass
+            assert len(caplog.records) == lines
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("place", ["user:word@collector.example", "collector.example/?key=word", "word@localhost:4318"])
+def test_a_collectors_url_holds_no_password(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be in every backup."""
+    monkeypatch.setenv("HSMKMS_OTLP_ENDPOINT", f"https://{place}")
+    with pytest.raises(SettingsInvalid, match="otlp_endpoint") as refused:
+        load()
+    assert "word" not in refused.value.message
+    monkeypatch.setenv("HSMKMS_OTLP_ENDPOINT", "https://collector.example:4318/base")
+    assert load().otlp_endpoint == "https://collector.example:4318/base"

@@ -27,6 +27,8 @@ class Collector:
     spans: list[Span] = field(default_factory=list)
     services: set[str] = field(default_factory=set)
     raw: bytes = b""
+    status: int = 200
+    """Of its answers."""
 
     def wait_for(self, true_of: Callable[[list[Span]], bool], what: str) -> list[Span]:
         """All spans, once that is true of them."""
@@ -58,7 +60,7 @@ def collector() -> Iterator[Collector]:
                 for scope in resource.scope_spans:
                     kept.spans.extend(scope.spans)
             answer = ExportTraceServiceResponse().SerializeToString()
-            self.send_response(200)
+            self.send_response(kept.status)
             self.send_header("Content-Type", "application/x-protobuf")
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -13,17 +14,23 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.support.certificates import Authority, Issued
+from tests.support.deployment import ROOT
 from tests.support.ports import free_port
+
+FLOOD = 64 << 20
+"""Bytes after which an answer without end has one, so that a test has too."""
 
 
 class Receiver:
-    """Takes JSON lines by POST and keeps them by the log's name. `mode` is `take`, `fail` or `hang`."""
+    """Takes JSON lines by POST and keeps them by the log's name. `mode` is `take`, `fail`, `hang`, `drip` (an answer a
+    byte at a time) or `flood` (takes, with an answer that has no end, `flooded` bytes of it)."""
 
     def __init__(self, port: int = 0) -> None:
         self.mode = "take"
         self.bearers: set[str | None] = set()
         self.lines: dict[str, list[bytes]] = {}
         self.asked = threading.Event()
+        self.flooded = 0
         self._go_on = threading.Event()
         receiver = self
 
@@ -35,11 +42,18 @@ class Receiver:
                     receiver._go_on.wait(60)
                     receiver._go_on.clear()
                     return
-                if receiver.mode == "take":
+                if receiver.mode == "drip":
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nA: ")
+                    while not receiver._go_on.wait(0.05):
+                        self.wfile.write(b"a")
+                    return
+                if receiver.mode in ("take", "flood"):
                     receiver.bearers.add(self.headers["Authorization"])
                     receiver.lines.setdefault(self.headers["Hsmkms-Audit-Log"], []).extend(body.splitlines())
-                self.send_response(204 if receiver.mode == "take" else 503)
+                self.send_response({"take": 204, "flood": 200}.get(receiver.mode, 503))
                 self.end_headers()
+                while receiver.mode == "flood" and receiver.flooded < FLOOD:
+                    receiver.flooded += self.wfile.write(bytes(1 << 16))
 
             def log_message(self, *_: object) -> None:
                 return
@@ -83,7 +97,7 @@ class Rsyslog:
         self._configuration = directory / "rsyslog.conf"
         self._configuration.write_text(
             f"""
-global(workDirectory="{directory}" maxMessageSize="64k" defaultNetstreamDriver="gtls"
+global(workDirectory="{directory}" {_message_size()} defaultNetstreamDriver="gtls"
        defaultNetstreamDriverCAFile="{authority.file}" defaultNetstreamDriverCertFile="{issued.certificate}"
        defaultNetstreamDriverKeyFile="{issued.key}")
 module(load="imtcp" streamDriver.name="gtls" streamDriver.mode="1" streamDriver.authMode="x509/name"
@@ -123,6 +137,13 @@ ruleset(name="audit") {{
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             self._process.wait(20)
+
+
+def _message_size() -> str:
+    """As docs/audit.md has it."""
+    found = re.search(r'maxMessageSize="\w+"', (ROOT / "docs" / "audit.md").read_text())
+    assert found
+    return found[0]
 
 
 def once(lines: Sequence[bytes]) -> list[bytes]:

@@ -19,6 +19,7 @@ from hsmkms.domain.secrets import SecretText
 from hsmkms.token import selftest
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
+from hsmkms.wiring import AUDIT_KEY_ID
 from tests.support import nss
 from tests.support.deployment import State
 from tests.support.injector import MODULE, Injector, compile_injector
@@ -39,6 +40,12 @@ def pkcs11_tool(state: State, *arguments: str) -> str:
 def object_id(version_id: str) -> str:
     """CKA_ID as pkcs11-tool writes it."""
     return uuid.UUID(version_id).hex
+
+
+def lose_audit_key(state: State) -> None:
+    """Destroy it, as on a token that was restored from something else than its own backup."""
+    for kind in ("privkey", "pubkey"):
+        pkcs11_tool(state, "--delete-object", "--type", kind, "--id", object_id(AUDIT_KEY_ID))
 
 
 class Cable:
