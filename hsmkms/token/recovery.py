@@ -70,6 +70,7 @@ class RecoveringToken:
         self._in_doubt_until = 0.0
         self._sentinel_check: bytes | None = None
         self._swapped = False
+        self._compared = 0
         self.capabilities = selftest.UNKNOWN
         self.is_proved = False
         """Whether the self-test was passed; before that nothing else is asked of the token."""
@@ -150,8 +151,8 @@ class RecoveringToken:
 
     def _consider(self) -> None:
         """A call failed although everything was opened anew: that it is the whole token, a canary decides."""
-        if self._canary is None:
-            # A token without a sentinel, as in a ceremony, or nobody asked it yet: nothing could close the breaker.
+        if self._sentinel_check is None:
+            # A token without a sentinel, as in a ceremony: nothing could close the breaker.
             return
         try:
             sings = self._canary_sings(fresh=True)
@@ -201,6 +202,9 @@ class RecoveringToken:
             session.patience_s = patience_s
             generation = self._pool.generation
             try:
+                # Before anything is made or destroyed, and after each opening: another token may be in its place.
+                if self._compared != generation:
+                    self._compare_sentinel(session, generation)
                 return act(session)
             except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
                 failure = _counted(error)
@@ -283,9 +287,9 @@ class RecoveringToken:
     def _require_other_than_call(self, failure: Exception) -> None:
         """Raise TokenUnavailable for what a token that is well does not do, such as to wrap what is too large for it.
         It would do it no better after a fresh start, which clients could bring about."""
-        if not isinstance(failure, CryptokiError) or failure.meaning is not Meaning.CALL or self._canary is None:
+        if not isinstance(failure, CryptokiError) or failure.meaning is not Meaning.CALL:
             return
-        if self._canary_sings():
+        if self._sentinel_check is not None and self._canary_sings():
             _log.error("the token does not do what it was asked", token=str(self._pool.address), cause=str(failure))
             raise TokenUnavailable(_NOT_DONE) from failure
 
@@ -362,6 +366,18 @@ class RecoveringToken:
             return False
         finally:
             self._pool.give(session)
+
+    def _compare_sentinel(self, session: ck.Session, generation: int) -> None:
+        """Raise TokenUnavailable when the sentinel is not the one that was there first, ObjectMissing when none is."""
+        try:
+            self._require_same_sentinel(session, self._find(session, SENTINEL_ID))
+        except _OtherSentinel:
+            raise TokenUnavailable(OTHER_TOKEN) from None
+        except ObjectMissing:
+            if self._sentinel_check is not None:
+                raise
+            # A token of a ceremony, or one that `init` makes a sentinel on.
+        self._compared = generation
 
     def _require_same_sentinel(self, session: ck.Session, handle: int) -> None:
         """A token may be swapped for one of the same label and even serial; the sentinel's key is not the same then."""
