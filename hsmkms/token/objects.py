@@ -56,7 +56,7 @@ class KeyIndex:
         self._listing_s = 0.0
         self._searched_s = 0.0
         # Replaced whole with the generation it belongs to, so that it may be read without a lock.
-        self._trusted: tuple[int, dict[str, tuple[int, str]]] = (0, {})
+        self._trusted: tuple[int, dict[str, tuple[int, str, bytes]]] = (0, {})
 
     def is_due(self, generation: int) -> bool:
         """Whether the next look-up of an unknown id reads a list of all objects first."""
@@ -74,14 +74,16 @@ class KeyIndex:
             raise KeyMaterialMissing("The key's object belongs to another key or instance. Run `hsmkms doctor`.")
         if check_value(session, handle) != version.check_value:
             raise KeyMaterialMissing("The token holds another key under this version's id. Run `hsmkms doctor`.")
-        self._trusted[1][version.id] = (handle, version.owner)
+        self._trusted[1][version.id] = (handle, version.owner, version.check_value)
         return handle
 
     def trusted(self, generation: int, version: KeyVersion) -> int | None:
-        """The handle that `resolve` proved in this generation for this owner, if it did."""
+        """The handle that `resolve` proved in this generation for this owner and check value, if it did."""
         known, handles = self._trusted
         found = handles.get(version.id) if known == generation else None
-        return found[0] if found is not None and found[1] == version.owner else None
+        if found is None or found[1] != version.owner or found[2] != version.check_value:
+            return None
+        return found[0]
 
     def look_up(self, session: ck.Session, generation: int, version_id: str) -> int:
         """Handle by id alone. Raises ObjectMissing or ObjectAmbiguous."""
@@ -107,7 +109,7 @@ class KeyIndex:
         """Note an object that was just generated and read back, so that its first use does not search the token."""
         if generation == self._generation:
             self._found[templates.object_id(version.id)] = [handle]
-            self._trusted[1][version.id] = (handle, version.owner)
+            self._trusted[1][version.id] = (handle, version.owner, version.check_value)
 
     def forget(self, version_id: str) -> None:
         """Drop what is known of an id, so that the next look-up searches the token."""
