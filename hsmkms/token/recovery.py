@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
 import structlog
@@ -17,6 +18,7 @@ from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import (
     HsmkmsError,
     KeyMaterialMissing,
+    TokenAway,
     TokenBusy,
     TokenRefused,
     TokenUnavailable,
@@ -41,6 +43,7 @@ UNAVAILABLE: Final = "The HSM does not answer as it should. Try again."
 _CANARY_FRAME: Final = bytes(range(1, 17))
 _CHECK_REOPENS_S: Final = 1.0
 _MISSING_VALID_S: Final = 1.0
+_REPAIR_S: Final = 1.0
 _INDEX_PATIENCE_S: Final = 120.0
 _DOUBTFUL_AGAIN: Final = 1
 _IN_DOUBT_S: Final = 10.0
@@ -74,7 +77,7 @@ class RecoveringToken:
         self.capabilities = selftest.UNKNOWN
         self.is_proved = False
         """Whether the self-test was passed; before that nothing else is asked of the token."""
-        self.breaker = Breaker(self._probe, str(pool.address))
+        self.breaker = Breaker(partial(self._probe, pool.reopen), str(pool.address), pool.closed)
         renew_after_fork(self)
         if pool.is_open:
             self._prove()
@@ -116,7 +119,8 @@ class RecoveringToken:
         """Log in with this PIN from now on; a token that was away because of the old one is tried at once."""
         self._pool.take_pin(pin)
         if self.is_proved:
-            self.check()
+            self.breaker.require_not_held()
+            self._check()
 
     def close(self) -> None:
         """Finalise the module."""
@@ -128,16 +132,24 @@ class RecoveringToken:
         self.breaker.renew_after_fork()
 
     def check(self) -> None:
-        """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot."""
-        self.breaker.require_not_held()
+        """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot, at once if that is known."""
+        self.breaker.require_closed()
+        self._check()
+
+    def _check(self) -> None:
         try:
-            self._probe()
+            self._probe(self._reopen)
         except TokenUnavailable:
-            self.breaker.trip()
+            self._trip()
             raise
         self.breaker.close()
 
-    def _probe(self) -> None:
+    def _trip(self) -> None:
+        self.breaker.trip()
+        # Who waits for a session passed the breaker before.
+        self._pool.turn_away()
+
+    def _probe(self, reopen: Callable[[int], None]) -> None:
         generation = self._pool.generation
         if self._canary_sings(fresh=True):
             return
@@ -145,7 +157,7 @@ class RecoveringToken:
         if now >= self._check_reopens_at:
             # Anybody may ask for readiness, so this starts the module anew at most once a second.
             self._check_reopens_at = now + _CHECK_REOPENS_S
-            self._pool.reopen(generation)
+            reopen(generation)
         if not self._canary_sings(fresh=True):
             raise TokenUnavailable(UNAVAILABLE)
 
@@ -154,6 +166,8 @@ class RecoveringToken:
         if self._sentinel_check is None:
             # A token without a sentinel, as in a ceremony: nothing could close the breaker.
             return
+        if self.breaker.is_open:
+            return
         try:
             sings = self._canary_sings(fresh=True)
         except TokenBusy:
@@ -161,7 +175,31 @@ class RecoveringToken:
         except TokenUnavailable:
             sings = False
         if not sings:
-            self.breaker.trip()
+            self._trip()
+
+    def _reopen(self, generation: int) -> None:
+        """Start the module anew, unless somebody did since `generation`. Who calls may be the event loop, so a thread
+        does it and goes on if it takes long: then the token is away until its canary sings.
+
+        Raises TokenUnavailable, TokenBusy.
+        """
+        if self._sentinel_check is None:
+            self._pool.reopen(generation)
+            return
+        repair = _Repair(self._pool, generation)
+        if not repair.is_done_within(_REPAIR_S):
+            self._trip()
+            raise TokenAway
+        if repair.failure is not None:
+            raise repair.failure
+
+    def _require_quick(self, failure: Exception, began: float) -> None:
+        """Raise TokenAway for a device that takes long to say that it is away: to ask it again takes as long again, and
+        is left to the breaker's thread."""
+        lost = isinstance(failure, CryptokiError) and failure.meaning in (Meaning.DEVICE, Meaning.SESSION)
+        if lost and self._sentinel_check is not None and time.monotonic() - began > _REPAIR_S:
+            self._trip()
+            raise TokenAway from failure
 
     def _forget(self, version_id: str) -> None:
         with self._objects_lock:
@@ -201,6 +239,7 @@ class RecoveringToken:
             session = self._pool.take()
             session.patience_s = patience_s
             generation = self._pool.generation
+            began = session.lent_at
             try:
                 # Before anything is made or destroyed, and after each opening: another token may be in its place.
                 if self._compared != generation:
@@ -210,8 +249,9 @@ class RecoveringToken:
                 failure = _counted(error)
             finally:
                 self._pool.give(session)
+            self._require_quick(failure, began)
             self._require_other_than_call(failure)
-            self._pool.reopen(generation)
+            self._reopen(generation)
         raise _explain(failure, missing) from failure
 
     def _on_key(self, version: KeyVersion, act: Callable[[ck.Session, int], T], *, input_is_ours: bool = True) -> T:
@@ -230,13 +270,14 @@ class RecoveringToken:
         failure: Exception
         for last in (False, False, True):
             session = self._pool.take()
-            generation = self._pool.generation
+            generation, began = self._pool.generation, session.lent_at
             try:
                 return act(session, self._resolve(session, generation, version))
             except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
                 failure = _counted(error)
             finally:
                 self._pool.give(session)
+            self._require_quick(failure, began)
             if not input_is_ours and self._is_bad_input(failure) and self._fails_again(version, act, failure):
                 raise UnprocessableCiphertext from failure
             self._require_other_than_call(failure)
@@ -318,7 +359,7 @@ class RecoveringToken:
             # Destroyed and made again by another process, or gone: a search tells, without a fresh start.
             self._forget(version.id)
             return
-        self._pool.reopen(generation)
+        self._reopen(generation)
 
     def _explain_missing(self, version: KeyVersion) -> HsmkmsError:
         """After a fresh start an object was not found: it alone is gone if the sentinel is there beside it.
@@ -328,7 +369,7 @@ class RecoveringToken:
         """
         for again in (False, True):
             if again:
-                self._pool.reopen(self._pool.generation)
+                self._reopen(self._pool.generation)
             ids = self._call(self._object_ids)
             if templates.object_id(SENTINEL_ID) not in ids or templates.object_id(version.id) in ids:
                 return TokenUnavailable(OTHER_TOKEN)
@@ -402,6 +443,28 @@ def _counted(failure: Exception) -> Exception:
     else:
         metrics.token_error("C_FindObjects", type(failure).__name__, "object")
     return failure
+
+
+class _Repair:
+    """Somebody's fresh start of the module, which may outlast his patience."""
+
+    def __init__(self, pool: SessionPool, generation: int) -> None:
+        """Begin."""
+        self._pool, self._generation = pool, generation
+        self.failure: HsmkmsError | None = None
+        self._thread = threading.Thread(target=self._run, name="token repair", daemon=True)
+        self._thread.start()
+
+    def is_done_within(self, seconds: float) -> bool:
+        """Whether it came to an end, of which `failure` tells."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._pool.reopen(self._generation)
+        except HsmkmsError as error:
+            self.failure = error
 
 
 class _OneByOne:

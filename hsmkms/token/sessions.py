@@ -128,6 +128,7 @@ class SessionPool:
         self._opening_at = math.inf
         self._patient_until = 0.0
         self._draining = False
+        self._turned_away = 0
         self._destroyed_objects = 0
         self.guard = guard or PinGuard(None, str(address))
         self._retry_at = 0.0
@@ -136,6 +137,8 @@ class SessionPool:
         self._serial: str | None = None
         self._expected: frozenset[str] | None = None
         self._told = ""
+        self.closed = threading.Event()
+        """Set for good by `close`."""
         renew_after_fork(self)
         if opened:
             self.open()
@@ -211,21 +214,29 @@ class SessionPool:
                 raise TokenBusy("The HSM is being opened anew. Try again.")
             if self.generation != seen_generation:
                 return
+            self._require_not_closed()
             self._draining = True
-            try:
-                if not self._wait(lambda: len(self._free) == self._open_count):
-                    raise TokenBusy("The HSM is busy. Try again.")
-                self._open()
-            finally:
+            if not self._wait(self._all_home):
                 self._draining = False
                 self._condition.notify_all()
+                raise TokenBusy("The HSM is busy. Try again.")
+        self._open_drained()
+
+    def turn_away(self) -> None:
+        """Have all who wait for a session now raise TokenBusy: it may take long to open the token."""
+        with self._condition:
+            self._turned_away += 1
+            self._condition.notify_all()
 
     def close(self) -> None:
-        """Close all sessions and finalise the module. Sessions that are still out become invalid. A library that
-        somebody just opens, perhaps for ever, is left alone: to call it could hang as well."""
-        if not math.isinf(self._opening_at):
-            return
+        """Close all sessions and finalise the module, for good. Sessions that are out are waited for, and then become
+        invalid. A library that somebody still opens, perhaps for ever, is left alone: to call it could hang as well."""
+        self.closed.set()
         with self._condition:
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._all_home() and not self._draining, _CLOSE_WAIT_S)
+            if not math.isinf(self._opening_at):
+                return
             self._opening_at = time.monotonic()
             self._free.clear()
             self._sessions = []
@@ -292,11 +303,29 @@ class SessionPool:
     def _wait_for_session(self) -> ck.Session:
         metrics.TOKEN_SESSION_WAITS.inc()
         with self._condition:
-            if self._open_count == 0 and not self._draining:
-                self._open_again()
-            if not self._wait(lambda: bool(self._free) and not self._draining):
+            self._require_not_closed()
+            turned_away = self._turned_away
+            opens = self._open_count == 0 and not self._draining
+            if opens:
+                self._require_turn()
+                self._draining = True
+        if opens:
+            self._open_drained()
+
+        def settled() -> bool:
+            return (bool(self._free) and not self._draining) or self._turned_away != turned_away
+
+        with self._condition:
+            if not self._wait(settled) or not self._free or self._draining:
                 raise TokenBusy("All sessions with the HSM are in use. Try again.")
             return self._free.pop()
+
+    def _all_home(self) -> bool:
+        return len(self._free) == self._open_count
+
+    def _require_not_closed(self) -> None:
+        if self.closed.is_set():
+            raise TokenUnavailable(NOT_OPENED)
 
     def _wait(self, until: Callable[[], bool]) -> bool:
         """Wait for `wait_s` seconds at most; whether it came. Callers hold the condition."""
@@ -306,14 +335,23 @@ class SessionPool:
         finally:
             self._waiters -= 1
 
-    def _open_again(self) -> None:
+    def _require_turn(self) -> None:
         """One attempt a second while there is no token, whoever asks; none while its PIN is known to be wrong."""
         if time.monotonic() < self._retry_at:
             raise TokenUnavailable(NOT_OPENED if self.guard.reason is None else _PIN_REFUSED)
-        self._open()
+
+    def _open_drained(self) -> None:
+        """Open while nobody has a session or gets one. Without the lock: the library may take its time, and who asks
+        for a session meanwhile has to be told."""
+        try:
+            self._open()
+        finally:
+            with self._condition:
+                self._draining = False
+                self._condition.notify_all()
 
     def _open(self) -> None:
-        """Finalise, initialise, log in, open sessions. Callers hold the condition, but for the constructor."""
+        """Finalise, initialise, log in, open sessions. Callers have drained the pool, or made it just now."""
         self._opening_at = time.monotonic()
         first = self._serial is None
         try:
@@ -448,6 +486,7 @@ _FREED_IN_S: Final = 0.6e-6
 """What C_Finalize of SoftHSM 2.6.1 takes for each object that was destroyed. All callers wait for it, 60 ms after
 100,000. So a module is started anew as soon as this is as long as its opening, on a small token milliseconds."""
 _TURN_WAIT_S: Final = 1.0
+_CLOSE_WAIT_S: Final = 1.0
 _OPENING_PATIENCE_S: Final = 30.0
 """A large token takes seconds to be opened."""
 _UNAVAILABLE = (1 << 64) - 1
