@@ -2,7 +2,8 @@
 
 After each fresh start of the module every handle is unknown. A list costs a call an object: on SoftHSM less than a few
 searches, on a device in the network perhaps minutes, for which nobody waits when the token comes back. So a list that
-took long the last time is read only when searches since the start have taken as long.
+took long the last time is read only when searches since the start have taken as long; one that takes longer than half
+a minute is given up for good.
 
 An object is trusted after it was looked up exactly once, answered the right attributes and the label of its owner,
 and gave the check value that its row has. Its handle is kept until the module is opened anew.
@@ -10,6 +11,7 @@ and gave the check value that its row has. Its handle is kept until the module i
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Final
 
@@ -26,6 +28,7 @@ AES_OBJECTS: Final[dict[int, ck.Value]] = {
 _CHECK_BLOCK: Final = bytes(16)
 CHECK_VALUE_BYTES: Final = 8
 _SHORT_LISTING_S: Final = 0.5
+_LONGEST_LISTING_S: Final = 30.0
 
 
 class ObjectMissing(Exception):
@@ -123,6 +126,9 @@ class KeyIndex:
     def _list(self, session: ck.Session) -> None:
         began, found = time.monotonic(), dict[bytes, list[int]]()
         for handle in session.find(AES_OBJECTS):
+            if time.monotonic() - began > _LONGEST_LISTING_S:
+                self._listing_s = math.inf
+                return
             object_id = session.read(handle, (ck.CKA_ID,)).get(ck.CKA_ID, b"")
             found.setdefault(object_id, []).append(handle)
         self._found, self._listed = found, True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import threading
 import time
@@ -44,7 +43,6 @@ _CANARY_FRAME: Final = bytes(range(1, 17))
 _CHECK_REOPENS_S: Final = 1.0
 _MISSING_VALID_S: Final = 1.0
 _REPAIR_S: Final = 1.0
-_INDEX_PATIENCE_S: Final = 120.0
 _DOUBTFUL_AGAIN: Final = 1
 _IN_DOUBT_S: Final = 10.0
 _log = structlog.get_logger(__name__)
@@ -206,13 +204,8 @@ class RecoveringToken:
             self._index.forget(version_id)
 
     def _find(self, session: ck.Session, version_id: str) -> int:
-        with self._objects_lock, self._patience_for_index(self._pool.generation):
+        with self._objects_lock:
             return self._index.look_up(session, self._pool.generation, version_id)
-
-    def _patience_for_index(self, generation: int) -> contextlib.AbstractContextManager[None]:
-        """A hundred thousand objects are not listed in the time of a call, and others wait for it."""
-        due = self._index.is_due(generation)
-        return self._pool.patience(_INDEX_PATIENCE_S) if due else contextlib.nullcontext()
 
     def _call(
         self,
@@ -239,14 +232,13 @@ class RecoveringToken:
             session = self._pool.take()
             session.patience_s = patience_s
             generation = self._pool.generation
-            began = session.lent_at
             try:
                 # Before anything is made or destroyed, and after each opening: another token may be in its place.
                 if self._compared != generation:
                     self._compare_sentinel(session, generation)
                 return act(session)
             except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
-                failure = _counted(error)
+                failure, began = _counted(error), session.call_began
             finally:
                 self._pool.give(session)
             self._require_quick(failure, began)
@@ -270,11 +262,11 @@ class RecoveringToken:
         failure: Exception
         for last in (False, False, True):
             session = self._pool.take()
-            generation, began = self._pool.generation, session.lent_at
+            generation = self._pool.generation
             try:
                 return act(session, self._resolve(session, generation, version))
             except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
-                failure = _counted(error)
+                failure, began = _counted(error), session.call_began
             finally:
                 self._pool.give(session)
             self._require_quick(failure, began)
@@ -291,7 +283,7 @@ class RecoveringToken:
         handle = self._index.trusted(generation, version)
         if handle is not None:
             return handle
-        with self._objects_lock, self._patience_for_index(generation):
+        with self._objects_lock:
             return self._index.resolve(session, generation, version)
 
     def _is_bad_input(self, failure: Exception) -> bool:
@@ -343,6 +335,7 @@ class RecoveringToken:
                 raise
             failure = error
         for _ in range(_DOUBTFUL_AGAIN):
+            session.begin_call()
             try:
                 opened = session.open(handle, sealed)
             except CryptokiError as error:
@@ -370,17 +363,18 @@ class RecoveringToken:
         for again in (False, True):
             if again:
                 self._reopen(self._pool.generation)
-            ids = self._call(self._object_ids)
-            if templates.object_id(SENTINEL_ID) not in ids or templates.object_id(version.id) in ids:
+            if not self._call(lambda session: self._is_alone_missing(session, version.id)):
                 return TokenUnavailable(OTHER_TOKEN)
         # A fresh start may take half a second on a large token, so a lost key may not demand one with every request.
         self._missing_until = {version.id: time.monotonic() + _MISSING_VALID_S}
         return KeyMaterialMissing(_MISSING)
 
-    def _object_ids(self, session: ck.Session) -> set[bytes]:
-        """CKA_ID of every AES object, by one search: two may be answered by a token that went away in between."""
+    def _is_alone_missing(self, session: ck.Session, version_id: str) -> bool:
+        """Whether an object is not there and the sentinel is, before and after: the token may go away in between."""
+        sentinel = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(SENTINEL_ID)}
+        wanted = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(version_id)}
         with self._objects_lock:
-            return {session.read(handle, (ck.CKA_ID,)).get(ck.CKA_ID, b"") for handle in session.find(AES_OBJECTS)}
+            return bool(session.find(sentinel)) and not session.find(wanted) and bool(session.find(sentinel))
 
     def _is_there(self, session: ck.Session, version_id: str) -> bool:
         try:
@@ -399,6 +393,7 @@ class RecoveringToken:
                 self._require_same_sentinel(session, handle)
             if fresh or self._canary is None or self._canary[0] != generation:
                 self._canary = (generation, session.seal(handle, _CANARY_FRAME))
+            session.begin_call()
             return session.open(handle, self._canary[1]) == _CANARY_FRAME
         except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
             _counted(error)

@@ -126,7 +126,6 @@ class SessionPool:
         self._open_count = 0
         self._sessions: list[ck.Session] = []
         self._opening_at = math.inf
-        self._patient_until = 0.0
         self._draining = False
         self._turned_away = 0
         self._destroyed_objects = 0
@@ -183,12 +182,12 @@ class SessionPool:
             session = self._free.pop() if self._free and not self._draining else None
         if session is None:
             session = self._wait_for_session()
-        session.lent_at, session.thread = time.monotonic(), threading.get_ident()
+        session.call_began, session.thread = time.monotonic(), threading.get_ident()
         return session
 
     def give(self, session: ck.Session) -> None:
         """Return a borrowed session; now and then this recycles the module (see the module's docstring)."""
-        session.lent_at, session.patience_s = math.inf, 0.0
+        session.call_began, session.patience_s = math.inf, 0.0
         with self._lock:
             self._destroyed_objects += session.destroyed_objects
             session.destroyed_objects = 0
@@ -250,34 +249,22 @@ class SessionPool:
             self._opening_at = math.inf
 
     @contextlib.contextmanager
-    def patience(self, seconds: float) -> Iterator[None]:
-        """For work that may take so long, and holds up other callers: nobody counts as late meanwhile. By one at a
-        time."""
-        self._patient_until = time.monotonic() + seconds
-        try:
-            yield
-        finally:
-            self._patient_until = 0.0
-
-    @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """For a borrower that waits for another one with its session in hand: that is no call of the library."""
-        mine = [one for one in self._sessions if one.thread == threading.get_ident() and one.lent_at != math.inf]
+        mine = [one for one in self._sessions if one.thread == threading.get_ident() and one.call_began != math.inf]
         for session in mine:
-            session.lent_at = math.inf
+            session.call_began = math.inf
         try:
             yield
         finally:
             for session in mine:
-                session.lent_at = time.monotonic()
+                session.begin_call()
 
     def longest_call_s(self) -> float:
-        """For how many seconds the slowest caller has had its session, or the module is being opened, beyond its
+        """For how many seconds the slowest call of a borrower lasts, or the module is being opened, beyond its
         patience; negative when there is none. Takes no lock, because who hangs may hold it."""
         now = time.monotonic()
-        if now < self._patient_until:
-            return -math.inf
-        waited = [now - session.lent_at - session.patience_s for session in tuple(self._sessions)]
+        waited = [now - session.call_began - session.patience_s for session in tuple(self._sessions)]
         # Before the first opening nobody waits for a session, so that there is nothing to be patient for.
         patience_s = 0.0 if self._serial is None else _OPENING_PATIENCE_S
         return max((now - self._opening_at - patience_s, *waited))
@@ -427,7 +414,6 @@ class SessionPool:
         self._open_count = 0
         self._sessions = []
         self._opening_at = math.inf
-        self._patient_until = 0.0
         self._draining = False
         self._retry_at = 0.0
 

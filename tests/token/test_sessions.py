@@ -13,6 +13,7 @@ import pytest
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.errors import TokenBusy
+from hsmkms.token import cryptoki as ck
 from hsmkms.token.room import Token
 from tests.support.deployment import State
 from tests.token.conftest import OpenPool
@@ -160,19 +161,21 @@ def test_recycling_keeps_memory_flat(state: State) -> None:
     assert growth(2_000) < 2_000_000 < growth(10_000_000)
 
 
-def test_how_long_a_caller_may_have_its_session(open_pool: OpenPool) -> None:
-    """What the watch of hung calls asks: nobody, somebody, somebody with patience, and while all have to wait."""
+def test_how_long_a_call_lasts(open_pool: OpenPool) -> None:
+    """What the watch of hung calls asks: nobody, somebody, somebody with patience, and after another call."""
     pool = open_pool(size=2)
     assert pool.longest_call_s() < 0
     with pool.session() as session:
-        session.lent_at -= 10
+        session.call_began -= 10
         assert 10 <= pool.longest_call_s() < 60
         session.patience_s = 120
         assert pool.longest_call_s() < 0
         session.patience_s = 0
-        with pool.patience(120):
-            assert pool.longest_call_s() < 0
         assert pool.longest_call_s() >= 10
+        session.random(8)
+        assert pool.longest_call_s() >= 10
+        session.find({ck.CKA_CLASS: ck.CKO_SECRET_KEY})
+        assert pool.longest_call_s() < 5
     assert pool.longest_call_s() < 0
     with pool.session():
         assert 0 <= pool.longest_call_s() < 5
