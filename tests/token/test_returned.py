@@ -11,12 +11,14 @@ import pytest
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.errors import TokenUnavailable, UnprocessableCiphertext
+from hsmkms.token import breaker
 from hsmkms.token.returned import TABLE, CryptokiError, Meaning
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
 from tests.support.deployment import ROOT
 from tests.support.injector import Injector
 from tests.token.conftest import OpenPool
+from tests.token.test_token_away import eventually
 
 DEK = bytes(range(32))
 ROW = re.compile(r"^\| `(CKR_\w+)` \| 0x([0-9A-F]+) \| ([\w ]+) \| ([^|]+) \|$", re.MULTILINE)
@@ -38,8 +40,11 @@ def test_bad_data_opens_nothing_anew_and_trips_nothing(token: Token, pool: Sessi
     assert pool.generation == generation
 
 
-def test_what_each_value_leads_to(open_pool: OpenPool, injector_on_token: Injector) -> None:
+def test_what_each_value_leads_to(
+    open_pool: OpenPool, injector_on_token: Injector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While C_UnwrapKey alone answers with it: 422 only if nothing but bad data explains it, 503 for all else."""
+    monkeypatch.setattr(breaker, "_PROBE_EVERY_S", 0.01)
     pool, injector = open_pool(module=str(injector_on_token.library)), injector_on_token
     token = Token(pool)
     key = token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
@@ -55,7 +60,7 @@ def test_what_each_value_leads_to(open_pool: OpenPool, injector_on_token: Inject
         anew = row.meaning not in (Meaning.DATA, Meaning.OBJECT)
         assert (row.name, token.breaker.is_open, pool.generation > generation) == (row.name, not bad_data, anew)
         injector.cure()
-        token.check()
+        eventually(token.check)
         assert token.open(key, key.id, sealed, ()).reveal() == DEK
 
 
