@@ -41,13 +41,15 @@ UNAVAILABLE: Final = "The HSM does not answer as it should. Try again."
 
 _CANARY_FRAME: Final = bytes(range(1, 17))
 _CHECK_REOPENS_S: Final = 1.0
-_MISSING_VALID_S: Final = 1.0
+_UNUSABLE_S: Final = 1.0
 _REPAIR_S: Final = 1.0
 _DOUBTFUL_AGAIN: Final = 1
 _IN_DOUBT_S: Final = 10.0
 _log = structlog.get_logger(__name__)
 
 _FOR_THE_CANARY: Final = frozenset({Meaning.DOUBTFUL, Meaning.CALL})
+_OURS: Final = frozenset({Meaning.CALL, Meaning.DATA})
+"""When the input is this service's own, bad data is a call that the token does not take."""
 _NOT_DONE: Final = "The HSM does not do this. The operator finds the reason in the log."
 _MISSING: Final = "The key's object is not on the token. Run `hsmkms doctor`."
 
@@ -67,7 +69,8 @@ class RecoveringToken:
         self._objects_lock = _OneByOne(pool)
         self._canary: tuple[int, bytes] | None = None
         self._check_reopens_at = 0.0
-        self._missing_until: dict[str, float] = {}
+        self._unusable: dict[str, tuple[float, KeyMaterialMissing | TokenRefused]] = {}
+        self._searched: tuple[int, float] = (0, 0.0)
         self._in_doubt_until = 0.0
         self._sentinel_check: bytes | None = None
         self._swapped = False
@@ -250,8 +253,8 @@ class RecoveringToken:
         """Run `act` with the handle of `version`: again after a search, and again after a fresh start."""
         if self.breaker.is_open:
             self.breaker.require_closed()
-        if self._missing_until and time.monotonic() < self._missing_until.get(version.id, 0):
-            raise KeyMaterialMissing(_MISSING)
+        if self._unusable:
+            self._require_usable(version)
         try:
             return self._attempt_on_key(version, act, input_is_ours=input_is_ours)
         except TokenUnavailable:
@@ -270,14 +273,27 @@ class RecoveringToken:
             finally:
                 self._pool.give(session)
             self._require_quick(failure, began)
-            if not input_is_ours and self._is_bad_input(failure) and self._fails_again(version, act, failure):
+            if not input_is_ours and self._is_bad_input(failure, version) and self._fails_again(version, act, failure):
                 raise UnprocessableCiphertext from failure
             self._require_other_than_call(failure)
+            if not isinstance(failure, CryptokiError) and self._searched_just_now(generation):
+                break
             if not last:
                 self._recover(failure, generation, version)
-        if isinstance(failure, ObjectMissing):
-            raise self._explain_missing(version) from failure
-        raise _explain(failure) from failure
+        if isinstance(failure, CryptokiError):
+            raise _explain(failure) from failure
+        raise self._explain_object(failure, version) from failure
+
+    def _require_usable(self, version: KeyVersion) -> None:
+        """Raise what was wrong with an object a moment ago."""
+        until, error = self._unusable.get(version.id, (0.0, None))
+        if error is not None and time.monotonic() < until:
+            raise type(error)(error.message)
+
+    def _searched_just_now(self, generation: int) -> bool:
+        """Whether this opening is the second of two, just now, in which the sentinel was found and another key not. So
+        keys that are lost have the module opened anew at a rate, however many they are."""
+        return self._searched[0] == generation and time.monotonic() < self._searched[1]
 
     def _resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
         handle = self._index.trusted(generation, version)
@@ -286,13 +302,13 @@ class RecoveringToken:
         with self._objects_lock:
             return self._index.resolve(session, generation, version)
 
-    def _is_bad_input(self, failure: Exception) -> bool:
-        """Whether the blob is to blame; in doubt a canary tells."""
+    def _is_bad_input(self, failure: Exception, version: KeyVersion) -> bool:
+        """Whether the blob is to blame; in doubt a canary under the same key tells."""
         if not isinstance(failure, CryptokiError):
             return False
         if failure.meaning not in _FOR_THE_CANARY:
             return failure.meaning is Meaning.DATA
-        if not self._canary_sings():
+        if not self._key_sings(version):
             return False
         if time.monotonic() < self._in_doubt_until:
             # The device fails now and then, so that this ciphertext is bad is not proved; nor is it by opening anew.
@@ -320,7 +336,7 @@ class RecoveringToken:
     def _require_other_than_call(self, failure: Exception) -> None:
         """Raise TokenUnavailable for what a token that is well does not do, such as to wrap what is too large for it.
         It would do it no better after a fresh start, which clients could bring about."""
-        if not isinstance(failure, CryptokiError) or failure.meaning is not Meaning.CALL:
+        if not isinstance(failure, CryptokiError) or failure.meaning not in _OURS:
             return
         if self._sentinel_check is not None and self._canary_sings():
             _log.error("the token does not do what it was asked", token=str(self._pool.address), cause=str(failure))
@@ -354,19 +370,31 @@ class RecoveringToken:
             return
         self._reopen(generation)
 
+    def _explain_object(self, failure: Exception, version: KeyVersion) -> HsmkmsError:
+        """What to say of an object that is missing or there twice. For a moment it is said to all who want the key: a
+        fresh start may take half a second on a large token, so a lost key may not demand one with every request."""
+        error = self._explain_missing(version) if isinstance(failure, ObjectMissing) else _explain(failure)
+        if isinstance(error, KeyMaterialMissing | TokenRefused):
+            now = time.monotonic()
+            still = {one: known for one, known in self._unusable.items() if known[0] > now}
+            self._unusable = {**still, version.id: (now + _UNUSABLE_S, error)}
+        return error
+
     def _explain_missing(self, version: KeyVersion) -> HsmkmsError:
         """After a fresh start an object was not found: it alone is gone if the sentinel is there beside it.
 
         Asked twice, with another fresh start between: a token that goes away while the module reads its objects has
         some of them and not others.
         """
-        for again in (False, True):
+        known = self._searched_just_now(self._pool.generation)
+        for again in (False,) if known else (False, True):
             if again:
                 self._reopen(self._pool.generation)
+            generation = self._pool.generation
             if not self._call(lambda session: self._is_alone_missing(session, version.id)):
                 return TokenUnavailable(OTHER_TOKEN)
-        # A fresh start may take half a second on a large token, so a lost key may not demand one with every request.
-        self._missing_until = {version.id: time.monotonic() + _MISSING_VALID_S}
+        if not known:
+            self._searched = (generation, time.monotonic() + _UNUSABLE_S)
         return KeyMaterialMissing(_MISSING)
 
     def _is_alone_missing(self, session: ck.Session, version_id: str) -> bool:
@@ -399,6 +427,20 @@ class RecoveringToken:
             _counted(error)
             return False
         except _OtherSentinel:
+            return False
+        finally:
+            self._pool.give(session)
+
+    def _key_sings(self, version: KeyVersion) -> bool:
+        """True if the token opens with a key what it seals with it now: it may refuse that key and no other."""
+        session = self._pool.take()
+        try:
+            handle = self._resolve(session, self._pool.generation, version)
+            sealed = session.seal(handle, _CANARY_FRAME)
+            session.begin_call()
+            return session.open(handle, sealed) == _CANARY_FRAME
+        except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
+            _counted(error)
             return False
         finally:
             self._pool.give(session)
