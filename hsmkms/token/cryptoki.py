@@ -147,13 +147,16 @@ def check(function: str, returned: int) -> None:
         raise CryptokiError(function, returned)
 
 
-def initialize(functions: CData) -> None:
-    """C_Initialize with operating system locking: without it SoftHSM uses no mutexes and threads crash it."""
+def initialize(functions: CData) -> bool:
+    """C_Initialize with operating system locking: without it SoftHSM uses no mutexes and threads crash it. False if it
+    was initialised before, and still has its sessions."""
     arguments = ffi.new("CK_C_INITIALIZE_ARGS *")
     arguments.flags = CKF_OS_LOCKING_OK
     returned = functions.C_Initialize(arguments)
-    if returned != CKR_ALREADY_INITIALIZED:
-        check("C_Initialize", returned)
+    if returned == CKR_ALREADY_INITIALIZED:
+        return False
+    check("C_Initialize", returned)
+    return True
 
 
 def finalize(functions: CData) -> None:

@@ -361,9 +361,11 @@ class SessionPool:
         self._destroyed_objects = 0
         self._retry_at = time.monotonic() + 1.0
         try:
-            ck.finalize(self._functions)
-            ck.initialize(self._functions)
+            self._finalize()
+            fresh = ck.initialize(self._functions)
             self.info = self._choose()
+            if not fresh:
+                ck.check("C_CloseAllSessions", self._functions.C_CloseAllSessions(self.info.slot))
             first = ck.Session(self._functions, self.info.slot)
             with self.guard.turn(min(self._wait_s, _TURN_WAIT_S)):
                 self._login(first)
@@ -380,6 +382,13 @@ class SessionPool:
         self._sessions = sessions
         self._free.extend(sessions)
         self._open_count = len(sessions)
+
+    def _finalize(self) -> None:
+        """A client whose device is away may fail in this too, and has to be opened anew all the same."""
+        try:
+            ck.finalize(self._functions)
+        except CryptokiError as error:
+            metrics.token_error(error.function, error.name, error.meaning.name.lower())
 
     def _choose(self) -> TokenInfo:
         found = choose(self._functions, self.address)

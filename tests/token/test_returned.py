@@ -20,7 +20,7 @@ from hsmkms.token.sessions import SessionPool
 from tests.support.deployment import ROOT
 from tests.support.injector import Injector
 from tests.token.conftest import OpenPool
-from tests.token.test_token_away import eventually
+from tests.token.test_token_away import eventually, lose_all_sessions
 
 DEK = bytes(range(32))
 ROW = re.compile(r"^\| `(CKR_\w+)` \| 0x([0-9A-F]+) \| ([\w ]+) \| ([^|]+) \|$", re.MULTILINE)
@@ -118,6 +118,22 @@ def test_a_key_that_may_not_unwrap_is_no_bad_data(token: Token, pool: SessionPoo
     with pytest.raises(TokenUnavailable):
         token.open(version, good.id, sealed, ())
     assert (pool.generation, token.breaker.is_open) == (generation, False)
+
+
+def test_a_library_that_cannot_be_finalised_is_opened_anew(open_pool: OpenPool, injector_on_token: Injector) -> None:
+    """Its sessions, and with them the login, are lost then as by a C_Finalize."""
+    pool, injector = open_pool(module=str(injector_on_token.library)), injector_on_token
+    token = Token(pool)
+    key = token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
+    sealed = token.seal(key, DEK, ())
+    generation = pool.generation
+    lose_all_sessions(pool)
+    injector.fail("C_Finalize", code=0x30)
+    assert token.open(key, key.id, sealed, ()).reveal() == DEK
+    with pool.session() as session, pytest.raises(CryptokiError, match="LOGGED_IN"):
+        ck.check("C_Login", session.login(b"not needed"))
+    assert pool.generation == generation + 1
+    injector.cure()
 
 
 def test_values_of_vendors_count_as_a_lost_device() -> None:
