@@ -6,6 +6,7 @@ the GIL in each call. Nothing above this file sees a pointer.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -129,8 +130,10 @@ CK_ULONG C_GetFunctionList(CK_FUNCTION_LIST **);
 )
 
 
+@functools.cache
 def load_functions(path: str) -> CData:
-    """The function list of the PKCS#11 library at `path`. Raises TokenRefused when it is not one."""
+    """The function list of the PKCS#11 library at `path`, loaded once: cffi keeps what it loads, 7 KiB each time, and a
+    process that waits for its token asks again every second. Raises TokenRefused when it is not one."""
     try:
         library = ffi.dlopen(path)
         get_function_list = library.C_GetFunctionList

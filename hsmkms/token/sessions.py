@@ -197,10 +197,17 @@ class SessionPool:
             if self._waiters:
                 self._condition.notify_all()
         if due:
-            # The borrower's call is done and must not fail for this. When the other sessions do not come home in time
-            # the memory is reclaimed at a later return; when the token is away the next borrower is told.
-            with contextlib.suppress(Unavailable):
-                self.reopen(generation)
+            self._recycle(generation)
+
+    def _recycle(self, generation: int) -> None:
+        """The borrower's call is done, must not fail for this, and may not wait for another that takes seconds: then
+        the memory is reclaimed after some more objects. When the token is away the next borrower is told."""
+        try:
+            self._open_anew(generation, _RECYCLE_WAIT_S)
+        except TokenBusy:
+            self._due_after = self._destroyed_objects + _RECYCLE_AGAIN_OBJECTS
+        except Unavailable:
+            pass
 
     def reopen(self, seen_generation: int) -> None:
         """Start the module anew unless somebody did since `seen_generation`.
@@ -208,14 +215,17 @@ class SessionPool:
         The caller must have given its session back. Raises TokenBusy when sessions do not come home within `wait_s`,
         TokenUnavailable or PinRefused when the token cannot be opened.
         """
+        self._open_anew(seen_generation, self._wait_s)
+
+    def _open_anew(self, seen_generation: int, wait_s: float) -> None:
         with self._condition:
-            if not self._wait(lambda: not self._draining):
+            if not self._wait(lambda: not self._draining, wait_s):
                 raise TokenBusy("The HSM is being opened anew. Try again.")
             if self.generation != seen_generation:
                 return
             self._require_not_closed()
             self._draining = True
-            if not self._wait(self._all_home):
+            if not self._wait(self._all_home, wait_s):
                 self._draining = False
                 self._condition.notify_all()
                 raise TokenBusy("The HSM is busy. Try again.")
@@ -303,7 +313,7 @@ class SessionPool:
             return (bool(self._free) and not self._draining) or self._turned_away != turned_away
 
         with self._condition:
-            if not self._wait(settled) or not self._free or self._draining:
+            if not self._wait(settled, self._wait_s) or not self._free or self._draining:
                 raise TokenBusy("All sessions with the HSM are in use. Try again.")
             return self._free.pop()
 
@@ -314,11 +324,11 @@ class SessionPool:
         if self.closed.is_set():
             raise TokenUnavailable(NOT_OPENED)
 
-    def _wait(self, until: Callable[[], bool]) -> bool:
-        """Wait for `wait_s` seconds at most; whether it came. Callers hold the condition."""
+    def _wait(self, until: Callable[[], bool], seconds: float) -> bool:
+        """Wait so long at most; whether it came. Callers hold the condition."""
         self._waiters += 1
         try:
-            return self._condition.wait_for(until, self._wait_s)
+            return self._condition.wait_for(until, seconds)
         finally:
             self._waiters -= 1
 
@@ -477,6 +487,8 @@ def log_in(session: ck.Session, info: TokenInfo, pin: SecretText, guard: PinGuar
 
 
 _FEW_OBJECTS: Final = 10_000
+_RECYCLE_WAIT_S: Final = 0.1
+_RECYCLE_AGAIN_OBJECTS: Final = 2_000
 _FREED_IN_S: Final = 0.6e-6
 """What C_Finalize of SoftHSM 2.6.1 takes for each object that was destroyed. All callers wait for it, 60 ms after
 100,000. So a module is started anew as soon as this is as long as its opening, on a small token milliseconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -117,6 +118,26 @@ def test_recycling_is_by_destroyed_objects(open_pool: OpenPool) -> None:
     for _ in range(5_000):
         token.seal(key, DEK, ())
     assert pool.generation - before == 5
+
+
+def test_recycling_waits_for_nobody(open_pool: OpenPool) -> None:
+    """While somebody has a session for long, such as for an RSA pair, the others go on; it is done when he is back."""
+    pool = open_pool(size=2, wait_s=60, recycle_after=1_000)
+    lent, generation, began = pool.take(), pool.generation, time.monotonic()
+    for _ in range(3):
+        with pool.session() as session:
+            session.destroyed_objects = 1_000
+    assert time.monotonic() - began < 30
+    assert pool.generation == generation
+    pool.give(lent)
+    with pool.session() as session:
+        session.destroyed_objects = 2_000
+    assert pool.generation == generation + 1
+
+
+def test_a_library_is_loaded_once(open_pool: OpenPool) -> None:
+    """Whoever waits for a token tries to open it every second, and what cffi loads it never gives back."""
+    assert open_pool()._functions is open_pool()._functions
 
 
 MEMORY = """
