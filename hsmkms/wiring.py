@@ -90,6 +90,8 @@ from hsmkms.store.webhooks import DeliveryStore
 from hsmkms.telemetry import logs, metrics
 from hsmkms.token.room import Token
 
+_LOOKUPS: Final = 8
+"""Threads of a process that look up callers and keys in the database."""
 AUDIT_KEY_ID: Final = "61756469-7400-4000-8000-636865636b70"
 """CKA_ID of the token key that signs audit checkpoints: one a token, which every node finds without asking."""
 
@@ -185,11 +187,14 @@ def open_rooms(
             shipper.start()
         threads = ContextThreads(max_workers=settings.sessions, thread_name_prefix="token")
         stack.callback(threads.shutdown)
+        # Who is looked up, or the snapshot brought up to date, must not wait for a token that takes its time.
+        lookups = ContextThreads(max_workers=_LOOKUPS, thread_name_prefix="lookup")
+        stack.callback(lookups.shutdown)
         waits = SHORT if settings.shorten_waits_for_tests else Waits()
         material = Material(token, stores.keys, stores.import_tokens, waits, clock)
         trail = Trail(journal, snapshot.last_known, snapshot.remembered, waits, clock, status_of)
         services = _services(
-            settings, token, database, stores, grants, snapshot, bell, trail, threads, material, waits, clock
+            settings, token, database, stores, grants, snapshot, bell, trail, threads, lookups, material, waits, clock
         )
         stack.callback(services.webhooks.close)
         return Rooms(
@@ -359,6 +364,7 @@ def _services(
     bell: EventBell,
     trail: Trail,
     threads: ThreadPoolExecutor,
+    lookups: ThreadPoolExecutor,
     material: Material,
     waits: Waits,
     clock: Clock,
@@ -390,7 +396,7 @@ def _services(
         events=EventService(stores.events, access, clock),
         bell=bell,
         key_rings=KeyRingService(stores.tenants, snapshot, clock),
-        crypto=CryptoService(token, snapshot, clock, threads),
+        crypto=CryptoService(token, snapshot, clock, threads, lookups),
         tokens=tokens,
         identities=IdentityService(grants, account, rights, clock),
         api_keys=ApiKeyService(token, grants, account, rights, stores.records, clock),
@@ -407,7 +413,7 @@ def _services(
             grants.restrictions,
             RequestLimit("identity", settings.identity_requests_per_s, settings.identity_burst_requests),
             RequestLimit("instance", settings.instance_requests_per_s, settings.instance_burst_requests),
-            threads,
+            lookups,
         ),
         jobs=JobService(stores.jobs, stores.keys, stores.events, material, lifecycle, snapshot, trail, waits, clock),
         webhooks=WebhookService(grants, rights, snapshot, stores.events, stores.deliveries, tokens, clock),

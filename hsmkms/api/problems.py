@@ -195,6 +195,8 @@ def _headers(error: Exception, status: HTTPStatus, correlation_id: str) -> dict[
     headers = {"Correlation-Id": correlation_id}
     if isinstance(error, errors.Unavailable | errors.TooManyAttempts | errors.TooManyRequests | errors.TooManyWaiting):
         headers["Retry-After"] = str(error.retry_after_s)
+    elif status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(errors.Unavailable.retry_after_s)
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="hsmkms"'
     if isinstance(error, BodyTooLarge):

@@ -59,11 +59,20 @@ class Rewrapped(msgspec.Struct, frozen=True):
 class CryptoService:
     """Each method raises Unauthorized, KeyNotFound, KeyDeleted, KeyRootRequired, KeyStateConflict, InvalidField."""
 
-    def __init__(self, token: Token, snapshot: Snapshot, clock: Clock, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        token: Token,
+        snapshot: Snapshot,
+        clock: Clock,
+        threads: ThreadPoolExecutor,
+        lookups: ThreadPoolExecutor,
+    ) -> None:
+        """`threads` call a token that is slow, `lookups` the database."""
         self._token = token
         self._snapshot = snapshot
         self._clock = clock
         self._threads = threads
+        self._lookups = lookups
         self._inline = token.is_fast
 
     async def wrap(
@@ -213,7 +222,7 @@ class CryptoService:
     async def load(self, instance_id: str, reference: str) -> Key | None:
         """The key from the database."""
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._snapshot.load, instance_id, reference
+            self._lookups, self._snapshot.load, instance_id, reference
         )
 
     async def _knowing(self, key: Key, handle_id: str, action: KeyAction) -> Key:

@@ -1,15 +1,14 @@
-"""While the token is away callers are told at once, and one of them in a quarter of a second tries it."""
+"""While the token is away callers are told at once; a thread tries it four times a second."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
 import structlog
 
-from hsmkms.errors import TokenAway
+from hsmkms.errors import HsmkmsError, TokenAway
 from hsmkms.telemetry import metrics
 
 _PROBE_EVERY_S: Final = 0.25
@@ -20,13 +19,15 @@ _log = structlog.get_logger(__name__)
 class Breaker:
     """Closed while the token answers. Safe for threads."""
 
-    def __init__(self, probe: Callable[[], None], token: str) -> None:
-        """`probe` wraps and unwraps a canary and raises Unavailable when the token cannot; `token` names it in logs."""
+    def __init__(self, probe: Callable[[], None], token: str, ended: threading.Event) -> None:
+        """`probe` wraps and unwraps a canary and raises HsmkmsError when the token cannot, however long it takes to say
+        so; `token` names it in logs; nobody tries it any more once `ended` is set."""
         self._probe = probe
         self._token = token
+        self._ended = ended
         self._lock = threading.Lock()
-        self._probe_at = 0.0
         self._held = False
+        self._trips = 0
         self.is_refused = False
         self.is_open = False
 
@@ -51,26 +52,21 @@ class Breaker:
             raise TokenAway
 
     def require_closed(self) -> None:
-        """Raise TokenAway while the token is away; whose turn it is to try it also raises what it says."""
-        if not self.is_open:
-            return
-        with self._lock:
-            now = time.monotonic()
-            if self._held or now < self._probe_at:
-                raise TokenAway
-            self._probe_at = now + _PROBE_EVERY_S
-        self._probe()
-        self.close()
+        """Raise TokenAway while the token is away."""
+        if self.is_open:
+            raise TokenAway
 
     def trip(self) -> None:
         """The token does not answer."""
         with self._lock:
             if self.is_open:
                 return
-            self._probe_at = time.monotonic() + _PROBE_EVERY_S
             self.is_open = True
+            self._trips += 1
+            trip = self._trips
         metrics.TOKEN_AWAY.inc()
         _log.error("the token does not answer", token=self._token)
+        threading.Thread(target=self._try, args=(trip,), name="token probe", daemon=True).start()
 
     def close(self) -> None:
         """It does."""
@@ -82,5 +78,15 @@ class Breaker:
         _log.warning("the token answers again", token=self._token)
 
     def renew_after_fork(self) -> None:
-        """In the child: another thread of the parent may have held the lock."""
+        """In the child: another thread of the parent may have held the lock, and none tries the token."""
         self._lock = threading.Lock()
+        self.is_open = self._held
+
+    def _try(self, trip: int) -> None:
+        """Until it answers, or another thread has taken this one's place."""
+        while not self._ended.wait(_PROBE_EVERY_S) and self.is_open and not self._held and self._trips == trip:
+            try:
+                self._probe()
+            except HsmkmsError:
+                continue
+            self.close()

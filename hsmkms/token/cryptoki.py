@@ -6,7 +6,9 @@ the GIL in each call. Nothing above this file sees a pointer.
 
 from __future__ import annotations
 
+import functools
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -128,8 +130,10 @@ CK_ULONG C_GetFunctionList(CK_FUNCTION_LIST **);
 )
 
 
+@functools.cache
 def load_functions(path: str) -> CData:
-    """The function list of the PKCS#11 library at `path`. Raises TokenRefused when it is not one."""
+    """The function list of the PKCS#11 library at `path`, loaded once: cffi keeps what it loads, 7 KiB each time, and a
+    process that waits for its token asks again every second. Raises TokenRefused when it is not one."""
     try:
         library = ffi.dlopen(path)
         get_function_list = library.C_GetFunctionList
@@ -146,13 +150,16 @@ def check(function: str, returned: int) -> None:
         raise CryptokiError(function, returned)
 
 
-def initialize(functions: CData) -> None:
-    """C_Initialize with operating system locking: without it SoftHSM uses no mutexes and threads crash it."""
+def initialize(functions: CData) -> bool:
+    """C_Initialize with operating system locking: without it SoftHSM uses no mutexes and threads crash it. False if it
+    was initialised before, and still has its sessions."""
     arguments = ffi.new("CK_C_INITIALIZE_ARGS *")
     arguments.flags = CKF_OS_LOCKING_OK
     returned = functions.C_Initialize(arguments)
-    if returned != CKR_ALREADY_INITIALIZED:
-        check("C_Initialize", returned)
+    if returned == CKR_ALREADY_INITIALIZED:
+        return False
+    check("C_Initialize", returned)
+    return True
 
 
 def finalize(functions: CData) -> None:
@@ -233,6 +240,7 @@ _DEK: Final = {
     CKA_EXTRACTABLE: True,
 }
 _MAX_SEALED: Final = MAX_FRAME_BYTES + 8
+_ATTRIBUTE_BYTES: Final = 1_024
 
 
 class Session:
@@ -265,9 +273,15 @@ class Session:
         self._wrap_key, self._unwrap_key = functions.C_WrapKey, functions.C_UnwrapKey
         self._get_attribute_value = functions.C_GetAttributeValue
         self.destroyed_objects = 0
-        self.lent_at = math.inf
+        self.call_began = math.inf
+        """When who has it began his call of the library (`time.monotonic`); infinite while nobody has it."""
         self.thread = 0
         self.patience_s = 0.0
+
+    def begin_call(self) -> None:
+        """Begin another call than the borrower's first: what takes many calls is slow for that, and does not hang. A
+        hot call has few, and is counted from the moment that the session was lent."""
+        self.call_began = time.monotonic()
 
     def close(self) -> None:
         """C_CloseSession."""
@@ -335,6 +349,7 @@ class Session:
     @token_call("generate_key")
     def generate_key(self, kind: int, template: Template) -> int:
         """C_GenerateKey; the handle."""
+        self.begin_call()
         attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
         returned = self._c.C_GenerateKey(self._session, mechanism(kind), attributes.array, attributes.count, handle)
         check("C_GenerateKey", returned)
@@ -343,6 +358,7 @@ class Session:
     @token_call("generate_key_pair")
     def generate_key_pair(self, kind: int, public: Template, private: Template) -> tuple[int, int]:
         """C_GenerateKeyPair; the handles of the public and the private key."""
+        self.begin_call()
         first, second = Attributes(public), Attributes(private)
         handles = ffi.new("CK_ULONG[2]")
         returned = self._c.C_GenerateKeyPair(
@@ -361,6 +377,7 @@ class Session:
     @token_call("create_object")
     def create_object(self, template: Template) -> int:
         """C_CreateObject; the handle."""
+        self.begin_call()
         attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
         check("C_CreateObject", self._c.C_CreateObject(self._session, attributes.array, attributes.count, handle))
         return int(handle[0])
@@ -368,6 +385,7 @@ class Session:
     @token_call("copy_object")
     def copy_object(self, source: int, template: Template) -> int:
         """C_CopyObject; the handle of the copy."""
+        self.begin_call()
         attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
         check("C_CopyObject", self._c.C_CopyObject(self._session, source, attributes.array, attributes.count, handle))
         return int(handle[0])
@@ -375,6 +393,7 @@ class Session:
     @token_call("wrap_key")
     def wrap_key(self, wrapping: int, wrapped: int) -> bytes:
         """C_WrapKey of an object by CKM_AES_KEY_WRAP, as an attacker would call it (see `selftest`)."""
+        self.begin_call()
         out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)
         check("C_WrapKey", self._c.C_WrapKey(self._session, self._key_wrap, wrapping, wrapped, out, length))
         return bytes(ffi.buffer(out, length[0]))
@@ -382,6 +401,7 @@ class Session:
     @token_call("unwrap_key")
     def unwrap(self, how: Mechanism, key: int, wrapped: bytes, template: Template) -> int:
         """C_UnwrapKey; the handle of the key that was inside."""
+        self.begin_call()
         attributes, handle = Attributes(template), ffi.new("CK_ULONG *")
         returned = self._c.C_UnwrapKey(
             self._session, how.pointer, key, wrapped, len(wrapped), attributes.array, attributes.count, handle
@@ -392,6 +412,7 @@ class Session:
     @token_call("encrypt")
     def encrypt(self, kind: int, key: int, data: bytes) -> bytes:
         """C_EncryptInit and C_Encrypt of at most 512 bytes."""
+        self.begin_call()
         out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)
         check("C_EncryptInit", self._c.C_EncryptInit(self._session, mechanism(kind), key))
         check("C_Encrypt", self._c.C_Encrypt(self._session, data, len(data), out, length))
@@ -400,6 +421,7 @@ class Session:
     @token_call("decrypt")
     def decrypt(self, how: Mechanism, key: int, data: bytes) -> bytearray:
         """C_DecryptInit and C_Decrypt of at most 1,024 bytes; the memory of the library is wiped."""
+        self.begin_call()
         out, length = ffi.new("CK_BYTE[]", 1024), ffi.new("CK_ULONG *", 1024)
         check("C_DecryptInit", self._c.C_DecryptInit(self._session, how.pointer, key))
         try:
@@ -411,6 +433,7 @@ class Session:
     @token_call("create_key")
     def create_from(self, template: Template, value: bytearray) -> int:
         """C_CreateObject of a key whose CKA_VALUE is `value`; the copy that the call needs is wiped. The handle."""
+        self.begin_call()
         attributes, handle = Attributes({**template, CKA_VALUE: b""}), ffi.new("CK_ULONG *")
         memory = ffi.new("CK_BYTE[]", len(value))
         ffi.memmove(memory, value, len(value))
@@ -425,22 +448,35 @@ class Session:
     @token_call("destroy")
     def destroy(self, handle: int) -> None:
         """C_DestroyObject."""
+        self.begin_call()
         check("C_DestroyObject", self._c.C_DestroyObject(self._session, handle))
         self.destroyed_objects += 1
 
     @token_call("read")
     def read(self, handle: int, kinds: Sequence[int]) -> dict[int, bytes]:
         """Attributes of an object as raw bytes; those that are sensitive or unknown to the token are left out."""
-        found: dict[int, bytes] = {}
-        attribute, memory = ffi.new("CK_ATTRIBUTE[1]"), ffi.new("CK_BYTE[]", 1024)
-        for kind in kinds:
-            attribute[0].type, attribute[0].pValue, attribute[0].ulValueLen = kind, ffi.cast("void *", memory), 1024
-            returned = self._c.C_GetAttributeValue(self._session, handle, attribute, 1)
-            if returned == CKR_OK:
-                found[kind] = bytes(ffi.buffer(memory, attribute[0].ulValueLen))
-            elif returned not in CryptokiError.ATTRIBUTE_NOT_GIVEN:
-                raise CryptokiError("C_GetAttributeValue", returned)
-        return found
+        found = self._read_at_once(handle, kinds)
+        if found is not None:
+            return found
+        # What a token leaves of the others then is not the same everywhere, so each is asked for alone.
+        alone = [self._read_at_once(handle, (kind,)) for kind in kinds]
+        return {kind: value for one in alone if one is not None for kind, value in one.items()}
+
+    def _read_at_once(self, handle: int, kinds: Sequence[int]) -> dict[int, bytes] | None:
+        """One C_GetAttributeValue; None when one of the attributes is not given."""
+        self.begin_call()
+        attributes, memory = ffi.new("CK_ATTRIBUTE[]", len(kinds)), ffi.new("CK_BYTE[]", _ATTRIBUTE_BYTES * len(kinds))
+        for place, kind in enumerate(kinds):
+            attributes[place].type, attributes[place].ulValueLen = kind, _ATTRIBUTE_BYTES
+            attributes[place].pValue = ffi.cast("void *", memory + _ATTRIBUTE_BYTES * place)
+        returned = self._c.C_GetAttributeValue(self._session, handle, attributes, len(kinds))
+        if returned in CryptokiError.ATTRIBUTE_NOT_GIVEN:
+            return None
+        check("C_GetAttributeValue", returned)
+        return {
+            kind: bytes(ffi.buffer(memory + _ATTRIBUTE_BYTES * place, attributes[place].ulValueLen))
+            for place, kind in enumerate(kinds)
+        }
 
     @token_call("find")
     def find(self, template: Template) -> list[int]:
@@ -448,9 +484,11 @@ class Session:
         attributes = Attributes(template)
         found: list[int] = []
         handles = ffi.new("CK_ULONG[]", 1024)
+        self.begin_call()
         check("C_FindObjectsInit", self._c.C_FindObjectsInit(self._session, attributes.array, attributes.count))
         try:
             while True:
+                self.begin_call()
                 returned = self._c.C_FindObjects(self._session, handles, 1024, self._number)
                 check("C_FindObjects", returned)
                 if self._number[0] == 0:
@@ -462,6 +500,7 @@ class Session:
     @token_call("sign")
     def sign(self, kind: int, key: int, digest: bytes) -> bytes:
         """C_SignInit and C_Sign of a digest or, for a MAC, of a message; at most 512 bytes."""
+        self.begin_call()
         out, length = ffi.new("CK_BYTE[]", 512), ffi.new("CK_ULONG *", 512)
         check("C_SignInit", self._c.C_SignInit(self._session, mechanism(kind), key))
         check("C_Sign", self._c.C_Sign(self._session, digest, len(digest), out, length))

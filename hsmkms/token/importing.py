@@ -46,6 +46,8 @@ _NO_AES_KEY: Final = frozenset({0x62, 0x70})
 """CKR_KEY_SIZE_RANGE, and what SoftHSM 2.6.1 says to a key of another length than AES has: CKR_MECHANISM_INVALID, of a
 mechanism that `probe` saw."""
 _UNREADABLE: Final = "This is no AES key wrapped to the key pair that was made for it, under the hash of the plan."
+_MAX_NONCE_BYTES: Final = 512
+"""Of an encrypted nonce; that of an import token has 28 or 16."""
 _IV_BYTES: Final = {Oaep.SHA_256: 12, Oaep.SHA_1: 16}
 
 
@@ -245,7 +247,7 @@ def _unmask(target: bytearray, source: bytearray, hash_name: str) -> None:
 
 
 def _require_nonce(session: ck.Session, key: int, material: WrappedMaterial, nonce: bytes) -> None:
-    if len(material.iv) != _IV_BYTES[material.oaep]:
+    if len(material.iv) != _IV_BYTES[material.oaep] or len(material.encrypted_nonce) > _MAX_NONCE_BYTES:
         raise NonceUnreadable
     how = ck.gcm(material.iv) if material.oaep is Oaep.SHA_256 else ck.cbc_pad(material.iv)
     try:

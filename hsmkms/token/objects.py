@@ -2,7 +2,8 @@
 
 After each fresh start of the module every handle is unknown. A list costs a call an object: on SoftHSM less than a few
 searches, on a device in the network perhaps minutes, for which nobody waits when the token comes back. So a list that
-took long the last time is read only when searches since the start have taken as long.
+took long the last time is read only when searches since the start have taken as long; one that takes longer than half
+a minute is given up for good.
 
 An object is trusted after it was looked up exactly once, answered the right attributes and the label of its owner,
 and gave the check value that its row has. Its handle is kept until the module is opened anew.
@@ -10,6 +11,7 @@ and gave the check value that its row has. Its handle is kept until the module i
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Final
 
@@ -26,6 +28,7 @@ AES_OBJECTS: Final[dict[int, ck.Value]] = {
 _CHECK_BLOCK: Final = bytes(16)
 CHECK_VALUE_BYTES: Final = 8
 _SHORT_LISTING_S: Final = 0.5
+_LONGEST_LISTING_S: Final = 30.0
 
 
 class ObjectMissing(Exception):
@@ -56,7 +59,7 @@ class KeyIndex:
         self._listing_s = 0.0
         self._searched_s = 0.0
         # Replaced whole with the generation it belongs to, so that it may be read without a lock.
-        self._trusted: tuple[int, dict[str, tuple[int, str]]] = (0, {})
+        self._trusted: tuple[int, dict[str, tuple[int, str, bytes]]] = (0, {})
 
     def is_due(self, generation: int) -> bool:
         """Whether the next look-up of an unknown id reads a list of all objects first."""
@@ -74,14 +77,16 @@ class KeyIndex:
             raise KeyMaterialMissing("The key's object belongs to another key or instance. Run `hsmkms doctor`.")
         if check_value(session, handle) != version.check_value:
             raise KeyMaterialMissing("The token holds another key under this version's id. Run `hsmkms doctor`.")
-        self._trusted[1][version.id] = (handle, version.owner)
+        self._trusted[1][version.id] = (handle, version.owner, version.check_value)
         return handle
 
     def trusted(self, generation: int, version: KeyVersion) -> int | None:
-        """The handle that `resolve` proved in this generation for this owner, if it did."""
+        """The handle that `resolve` proved in this generation for this owner and check value, if it did."""
         known, handles = self._trusted
         found = handles.get(version.id) if known == generation else None
-        return found[0] if found is not None and found[1] == version.owner else None
+        if found is None or found[1] != version.owner or found[2] != version.check_value:
+            return None
+        return found[0]
 
     def look_up(self, session: ck.Session, generation: int, version_id: str) -> int:
         """Handle by id alone. Raises ObjectMissing or ObjectAmbiguous."""
@@ -107,7 +112,7 @@ class KeyIndex:
         """Note an object that was just generated and read back, so that its first use does not search the token."""
         if generation == self._generation:
             self._found[templates.object_id(version.id)] = [handle]
-            self._trusted[1][version.id] = (handle, version.owner)
+            self._trusted[1][version.id] = (handle, version.owner, version.check_value)
 
     def forget(self, version_id: str) -> None:
         """Drop what is known of an id, so that the next look-up searches the token."""
@@ -121,6 +126,9 @@ class KeyIndex:
     def _list(self, session: ck.Session) -> None:
         began, found = time.monotonic(), dict[bytes, list[int]]()
         for handle in session.find(AES_OBJECTS):
+            if time.monotonic() - began > _LONGEST_LISTING_S:
+                self._listing_s = math.inf
+                return
             object_id = session.read(handle, (ck.CKA_ID,)).get(ck.CKA_ID, b"")
             found.setdefault(object_id, []).append(handle)
         self._found, self._listed = found, True

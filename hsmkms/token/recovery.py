@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
 import structlog
@@ -17,6 +17,7 @@ from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import (
     HsmkmsError,
     KeyMaterialMissing,
+    TokenAway,
     TokenBusy,
     TokenRefused,
     TokenUnavailable,
@@ -40,13 +41,15 @@ UNAVAILABLE: Final = "The HSM does not answer as it should. Try again."
 
 _CANARY_FRAME: Final = bytes(range(1, 17))
 _CHECK_REOPENS_S: Final = 1.0
-_MISSING_VALID_S: Final = 1.0
-_INDEX_PATIENCE_S: Final = 120.0
+_UNUSABLE_S: Final = 1.0
+_REPAIR_S: Final = 1.0
 _DOUBTFUL_AGAIN: Final = 1
 _IN_DOUBT_S: Final = 10.0
 _log = structlog.get_logger(__name__)
 
 _FOR_THE_CANARY: Final = frozenset({Meaning.DOUBTFUL, Meaning.CALL})
+_OURS: Final = frozenset({Meaning.CALL, Meaning.DATA})
+"""When the input is this service's own, bad data is a call that the token does not take."""
 _NOT_DONE: Final = "The HSM does not do this. The operator finds the reason in the log."
 _MISSING: Final = "The key's object is not on the token. Run `hsmkms doctor`."
 
@@ -66,14 +69,16 @@ class RecoveringToken:
         self._objects_lock = _OneByOne(pool)
         self._canary: tuple[int, bytes] | None = None
         self._check_reopens_at = 0.0
-        self._missing_until: dict[str, float] = {}
+        self._unusable: dict[str, tuple[float, KeyMaterialMissing | TokenRefused]] = {}
+        self._searched: tuple[int, float] = (0, 0.0)
         self._in_doubt_until = 0.0
         self._sentinel_check: bytes | None = None
         self._swapped = False
+        self._compared = 0
         self.capabilities = selftest.UNKNOWN
         self.is_proved = False
         """Whether the self-test was passed; before that nothing else is asked of the token."""
-        self.breaker = Breaker(self._probe, str(pool.address))
+        self.breaker = Breaker(partial(self._probe, pool.reopen), str(pool.address), pool.closed)
         renew_after_fork(self)
         if pool.is_open:
             self._prove()
@@ -115,7 +120,8 @@ class RecoveringToken:
         """Log in with this PIN from now on; a token that was away because of the old one is tried at once."""
         self._pool.take_pin(pin)
         if self.is_proved:
-            self.check()
+            self.breaker.require_not_held()
+            self._check()
 
     def close(self) -> None:
         """Finalise the module."""
@@ -127,16 +133,24 @@ class RecoveringToken:
         self.breaker.renew_after_fork()
 
     def check(self) -> None:
-        """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot."""
-        self.breaker.require_not_held()
+        """Wrap and unwrap a canary. Raises TokenUnavailable when the token cannot, at once if that is known."""
+        self.breaker.require_closed()
+        self._check()
+
+    def _check(self) -> None:
         try:
-            self._probe()
+            self._probe(self._reopen)
         except TokenUnavailable:
-            self.breaker.trip()
+            self._trip()
             raise
         self.breaker.close()
 
-    def _probe(self) -> None:
+    def _trip(self) -> None:
+        self.breaker.trip()
+        # Who waits for a session passed the breaker before.
+        self._pool.turn_away()
+
+    def _probe(self, reopen: Callable[[int], None]) -> None:
         generation = self._pool.generation
         if self._canary_sings(fresh=True):
             return
@@ -144,14 +158,16 @@ class RecoveringToken:
         if now >= self._check_reopens_at:
             # Anybody may ask for readiness, so this starts the module anew at most once a second.
             self._check_reopens_at = now + _CHECK_REOPENS_S
-            self._pool.reopen(generation)
+            reopen(generation)
         if not self._canary_sings(fresh=True):
             raise TokenUnavailable(UNAVAILABLE)
 
     def _consider(self) -> None:
         """A call failed although everything was opened anew: that it is the whole token, a canary decides."""
-        if self._canary is None:
-            # A token without a sentinel, as in a ceremony, or nobody asked it yet: nothing could close the breaker.
+        if self._sentinel_check is None:
+            # A token without a sentinel, as in a ceremony: nothing could close the breaker.
+            return
+        if self.breaker.is_open:
             return
         try:
             sings = self._canary_sings(fresh=True)
@@ -160,20 +176,39 @@ class RecoveringToken:
         except TokenUnavailable:
             sings = False
         if not sings:
-            self.breaker.trip()
+            self._trip()
+
+    def _reopen(self, generation: int) -> None:
+        """Start the module anew, unless somebody did since `generation`. Who calls may be the event loop, so a thread
+        does it and goes on if it takes long: then the token is away until its canary sings.
+
+        Raises TokenUnavailable, TokenBusy.
+        """
+        if self._sentinel_check is None:
+            self._pool.reopen(generation)
+            return
+        repair = _Repair(self._pool, generation)
+        if not repair.is_done_within(_REPAIR_S):
+            self._trip()
+            raise TokenAway
+        if repair.failure is not None:
+            raise repair.failure
+
+    def _require_quick(self, failure: Exception, began: float) -> None:
+        """Raise TokenAway for a device that takes long to say that it is away: to ask it again takes as long again, and
+        is left to the breaker's thread."""
+        lost = isinstance(failure, CryptokiError) and failure.meaning in (Meaning.DEVICE, Meaning.SESSION)
+        if lost and self._sentinel_check is not None and time.monotonic() - began > _REPAIR_S:
+            self._trip()
+            raise TokenAway from failure
 
     def _forget(self, version_id: str) -> None:
         with self._objects_lock:
             self._index.forget(version_id)
 
     def _find(self, session: ck.Session, version_id: str) -> int:
-        with self._objects_lock, self._patience_for_index(self._pool.generation):
+        with self._objects_lock:
             return self._index.look_up(session, self._pool.generation, version_id)
-
-    def _patience_for_index(self, generation: int) -> contextlib.AbstractContextManager[None]:
-        """A hundred thousand objects are not listed in the time of a call, and others wait for it."""
-        due = self._index.is_due(generation)
-        return self._pool.patience(_INDEX_PATIENCE_S) if due else contextlib.nullcontext()
 
     def _call(
         self,
@@ -201,21 +236,25 @@ class RecoveringToken:
             session.patience_s = patience_s
             generation = self._pool.generation
             try:
+                # Before anything is made or destroyed, and after each opening: another token may be in its place.
+                if self._compared != generation:
+                    self._compare_sentinel(session, generation)
                 return act(session)
             except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
-                failure = _counted(error)
+                failure, began = _counted(error), session.call_began
             finally:
                 self._pool.give(session)
+            self._require_quick(failure, began)
             self._require_other_than_call(failure)
-            self._pool.reopen(generation)
+            self._reopen(generation)
         raise _explain(failure, missing) from failure
 
     def _on_key(self, version: KeyVersion, act: Callable[[ck.Session, int], T], *, input_is_ours: bool = True) -> T:
         """Run `act` with the handle of `version`: again after a search, and again after a fresh start."""
         if self.breaker.is_open:
             self.breaker.require_closed()
-        if self._missing_until and time.monotonic() < self._missing_until.get(version.id, 0):
-            raise KeyMaterialMissing(_MISSING)
+        if self._unusable:
+            self._require_usable(version)
         try:
             return self._attempt_on_key(version, act, input_is_ours=input_is_ours)
         except TokenUnavailable:
@@ -230,32 +269,46 @@ class RecoveringToken:
             try:
                 return act(session, self._resolve(session, generation, version))
             except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
-                failure = _counted(error)
+                failure, began = _counted(error), session.call_began
             finally:
                 self._pool.give(session)
-            if not input_is_ours and self._is_bad_input(failure) and self._fails_again(version, act, failure):
+            self._require_quick(failure, began)
+            if not input_is_ours and self._is_bad_input(failure, version) and self._fails_again(version, act, failure):
                 raise UnprocessableCiphertext from failure
             self._require_other_than_call(failure)
+            if not isinstance(failure, CryptokiError) and self._searched_just_now(generation):
+                break
             if not last:
                 self._recover(failure, generation, version)
-        if isinstance(failure, ObjectMissing):
-            raise self._explain_missing(version) from failure
-        raise _explain(failure) from failure
+        if isinstance(failure, CryptokiError):
+            raise _explain(failure) from failure
+        raise self._explain_object(failure, version) from failure
+
+    def _require_usable(self, version: KeyVersion) -> None:
+        """Raise what was wrong with an object a moment ago."""
+        until, error = self._unusable.get(version.id, (0.0, None))
+        if error is not None and time.monotonic() < until:
+            raise type(error)(error.message)
+
+    def _searched_just_now(self, generation: int) -> bool:
+        """Whether this opening is the second of two, just now, in which the sentinel was found and another key not. So
+        keys that are lost have the module opened anew at a rate, however many they are."""
+        return self._searched[0] == generation and time.monotonic() < self._searched[1]
 
     def _resolve(self, session: ck.Session, generation: int, version: KeyVersion) -> int:
         handle = self._index.trusted(generation, version)
         if handle is not None:
             return handle
-        with self._objects_lock, self._patience_for_index(generation):
+        with self._objects_lock:
             return self._index.resolve(session, generation, version)
 
-    def _is_bad_input(self, failure: Exception) -> bool:
-        """Whether the blob is to blame; in doubt a canary tells."""
+    def _is_bad_input(self, failure: Exception, version: KeyVersion) -> bool:
+        """Whether the blob is to blame; in doubt a canary under the same key tells."""
         if not isinstance(failure, CryptokiError):
             return False
         if failure.meaning not in _FOR_THE_CANARY:
             return failure.meaning is Meaning.DATA
-        if not self._canary_sings():
+        if not self._key_sings(version):
             return False
         if time.monotonic() < self._in_doubt_until:
             # The device fails now and then, so that this ciphertext is bad is not proved; nor is it by opening anew.
@@ -283,9 +336,9 @@ class RecoveringToken:
     def _require_other_than_call(self, failure: Exception) -> None:
         """Raise TokenUnavailable for what a token that is well does not do, such as to wrap what is too large for it.
         It would do it no better after a fresh start, which clients could bring about."""
-        if not isinstance(failure, CryptokiError) or failure.meaning is not Meaning.CALL or self._canary is None:
+        if not isinstance(failure, CryptokiError) or failure.meaning not in _OURS:
             return
-        if self._canary_sings():
+        if self._sentinel_check is not None and self._canary_sings():
             _log.error("the token does not do what it was asked", token=str(self._pool.address), cause=str(failure))
             raise TokenUnavailable(_NOT_DONE) from failure
 
@@ -298,6 +351,7 @@ class RecoveringToken:
                 raise
             failure = error
         for _ in range(_DOUBTFUL_AGAIN):
+            session.begin_call()
             try:
                 opened = session.open(handle, sealed)
             except CryptokiError as error:
@@ -314,7 +368,17 @@ class RecoveringToken:
             # Destroyed and made again by another process, or gone: a search tells, without a fresh start.
             self._forget(version.id)
             return
-        self._pool.reopen(generation)
+        self._reopen(generation)
+
+    def _explain_object(self, failure: Exception, version: KeyVersion) -> HsmkmsError:
+        """What to say of an object that is missing or there twice. For a moment it is said to all who want the key: a
+        fresh start may take half a second on a large token, so a lost key may not demand one with every request."""
+        error = self._explain_missing(version) if isinstance(failure, ObjectMissing) else _explain(failure)
+        if isinstance(error, KeyMaterialMissing | TokenRefused):
+            now = time.monotonic()
+            still = {one: known for one, known in self._unusable.items() if known[0] > now}
+            self._unusable = {**still, version.id: (now + _UNUSABLE_S, error)}
+        return error
 
     def _explain_missing(self, version: KeyVersion) -> HsmkmsError:
         """After a fresh start an object was not found: it alone is gone if the sentinel is there beside it.
@@ -322,20 +386,23 @@ class RecoveringToken:
         Asked twice, with another fresh start between: a token that goes away while the module reads its objects has
         some of them and not others.
         """
-        for again in (False, True):
+        known = self._searched_just_now(self._pool.generation)
+        for again in (False,) if known else (False, True):
             if again:
-                self._pool.reopen(self._pool.generation)
-            ids = self._call(self._object_ids)
-            if templates.object_id(SENTINEL_ID) not in ids or templates.object_id(version.id) in ids:
+                self._reopen(self._pool.generation)
+            generation = self._pool.generation
+            if not self._call(lambda session: self._is_alone_missing(session, version.id)):
                 return TokenUnavailable(OTHER_TOKEN)
-        # A fresh start may take half a second on a large token, so a lost key may not demand one with every request.
-        self._missing_until = {version.id: time.monotonic() + _MISSING_VALID_S}
+        if not known:
+            self._searched = (generation, time.monotonic() + _UNUSABLE_S)
         return KeyMaterialMissing(_MISSING)
 
-    def _object_ids(self, session: ck.Session) -> set[bytes]:
-        """CKA_ID of every AES object, by one search: two may be answered by a token that went away in between."""
+    def _is_alone_missing(self, session: ck.Session, version_id: str) -> bool:
+        """Whether an object is not there and the sentinel is, before and after: the token may go away in between."""
+        sentinel = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(SENTINEL_ID)}
+        wanted = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(version_id)}
         with self._objects_lock:
-            return {session.read(handle, (ck.CKA_ID,)).get(ck.CKA_ID, b"") for handle in session.find(AES_OBJECTS)}
+            return bool(session.find(sentinel)) and not session.find(wanted) and bool(session.find(sentinel))
 
     def _is_there(self, session: ck.Session, version_id: str) -> bool:
         try:
@@ -354,6 +421,7 @@ class RecoveringToken:
                 self._require_same_sentinel(session, handle)
             if fresh or self._canary is None or self._canary[0] != generation:
                 self._canary = (generation, session.seal(handle, _CANARY_FRAME))
+            session.begin_call()
             return session.open(handle, self._canary[1]) == _CANARY_FRAME
         except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
             _counted(error)
@@ -362,6 +430,32 @@ class RecoveringToken:
             return False
         finally:
             self._pool.give(session)
+
+    def _key_sings(self, version: KeyVersion) -> bool:
+        """True if the token opens with a key what it seals with it now: it may refuse that key and no other."""
+        session = self._pool.take()
+        try:
+            handle = self._resolve(session, self._pool.generation, version)
+            sealed = session.seal(handle, _CANARY_FRAME)
+            session.begin_call()
+            return session.open(handle, sealed) == _CANARY_FRAME
+        except (CryptokiError, ObjectMissing, ObjectAmbiguous) as error:
+            _counted(error)
+            return False
+        finally:
+            self._pool.give(session)
+
+    def _compare_sentinel(self, session: ck.Session, generation: int) -> None:
+        """Raise TokenUnavailable when the sentinel is not the one that was there first, ObjectMissing when none is."""
+        try:
+            self._require_same_sentinel(session, self._find(session, SENTINEL_ID))
+        except _OtherSentinel:
+            raise TokenUnavailable(OTHER_TOKEN) from None
+        except ObjectMissing:
+            if self._sentinel_check is not None:
+                raise
+            # A token of a ceremony, or one that `init` makes a sentinel on.
+        self._compared = generation
 
     def _require_same_sentinel(self, session: ck.Session, handle: int) -> None:
         """A token may be swapped for one of the same label and even serial; the sentinel's key is not the same then."""
@@ -386,6 +480,28 @@ def _counted(failure: Exception) -> Exception:
     else:
         metrics.token_error("C_FindObjects", type(failure).__name__, "object")
     return failure
+
+
+class _Repair:
+    """Somebody's fresh start of the module, which may outlast his patience."""
+
+    def __init__(self, pool: SessionPool, generation: int) -> None:
+        """Begin."""
+        self._pool, self._generation = pool, generation
+        self.failure: HsmkmsError | None = None
+        self._thread = threading.Thread(target=self._run, name="token repair", daemon=True)
+        self._thread.start()
+
+    def is_done_within(self, seconds: float) -> bool:
+        """Whether it came to an end, of which `failure` tells."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._pool.reopen(self._generation)
+        except HsmkmsError as error:
+            self.failure = error
 
 
 class _OneByOne:

@@ -115,6 +115,7 @@ TABLE: Final = {
         Meaning.OBJECT,
         "SoftHSM: key destroyed by another process, or the token's directory is away",
     ),
+    0x150: Returned("CKR_BUFFER_TOO_SMALL", Meaning.CALL, "SoftHSM: C_Decrypt of more than this service has room for"),
     0x190: Returned(
         "CKR_CRYPTOKI_NOT_INITIALIZED", Meaning.DEVICE, "both: after C_Finalize; a client that started anew"
     ),

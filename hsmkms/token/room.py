@@ -199,7 +199,7 @@ class Token(CarryingToken):
         if self._call(destroy):
             return True
         # Nothing was there, which is also how a token looks that went away: only a fresh start and the sentinel tell.
-        self._pool.reopen(self._pool.generation)
+        self._reopen(self._pool.generation)
         if self._call(destroy):
             return True
         if not self.has_sentinel():

@@ -126,8 +126,8 @@ class SessionPool:
         self._open_count = 0
         self._sessions: list[ck.Session] = []
         self._opening_at = math.inf
-        self._patient_until = 0.0
         self._draining = False
+        self._turned_away = 0
         self._destroyed_objects = 0
         self.guard = guard or PinGuard(None, str(address))
         self._retry_at = 0.0
@@ -136,6 +136,8 @@ class SessionPool:
         self._serial: str | None = None
         self._expected: frozenset[str] | None = None
         self._told = ""
+        self.closed = threading.Event()
+        """Set for good by `close`."""
         renew_after_fork(self)
         if opened:
             self.open()
@@ -180,12 +182,12 @@ class SessionPool:
             session = self._free.pop() if self._free and not self._draining else None
         if session is None:
             session = self._wait_for_session()
-        session.lent_at, session.thread = time.monotonic(), threading.get_ident()
+        session.call_began, session.thread = time.monotonic(), threading.get_ident()
         return session
 
     def give(self, session: ck.Session) -> None:
         """Return a borrowed session; now and then this recycles the module (see the module's docstring)."""
-        session.lent_at, session.patience_s = math.inf, 0.0
+        session.call_began, session.patience_s = math.inf, 0.0
         with self._lock:
             self._destroyed_objects += session.destroyed_objects
             session.destroyed_objects = 0
@@ -195,10 +197,17 @@ class SessionPool:
             if self._waiters:
                 self._condition.notify_all()
         if due:
-            # The borrower's call is done and must not fail for this. When the other sessions do not come home in time
-            # the memory is reclaimed at a later return; when the token is away the next borrower is told.
-            with contextlib.suppress(Unavailable):
-                self.reopen(generation)
+            self._recycle(generation)
+
+    def _recycle(self, generation: int) -> None:
+        """The borrower's call is done, must not fail for this, and may not wait for another that takes seconds: then
+        the memory is reclaimed after some more objects. When the token is away the next borrower is told."""
+        try:
+            self._open_anew(generation, _RECYCLE_WAIT_S)
+        except TokenBusy:
+            self._due_after = self._destroyed_objects + _RECYCLE_AGAIN_OBJECTS
+        except Unavailable:
+            pass
 
     def reopen(self, seen_generation: int) -> None:
         """Start the module anew unless somebody did since `seen_generation`.
@@ -206,26 +215,37 @@ class SessionPool:
         The caller must have given its session back. Raises TokenBusy when sessions do not come home within `wait_s`,
         TokenUnavailable or PinRefused when the token cannot be opened.
         """
+        self._open_anew(seen_generation, self._wait_s)
+
+    def _open_anew(self, seen_generation: int, wait_s: float) -> None:
         with self._condition:
-            if not self._wait(lambda: not self._draining):
+            if not self._wait(lambda: not self._draining, wait_s):
                 raise TokenBusy("The HSM is being opened anew. Try again.")
             if self.generation != seen_generation:
                 return
+            self._require_not_closed()
             self._draining = True
-            try:
-                if not self._wait(lambda: len(self._free) == self._open_count):
-                    raise TokenBusy("The HSM is busy. Try again.")
-                self._open()
-            finally:
+            if not self._wait(self._all_home, wait_s):
                 self._draining = False
                 self._condition.notify_all()
+                raise TokenBusy("The HSM is busy. Try again.")
+        self._open_drained()
+
+    def turn_away(self) -> None:
+        """Have all who wait for a session now raise TokenBusy: it may take long to open the token."""
+        with self._condition:
+            self._turned_away += 1
+            self._condition.notify_all()
 
     def close(self) -> None:
-        """Close all sessions and finalise the module. Sessions that are still out become invalid. A library that
-        somebody just opens, perhaps for ever, is left alone: to call it could hang as well."""
-        if not math.isinf(self._opening_at):
-            return
+        """Close all sessions and finalise the module, for good. Sessions that are out are waited for, and then become
+        invalid. A library that somebody still opens, perhaps for ever, is left alone: to call it could hang as well."""
+        self.closed.set()
         with self._condition:
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._all_home() and not self._draining, _CLOSE_WAIT_S)
+            if not math.isinf(self._opening_at):
+                return
             self._opening_at = time.monotonic()
             self._free.clear()
             self._sessions = []
@@ -239,34 +259,22 @@ class SessionPool:
             self._opening_at = math.inf
 
     @contextlib.contextmanager
-    def patience(self, seconds: float) -> Iterator[None]:
-        """For work that may take so long, and holds up other callers: nobody counts as late meanwhile. By one at a
-        time."""
-        self._patient_until = time.monotonic() + seconds
-        try:
-            yield
-        finally:
-            self._patient_until = 0.0
-
-    @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """For a borrower that waits for another one with its session in hand: that is no call of the library."""
-        mine = [one for one in self._sessions if one.thread == threading.get_ident() and one.lent_at != math.inf]
+        mine = [one for one in self._sessions if one.thread == threading.get_ident() and one.call_began != math.inf]
         for session in mine:
-            session.lent_at = math.inf
+            session.call_began = math.inf
         try:
             yield
         finally:
             for session in mine:
-                session.lent_at = time.monotonic()
+                session.begin_call()
 
     def longest_call_s(self) -> float:
-        """For how many seconds the slowest caller has had its session, or the module is being opened, beyond its
+        """For how many seconds the slowest call of a borrower lasts, or the module is being opened, beyond its
         patience; negative when there is none. Takes no lock, because who hangs may hold it."""
         now = time.monotonic()
-        if now < self._patient_until:
-            return -math.inf
-        waited = [now - session.lent_at - session.patience_s for session in tuple(self._sessions)]
+        waited = [now - session.call_began - session.patience_s for session in tuple(self._sessions)]
         # Before the first opening nobody waits for a session, so that there is nothing to be patient for.
         patience_s = 0.0 if self._serial is None else _OPENING_PATIENCE_S
         return max((now - self._opening_at - patience_s, *waited))
@@ -292,28 +300,55 @@ class SessionPool:
     def _wait_for_session(self) -> ck.Session:
         metrics.TOKEN_SESSION_WAITS.inc()
         with self._condition:
-            if self._open_count == 0 and not self._draining:
-                self._open_again()
-            if not self._wait(lambda: bool(self._free) and not self._draining):
+            self._require_not_closed()
+            turned_away = self._turned_away
+            opens = self._open_count == 0 and not self._draining
+            if opens:
+                self._require_turn()
+                self._draining = True
+        if opens:
+            self._open_drained()
+
+        def settled() -> bool:
+            return (bool(self._free) and not self._draining) or self._turned_away != turned_away
+
+        with self._condition:
+            if not self._wait(settled, self._wait_s) or not self._free or self._draining:
                 raise TokenBusy("All sessions with the HSM are in use. Try again.")
             return self._free.pop()
 
-    def _wait(self, until: Callable[[], bool]) -> bool:
-        """Wait for `wait_s` seconds at most; whether it came. Callers hold the condition."""
+    def _all_home(self) -> bool:
+        return len(self._free) == self._open_count
+
+    def _require_not_closed(self) -> None:
+        if self.closed.is_set():
+            raise TokenUnavailable(NOT_OPENED)
+
+    def _wait(self, until: Callable[[], bool], seconds: float) -> bool:
+        """Wait so long at most; whether it came. Callers hold the condition."""
         self._waiters += 1
         try:
-            return self._condition.wait_for(until, self._wait_s)
+            return self._condition.wait_for(until, seconds)
         finally:
             self._waiters -= 1
 
-    def _open_again(self) -> None:
+    def _require_turn(self) -> None:
         """One attempt a second while there is no token, whoever asks; none while its PIN is known to be wrong."""
         if time.monotonic() < self._retry_at:
             raise TokenUnavailable(NOT_OPENED if self.guard.reason is None else _PIN_REFUSED)
-        self._open()
+
+    def _open_drained(self) -> None:
+        """Open while nobody has a session or gets one. Without the lock: the library may take its time, and who asks
+        for a session meanwhile has to be told."""
+        try:
+            self._open()
+        finally:
+            with self._condition:
+                self._draining = False
+                self._condition.notify_all()
 
     def _open(self) -> None:
-        """Finalise, initialise, log in, open sessions. Callers hold the condition, but for the constructor."""
+        """Finalise, initialise, log in, open sessions. Callers have drained the pool, or made it just now."""
         self._opening_at = time.monotonic()
         first = self._serial is None
         try:
@@ -336,9 +371,11 @@ class SessionPool:
         self._destroyed_objects = 0
         self._retry_at = time.monotonic() + 1.0
         try:
-            ck.finalize(self._functions)
-            ck.initialize(self._functions)
+            self._finalize()
+            fresh = ck.initialize(self._functions)
             self.info = self._choose()
+            if not fresh:
+                ck.check("C_CloseAllSessions", self._functions.C_CloseAllSessions(self.info.slot))
             first = ck.Session(self._functions, self.info.slot)
             with self.guard.turn(min(self._wait_s, _TURN_WAIT_S)):
                 self._login(first)
@@ -355,6 +392,13 @@ class SessionPool:
         self._sessions = sessions
         self._free.extend(sessions)
         self._open_count = len(sessions)
+
+    def _finalize(self) -> None:
+        """A client whose device is away may fail in this too, and has to be opened anew all the same."""
+        try:
+            ck.finalize(self._functions)
+        except CryptokiError as error:
+            metrics.token_error(error.function, error.name, error.meaning.name.lower())
 
     def _choose(self) -> TokenInfo:
         found = choose(self._functions, self.address)
@@ -389,7 +433,6 @@ class SessionPool:
         self._open_count = 0
         self._sessions = []
         self._opening_at = math.inf
-        self._patient_until = 0.0
         self._draining = False
         self._retry_at = 0.0
 
@@ -444,10 +487,13 @@ def log_in(session: ck.Session, info: TokenInfo, pin: SecretText, guard: PinGuar
 
 
 _FEW_OBJECTS: Final = 10_000
+_RECYCLE_WAIT_S: Final = 0.1
+_RECYCLE_AGAIN_OBJECTS: Final = 2_000
 _FREED_IN_S: Final = 0.6e-6
 """What C_Finalize of SoftHSM 2.6.1 takes for each object that was destroyed. All callers wait for it, 60 ms after
 100,000. So a module is started anew as soon as this is as long as its opening, on a small token milliseconds."""
 _TURN_WAIT_S: Final = 1.0
+_CLOSE_WAIT_S: Final = 1.0
 _OPENING_PATIENCE_S: Final = 30.0
 """A large token takes seconds to be opened."""
 _UNAVAILABLE = (1 << 64) - 1

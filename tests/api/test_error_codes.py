@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy
 
 from hsmkms import errors
+from hsmkms.api.problems import kms_problem
 from hsmkms.domain.ids import new_id
 from hsmkms.store.engine import Database
 from hsmkms.store.tables import key as key_table
@@ -382,3 +383,9 @@ def test_code(here: Here, code: str) -> None:
     # A refusal of access has a code in IBM's list and none in its answers (additions section 6.1).
     shown = None if code == "UNAUTHORIZED_ERR" else code
     require_refused(provoke(here), {**CONTRACT, **OURS}[code], shown, target)
+
+
+@pytest.mark.parametrize("error", [errors.TokenRefused("unsafe"), errors.TokenAway(), errors.StoreUnavailable("away")])
+def test_every_503_says_when_to_come_back(error: Exception) -> None:
+    answer = kms_problem(error, new_id())
+    assert (answer.status_code, int(answer.headers["Retry-After"]) > 0) == (503, True)

@@ -33,8 +33,9 @@ class While(Enum):
 class Fault:
     """`begin` and `cure` are handed a service under load. `back_within_s` is from the cure to the first success,
     `doubt_s` for how long after it nobody is told that a ciphertext is bad (503 instead of 422), because the device
-    gave a code that means either; `lines` are those of the log, one a worker and change of state. With `cure_stops` the
-    service is stopped for the cure, so that nobody is answered from its beginning on."""
+    gave a code that means either; until `known_after_s` after its beginning single calls find it out; `lines` are those
+    of the log, one a worker and change of state. With `cure_stops` the service is stopped for
+    the cure, so that nobody is answered from its beginning on."""
 
     name: str
     place: str
@@ -44,6 +45,7 @@ class Fault:
     back_within_s: float = 2.0
     doubt_s: float = 0.0
     seconds: float = 1.5
+    known_after_s: float = 0.3
     changes: int = 1
     lines: tuple[str, ...] = ()
     cure_stops: bool = False
@@ -71,6 +73,29 @@ def _well(place: Place) -> None:
 
 
 _TOKEN_LINES: Final = ("the token does not answer", "the token answers again")
+
+
+SLOW_MS: Final = 1_500
+
+
+def _slow_to_say(name: str, *, place: str, short: bool = False) -> Fault:
+    """A token whose client waits for the network before each failure: the call that waits at the cure waits on."""
+
+    def begin(here: Place) -> None:
+        _injector(here).fail("*", code=0x30, wait_ms=SLOW_MS)
+
+    return Fault(
+        name,
+        place,
+        begin,
+        _well,
+        While.AWAY,
+        back_within_s=2 + SLOW_MS / 1_000,
+        seconds=7,
+        known_after_s=4,
+        lines=_TOKEN_LINES,
+        short=short,
+    )
 
 
 def _token(name: str, functions: tuple[str, ...], code: int, *, short: bool = False) -> Fault:
@@ -268,6 +293,7 @@ FAULTS: Final = (
     _token("handles stale (SoftHSM's codes)", CRYPTO, 0x113),
     _token("crypto alone: device error", CRYPTO, 0x30),
     _token("crypto alone: general error", CRYPTO, 0x05),
+    _slow_to_say("device error after 1.5 s", place="token", short=True),
     _now_and_then("each 7th crypto call: device error", CRYPTO, 0x30, 7),
     _now_and_then("each 7th crypto call: general error", CRYPTO, GENERAL_ERROR, 7, short=True),
     _now_and_then("each 7th crypto call: session invalid", CRYPTO, 0xB3, 7),
@@ -291,6 +317,7 @@ FAULTS: Final = (
     Fault("a worker stands still", "token", _stop_one, _nothing, back_within_s=90, seconds=0),
     Fault("all are killed, and started again", "token", _kill_all, _start, While.ANYTHING, 30, seconds=0.2, short=True),
     _slow("network HSM: each crypto call takes 300 ms", 300, place="network token"),
+    _slow_to_say("network HSM: device error after 1.5 s", place="network token"),
     Fault(
         "network HSM: one call never returns",
         "network token",

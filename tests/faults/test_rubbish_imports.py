@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +28,9 @@ def test_the_module_stays_open(service: InProcess) -> None:
     good = fetched.fields(os.urandom(32))
     wrong = fetched.fields(os.urandom(32)) | {"payload": good["payload"]}
     assert service.call(owner, "POST", "/keys", create_body(**good)).status_code == 201  # type: ignore[arg-type]
+    long = good | {"encryptedNonce": base64.b64encode(bytes(2_000)).decode()}
     opened = service.token._pool.generation
-    for fields in (wrong, good | {"payload": "AAAA"}, good | {"iv": "AAAA"}, {"payload": "AAAA"}):
+    for fields in (wrong, good | {"payload": "AAAA"}, good | {"iv": "AAAA"}, {"payload": "AAAA"}, long):
         answer = service.call(owner, "POST", "/keys", create_body(**fields))  # type: ignore[arg-type]
         assert answer.status_code == 400
     assert service.token._pool.generation == opened

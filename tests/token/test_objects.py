@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -58,8 +59,28 @@ def test_two_objects_under_one_id_are_refused(token: Token, pool: SessionPool, k
     with pool.session() as session:
         session.generate_key(ck.CKM_AES_KEY_GEN, templates.wrapping_key(key.id, "hsmkms twin"))
     pool.reopen(pool.generation)
-    with pytest.raises(TokenRefused, match="several keys"):
-        token.seal(key, DEK, ())
+    generation, began = pool.generation, time.monotonic()
+    for _ in range(5):
+        with pytest.raises(TokenRefused, match="several keys"):
+            token.seal(key, DEK, ())
+    assert pool.generation - generation <= 2 * (time.monotonic() - began + 1)
+
+
+def test_lost_keys_open_the_module_anew_at_a_rate(
+    token: Token, pool: SessionPool, make_key: Callable[[], KeyVersion]
+) -> None:
+    """However many they are, and whoever asks for which."""
+    lost = [make_key() for _ in range(5)]
+    with pool.session() as session:
+        for key in lost:
+            for handle in session.find({ck.CKA_TOKEN: True, ck.CKA_ID: templates.object_id(key.id)}):
+                session.destroy(handle)
+    generation, began = pool.generation, time.monotonic()
+    for _ in range(4):
+        for key in lost:
+            with pytest.raises(KeyMaterialMissing):
+                token.seal(key, DEK, ())
+    assert pool.generation - generation <= 3 * (time.monotonic() - began + 1)
 
 
 def test_another_key_under_the_id_is_refused(token: Token, pool: SessionPool, key: KeyVersion) -> None:

@@ -10,13 +10,17 @@ import pytest
 
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import KeyVersion
+from hsmkms.domain.secrets import SecretBytes
 from hsmkms.errors import TokenUnavailable, UnprocessableCiphertext
+from hsmkms.token import breaker, templates
+from hsmkms.token import cryptoki as ck
 from hsmkms.token.returned import TABLE, CryptokiError, Meaning
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
 from tests.support.deployment import ROOT
 from tests.support.injector import Injector
 from tests.token.conftest import OpenPool
+from tests.token.test_token_away import eventually, lose_all_sessions
 
 DEK = bytes(range(32))
 ROW = re.compile(r"^\| `(CKR_\w+)` \| 0x([0-9A-F]+) \| ([\w ]+) \| ([^|]+) \|$", re.MULTILINE)
@@ -38,8 +42,11 @@ def test_bad_data_opens_nothing_anew_and_trips_nothing(token: Token, pool: Sessi
     assert pool.generation == generation
 
 
-def test_what_each_value_leads_to(open_pool: OpenPool, injector_on_token: Injector) -> None:
+def test_what_each_value_leads_to(
+    open_pool: OpenPool, injector_on_token: Injector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While C_UnwrapKey alone answers with it: 422 only if nothing but bad data explains it, 503 for all else."""
+    monkeypatch.setattr(breaker, "_PROBE_EVERY_S", 0.01)
     pool, injector = open_pool(module=str(injector_on_token.library)), injector_on_token
     token = Token(pool)
     key = token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
@@ -55,7 +62,7 @@ def test_what_each_value_leads_to(open_pool: OpenPool, injector_on_token: Inject
         anew = row.meaning not in (Meaning.DATA, Meaning.OBJECT)
         assert (row.name, token.breaker.is_open, pool.generation > generation) == (row.name, not bad_data, anew)
         injector.cure()
-        token.check()
+        eventually(token.check)
         assert token.open(key, key.id, sealed, ()).reveal() == DEK
 
 
@@ -67,14 +74,66 @@ def test_back_between_failure_and_canary(open_pool: OpenPool, injector_on_token:
     key = token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
     sealed = token.seal(key, DEK, ())
     injector.fail("C_UnwrapKey", code=0x05)
-    sings = token._canary_sings
+    sings = token._key_sings
 
-    def cured_first() -> bool:
+    def cured_first(version: KeyVersion) -> bool:
         injector.cure()
-        return sings()
+        return sings(version)
 
-    token._canary_sings = cured_first  # type: ignore[method-assign,assignment]
+    token._key_sings = cured_first  # type: ignore[method-assign]
     assert token.open(key, key.id, sealed, ()).reveal() == DEK
+
+
+def test_what_the_token_does_not_take_opens_nothing_anew(open_pool: OpenPool, injector_on_token: Injector) -> None:
+    """Bad data in what this service itself made of a request, such as a plaintext that is too long for the token."""
+    pool, injector = open_pool(module=str(injector_on_token.library)), injector_on_token
+    token = Token(pool)
+    token.check()
+    key = token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
+    generation = pool.generation
+    # Each second one: those of the canaries between succeed.
+    injector.fail("C_WrapKey", code=0x21, every=2)
+    refused = 0
+    for _ in range(4):
+        try:
+            token.seal(key, DEK, ())
+        except TokenUnavailable:
+            refused += 1
+    assert refused >= 3
+    assert (pool.generation, token.breaker.is_open) == (generation, False)
+
+
+def test_a_key_that_may_not_unwrap_is_no_bad_data(token: Token, pool: SessionPool) -> None:
+    """The token refuses this one key, to which the ciphertext belongs; the sentinel sings all the time."""
+    token.check()
+    value, now = os.urandom(32), datetime.now(UTC)
+    good = token.create_key(new_id(), "hsmkms test", now, SecretBytes(value))
+    sealed = token.seal(good, DEK, ())
+    version = KeyVersion(new_id(), now, good.check_value, good.owner)
+    template = templates.brought_key(version.id, templates.label_of(version.owner), fixed=False)
+    with pool.session() as session:
+        handle = session.create_from({**template, ck.CKA_UNWRAP: False}, bytearray(value))
+    generation = pool.generation
+    token._index.learn(generation, version, handle)
+    with pytest.raises(TokenUnavailable):
+        token.open(version, good.id, sealed, ())
+    assert (pool.generation, token.breaker.is_open) == (generation, False)
+
+
+def test_a_library_that_cannot_be_finalised_is_opened_anew(open_pool: OpenPool, injector_on_token: Injector) -> None:
+    """Its sessions, and with them the login, are lost then as by a C_Finalize."""
+    pool, injector = open_pool(module=str(injector_on_token.library)), injector_on_token
+    token = Token(pool)
+    key = token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
+    sealed = token.seal(key, DEK, ())
+    generation = pool.generation
+    lose_all_sessions(pool)
+    injector.fail("C_Finalize", code=0x30)
+    assert token.open(key, key.id, sealed, ()).reveal() == DEK
+    with pool.session() as session, pytest.raises(CryptokiError, match="LOGGED_IN"):
+        ck.check("C_Login", session.login(b"not needed"))
+    assert pool.generation == generation + 1
+    injector.cure()
 
 
 def test_values_of_vendors_count_as_a_lost_device() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -13,6 +14,7 @@ import pytest
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.errors import TokenBusy
+from hsmkms.token import cryptoki as ck
 from hsmkms.token.room import Token
 from tests.support.deployment import State
 from tests.token.conftest import OpenPool
@@ -118,6 +120,26 @@ def test_recycling_is_by_destroyed_objects(open_pool: OpenPool) -> None:
     assert pool.generation - before == 5
 
 
+def test_recycling_waits_for_nobody(open_pool: OpenPool) -> None:
+    """While somebody has a session for long, such as for an RSA pair, the others go on; it is done when he is back."""
+    pool = open_pool(size=2, wait_s=60, recycle_after=1_000)
+    lent, generation, began = pool.take(), pool.generation, time.monotonic()
+    for _ in range(3):
+        with pool.session() as session:
+            session.destroyed_objects = 1_000
+    assert time.monotonic() - began < 30
+    assert pool.generation == generation
+    pool.give(lent)
+    with pool.session() as session:
+        session.destroyed_objects = 2_000
+    assert pool.generation == generation + 1
+
+
+def test_a_library_is_loaded_once(open_pool: OpenPool) -> None:
+    """Whoever waits for a token tries to open it every second, and what cffi loads it never gives back."""
+    assert open_pool()._functions is open_pool()._functions
+
+
 MEMORY = """
 import sys
 from datetime import UTC, datetime
@@ -160,19 +182,21 @@ def test_recycling_keeps_memory_flat(state: State) -> None:
     assert growth(2_000) < 2_000_000 < growth(10_000_000)
 
 
-def test_how_long_a_caller_may_have_its_session(open_pool: OpenPool) -> None:
-    """What the watch of hung calls asks: nobody, somebody, somebody with patience, and while all have to wait."""
+def test_how_long_a_call_lasts(open_pool: OpenPool) -> None:
+    """What the watch of hung calls asks: nobody, somebody, somebody with patience, and after another call."""
     pool = open_pool(size=2)
     assert pool.longest_call_s() < 0
     with pool.session() as session:
-        session.lent_at -= 10
+        session.call_began -= 10
         assert 10 <= pool.longest_call_s() < 60
         session.patience_s = 120
         assert pool.longest_call_s() < 0
         session.patience_s = 0
-        with pool.patience(120):
-            assert pool.longest_call_s() < 0
         assert pool.longest_call_s() >= 10
+        session.random(8)
+        assert pool.longest_call_s() >= 10
+        session.find({ck.CKA_CLASS: ck.CKO_SECRET_KEY})
+        assert pool.longest_call_s() < 5
     assert pool.longest_call_s() < 0
     with pool.session():
         assert 0 <= pool.longest_call_s() < 5

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
+from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.errors import KeyMaterialMissing, TokenRefused, TokenUnavailable
 from hsmkms.token.room import Token
@@ -13,6 +16,7 @@ from hsmkms.token.sessions import SessionPool
 from tests.support.deployment import State
 from tests.support.tokens import copy_token, directory_of, give_other_sentinel
 from tests.token.conftest import OpenPool
+from tests.token.test_token_away import eventually, lose_all_sessions
 
 DEK = bytes(range(32))
 OTHER_SERIAL = b"0123456789abcdef"
@@ -50,8 +54,7 @@ def test_other_serial_while_running(state: State, pool: SessionPool, token: Toke
     with pytest.raises(TokenUnavailable):
         token.check()
     undo()
-    pool.reopen(pool.generation)
-    token.check()
+    eventually(token.check)
     assert token.open(key, key.id, sealed, ()).reveal() == DEK
 
 
@@ -74,9 +77,46 @@ def test_other_keys_under_the_same_serial_while_running(
     with pytest.raises(TokenUnavailable):
         token.seal(key, DEK, ())
     undo()
-    pool.reopen(pool.generation)
-    token.check()
+    eventually(token.check)
     assert token.open(key, key.id, sealed, ()).reveal() == DEK
+
+
+@pytest.mark.parametrize("opened_by", ["a lost session", "recycling"])
+def test_nothing_is_made_or_destroyed_on_a_swapped_token(state: State, open_pool: OpenPool, opened_by: str) -> None:
+    """Nobody asked for a canary meanwhile: the first call after the opening finds it out, before it does anything."""
+    pool = open_pool(recycle_after=200)
+    token = Token(pool)
+    key = token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
+
+    def other() -> None:
+        copy_under(state, None)
+        give_other_sentinel(state)
+
+    def objects() -> set[Path]:
+        return set((state.path / "tokens").glob("*/*.object"))
+
+    generation = pool.generation
+    undo = exchange(state, other)
+    there = objects()
+    if opened_by == "recycling":
+        with pool.session() as session:
+            session.destroyed_objects = 200
+        assert pool.generation > generation
+    else:
+        lose_all_sessions(pool)
+    acts: tuple[Callable[[], object], ...] = (
+        lambda: token.generate_key(new_id(), "hsmkms test", datetime.now(UTC)),
+        lambda: token.generate_signing_key(new_id()),
+        lambda: token.destroy_key(key.id),
+        lambda: token.random(8),
+    )
+    for act in acts:
+        with pytest.raises(TokenUnavailable):
+            act()
+    assert objects() == there
+    undo()
+    eventually(token.check)
+    assert token.destroy_key(key.id)
 
 
 def test_one_key_is_another(token: Token, make_key: Callable[[], KeyVersion]) -> None:
