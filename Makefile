@@ -19,7 +19,7 @@ else
 endif
 
 test-slow:
-	@scripts/setup --dev
+	@scripts/setup --slow
 	.venv/bin/pytest -m slow $(ARGS)
 
 # Every fault of the bench, as a table and in fault-bench.json. What needs to mount disks is skipped without root.

@@ -14,9 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -26,14 +25,14 @@ import structlog
 
 from hsmkms.audit import chain, event
 from hsmkms.audit.logfile import LogFile, prepare, public_key_of_newest
-from hsmkms.audit.proof import signed
+from hsmkms.audit.signer import Signer
 from hsmkms.audit.takeover import Takeover
 from hsmkms.audit.witness import NOBODY, Witness
 from hsmkms.clock import Clock
 from hsmkms.domain.ids import new_id
 from hsmkms.errors import AuditUnavailable, HsmkmsError, SigningKeyMissing, TokenUnavailable
 from hsmkms.telemetry import metrics
-from hsmkms.telemetry.logs import log_unexpected, place_of
+from hsmkms.telemetry.logs import place_of
 
 PAUSE_S: Final = 0.5
 HANGS_S: Final = 5.0
@@ -67,11 +66,8 @@ class _Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class _Signed:
-    """A checkpoint of a log that is ready to be written there; in the queue it only wakes who writes."""
-
-    log: str
-    content: bytes
+class _Wake:
+    """There is something to write that is not in the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +84,6 @@ class _Ending:
     ended: threading.Event | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What was said beside a log's events: to the database of its own records, number → hash, and by its checkpoints of
-    other logs."""
-
-    own: dict[int, str] = field(default_factory=dict)
-    of_others: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-
 _CANNOT: Final = "What would happen cannot be recorded, so it does not happen. Try again."
 
 
@@ -106,17 +93,13 @@ class Journal:
     def __init__(self, directory: Path, node: str, limits: Limits, clock: Clock) -> None:
         self._directory = directory
         self._node = node
-        self._witness = NOBODY
         self._limits = limits
         self._clock = clock
-        self._queue: SimpleQueue[_Waiting | _Signed | _Called | _Ending] = SimpleQueue()
+        self._queue: SimpleQueue[_Waiting | _Wake | _Called | _Ending] = SimpleQueue()
         self._file: LogFile | None = None
-        self._signer = ThreadPoolExecutor(1, thread_name_prefix="audit-checkpoint")
-        self._signed: SimpleQueue[_Signed] = SimpleQueue()
-        self._under_way: Future[None] | None = None
+        self._signer = Signer(clock, lambda: self._queue.put(_Wake()))
         self._quiet_at = 0
         self._takeover = Takeover(directory, node, clock)
-        self._said: dict[str, _Said] = {}
         self._opened_at = self._check_at = self._refuse_until = self._full_again_at = 0.0
         self._writing_since: float | None = None
         self._failure: AuditUnavailable | None = None
@@ -209,7 +192,7 @@ class Journal:
         self._closed = True
         self._queue.put(_Ending(None))
         self._thread.join()
-        self._signer.shutdown()
+        self._signer.close()
         self._takeover.close()
 
     def _put(self, waiting: _Waiting) -> None:
@@ -258,7 +241,7 @@ class Journal:
                 if then.ended is None:
                     self._refuse_rest()
                     return
-                self._witness = NOBODY
+                self._signer.witness = NOBODY
                 then.ended.set()
 
     def _take(self) -> tuple[list[_Waiting], _Called | _Ending | None]:
@@ -328,10 +311,14 @@ class Journal:
 
     def _begin_to_sign(self, witness: Witness) -> None:
         """What could not be signed until now is."""
-        self._witness = witness
+        self._signer.witness = witness
         self._check_at = 0.0
         if self._file is not None:
             self._takeover.begin(witness)
+        elif not _may_write(self._directory):
+            # The first log is begun with the first event; that it cannot be is known before, or who asks whether this
+            # service is ready hears yes until then.
+            self._abandon("Nothing can be made in the directory")
 
     def _open(self) -> LogFile:
         """Begin a log. Raises OSError, TokenUnavailable."""
@@ -342,16 +329,16 @@ class Journal:
         # The first checkpoint at once: from then on the others know that there is this log.
         self._opened_at = self._check_at = self._full_again_at = time.monotonic()
         self._quiet_at = 0
-        self._said = {log: _Said()}
-        if self._witness is not NOBODY:
-            self._takeover.begin(self._witness)
+        self._signer.begin(log)
+        if self._signer.witness is not NOBODY:
+            self._takeover.begin(self._signer.witness)
         return own
 
     def _public_key(self) -> str:
         """PEM. A token has one audit key, so that the newest log knows it while the token is away. Raises OSError,
         TokenUnavailable."""
         try:
-            return self._witness.public_key().decode()
+            return self._signer.witness.public_key().decode()
         except SigningKeyMissing:
             raise
         except TokenUnavailable:
@@ -369,14 +356,13 @@ class Journal:
     def _end(self, file: LogFile) -> None:
         """Close the log. What fails is tried again after the next interval; events go on."""
         self._check_at = self._full_again_at = time.monotonic() + self._limits.checkpoint_s
-        if self._under_way is not None:
-            wait([self._under_way])
-            self._write_checkpoints()
-            if self._file is not file:
-                return
+        self._signer.settle()
+        self._write_checkpoints()
+        if self._file is not file:
+            return
         self.signed = False
         try:
-            final = self._checkpoint(file.head, final=True)
+            final = self._signer.checkpoint(file.head, final=True)
             with self._on_disk():
                 file.end(final)
             self.signed = True
@@ -389,49 +375,28 @@ class Journal:
             self._abandon(error.strerror or "input or output failed")
             return
         if self.signed:
-            self._tell_of_end(file.head)
+            self._signer.tell_of_end(file.head)
         file.close()
         self._file = None
-
-    def _tell_of_end(self, head: chain.Head) -> None:
-        try:
-            self._witness.hear(head, self._said[head.log].own)
-        except HsmkmsError as error:
-            _log.warning(
-                "the database could not be told that an audit log is closed", log=head.log, reason=error.message
-            )
 
     def _ask_for_checkpoint(self, file: LogFile) -> None:
         """Have the newest record signed, unless it is a checkpoint or the last one is still under way."""
         self._check_at = time.monotonic() + self._limits.checkpoint_s
-        self._takeover.go_on(self._witness)
-        if self._quiet_at == file.head.sequence or (self._under_way is not None and not self._under_way.done()):
-            return
-        self._under_way = self._signer.submit(self._sign_aside, file.head)
-        self._under_way.add_done_callback(log_unexpected)
-
-    def _sign_aside(self, head: chain.Head) -> None:
-        try:
-            signed = _Signed(head.log, self._checkpoint(head, final=False))
-        except HsmkmsError as error:
-            metrics.AUDIT_CHECKPOINTS.labels("failure").inc()
-            _log.warning("an audit checkpoint could not be signed", log=head.log, reason=error.message)
-            return
-        self._signed.put(signed)
-        self._queue.put(signed)
+        self._takeover.go_on(self._signer.witness)
+        if self._quiet_at != file.head.sequence:
+            self._signer.ask(file.head)
 
     def _write_checkpoints(self) -> None:
-        """Write what has been signed meanwhile; a log that is closed has a better one."""
-        while self._file is not None and not self._signed.empty():
-            signed = self._signed.get_nowait()
-            if signed.log != self._file.log:
-                continue
-            try:
+        """Write what has been signed meanwhile."""
+        if self._file is None:
+            return
+        try:
+            for content in self._signer.ready(self._file.log):
                 with self._on_disk():
-                    self._file.append([("checkpoint", signed.content)])
+                    self._file.append([("checkpoint", content)])
                 self._quiet_at = self._file.head.sequence
-            except OSError as error:
-                self._abandon(error.strerror or "input or output failed")
+        except OSError as error:
+            self._abandon(error.strerror or "input or output failed")
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:
@@ -442,18 +407,11 @@ class Journal:
         finally:
             self._writing_since = None
 
-    def _checkpoint(self, head: chain.Head, *, final: bool) -> bytes:
-        """A signed checkpoint of a record (JSON). Raises Unavailable."""
-        said = self._said.get(head.log, _Said())
-        said.own[head.sequence] = head.digest
-        self._witness.hear(head, said.own)
-        heads = {other.log: (other.sequence, other.digest) for other in self._witness.newest() if other.log != head.log}
-        # What this log said before it need not say again.
-        news = {log: known for log, known in heads.items() if said.of_others.get(log) != known}
-        content = signed(self._witness.sign, head, self._clock(), news, final=final)
-        said.of_others.update(news)
-        metrics.AUDIT_CHECKPOINTS.labels("success").inc()
-        return content
+
+def _may_write(directory: Path) -> bool:
+    """False also on a file system that is read-only."""
+    there = next(one for one in (directory, *directory.parents) if one.exists())
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 def _tell(batch: Sequence[_Waiting], error: AuditUnavailable | None) -> None:

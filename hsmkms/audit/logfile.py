@@ -93,7 +93,9 @@ class LogFile:
 
     def close(self) -> None:
         """Give the lock back."""
-        os.close(self._descriptor)
+        # What had to be on the disk was waited for, and the descriptor is gone also after an error.
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
 
 
 def head_of(path: Path) -> chain.Head | None:

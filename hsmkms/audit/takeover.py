@@ -105,7 +105,7 @@ class Takeover:
     def _remove_young(self, path: Path) -> None:
         """A log whose process ended before its first record was on the disk."""
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _YOUNG_S:
+            if _is_old(path):
                 path.unlink()
 
     def _take(self, path: Path, witness: Witness) -> None:
@@ -125,12 +125,16 @@ class Takeover:
                 raise NotProved(f"record {seen.sequence + 1}: the database knows that it was closed")
             with open(descriptor, "rb", buffering=BLOCK, closefd=False) as file:
                 left = read(file, path.stem, self._node, load_public_key(witness.public_key()), seen)
-            if left.sequence == 0:
+            if left.sequence > 0:
+                self._close(path, descriptor, left, witness, seen)
+            elif _is_old(path):
                 # Nobody was answered for what is in it.
                 path.unlink()
                 _log.info("an audit log without a record was taken away", log=path.stem)
             else:
-                self._close(path, descriptor, left, witness, seen)
+                # Processes of older versions begin a log under its name.
+                self._put_off = True
+                return
             self._settled.add(path.stem)
 
     def _close(self, path: Path, descriptor: int, left: Left, witness: Witness, seen: chain.Head | None) -> None:
@@ -150,9 +154,13 @@ class Takeover:
         _log.info("an audit log that was left open is closed", log=path.stem, unsigned=sequence - left.covered - 1)
 
 
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > _YOUNG_S
+
+
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[int | None]:
-    """A descriptor to append with the lock; None if another has it, or the file has gone. Raises OSError."""
+    """A descriptor to append, with the lock; None if another has it. Raises OSError."""
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
     try:
         try:

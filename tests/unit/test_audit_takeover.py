@@ -120,6 +120,15 @@ def test_a_signature_that_is_wrong_is_not_gone_behind(deployment: Deployment, tm
     assert not of(deployment, path).sound
 
 
+def test_a_checkpoint_that_nobody_signed_is_not_gone_behind(deployment: Deployment, tmp_path: Path) -> None:
+    path = crashed(deployment, tmp_path)
+    rewrite(path, lambda kind, content: content[:-10] + b'12345678"}' if kind == "checkpoint" else content)
+    deployment.heads.clear()
+    (reason,) = again(deployment)
+    assert "the signature is not by the audit key" in reason
+    assert not of(deployment, path).sound
+
+
 def test_a_log_of_another_key_is_not_signed(deployment: Deployment, tmp_path: Path) -> None:
     other = Deployment(deployment.directory)
     path = crashed(other, tmp_path)
@@ -167,7 +176,7 @@ def test_nothing_is_signed_unchecked(deployment: Deployment, tmp_path: Path, par
 
 
 def test_what_holds_no_record_is_taken_away(deployment: Deployment) -> None:
-    """Of a process that was killed before its first record was whole; but not where there was one."""
+    """Of a process that was killed before its first record was whole, if it was not begun a moment ago."""
     journal = deployment.journal(RARELY)
     write(journal, 1)
     journal.close()
@@ -175,6 +184,10 @@ def test_what_holds_no_record_is_taken_away(deployment: Deployment) -> None:
     empty, torn = (deployment.directory / f"20260101T00000{n}-node-00000000.jsonl" for n in range(2))
     empty.touch()
     torn.write_bytes(known.read_bytes()[:300])
+    assert again(deployment) == []
+    assert empty.exists()
+    for path in (empty, torn):
+        os.utime(path, (1, 1))
     assert again(deployment) == []
     assert not empty.exists()
     assert not torn.exists()
