@@ -80,7 +80,7 @@ def _open(content: bytes, log: str, node: str, key: ec.EllipticCurvePublicKey) -
     try:
         opened = msgspec.json.decode(content, type=chain.Opened)
         named = load_public_key(opened.public_key.encode())
-    except (msgspec.MsgspecError, AuditKeyInvalid):
+    except (msgspec.MsgspecError, RecursionError, AuditKeyInvalid):
         raise NotProved("it cannot be read") from None
     if (opened.log, opened.node, opened.format) != (log, node, chain.FORMAT):
         raise NotProved("it is of another log")

@@ -140,7 +140,7 @@ def logs_in(directories: Sequence[Path]) -> list[Path]:
 def public_key_of_newest(directory: Path) -> str | None:
     """PEM of the audit key that the newest log names which can be read; None where there is none."""
     for path in reversed(logs_in([directory])):
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
+        with contextlib.suppress(OSError, msgspec.MsgspecError, RecursionError):
             parts = chain.split(next(lines_of(path), b"").removesuffix(b"\n"))
             opening = None if parts is None else chain.kind_of(parts[1], 1)
             if opening is not None and opening[0] == "opened":

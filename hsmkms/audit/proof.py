@@ -32,7 +32,7 @@ def checkpoint_of(key: ec.EllipticCurvePublicKey, content: bytes) -> chain.Check
         record = msgspec.json.decode(content, type=chain.SignedCheckpoint)
         raw = bytes.fromhex(record.signature)
         checkpoint = msgspec.json.decode(record.checkpoint, type=chain.Checkpoint)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise NotProved("a checkpoint cannot be read") from None
     if len(raw) != 64:
         raise NotProved("the signature cannot be read")

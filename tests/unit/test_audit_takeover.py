@@ -129,6 +129,15 @@ def test_a_checkpoint_that_nobody_signed_is_not_gone_behind(deployment: Deployme
     assert not of(deployment, path).sound
 
 
+def test_what_cannot_be_read_for_its_depth_is_in_nobodys_way(deployment: Deployment, tmp_path: Path) -> None:
+    deep = b'{"checkpoint":{"x":' + b"[" * 20_000 + b"]" * 20_000 + b","
+    path = crashed(deployment, tmp_path)
+    rewrite(path, lambda kind, content: content.replace(b'{"checkpoint":{', deep) if kind == "checkpoint" else content)
+    deployment.heads.clear()
+    (reason,) = again(deployment)
+    assert "cannot be read" in reason
+
+
 def test_a_log_of_another_key_is_not_signed(deployment: Deployment, tmp_path: Path) -> None:
     other = Deployment(deployment.directory)
     path = crashed(other, tmp_path)
