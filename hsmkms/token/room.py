@@ -202,7 +202,7 @@ class Token(CarryingToken):
         self._pool.reopen(self._pool.generation)
         if self._call(destroy):
             return True
-        if not self.has_sentinel():
+        if not Token.has_sentinel(self):
             raise TokenUnavailable(OTHER_TOKEN)
         return False
 
