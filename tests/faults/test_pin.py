@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -18,11 +18,11 @@ import pytest
 
 from hsmkms.control import ControlSocket, LoginRequest, Request, StatusRequest, ask_all
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import PinRefused, TokenBusy, TokenUnavailable
+from hsmkms.errors import PinNotTried, PinRefused, TokenBusy, TokenUnavailable
 from hsmkms.token.login import try_pin
 from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.sessions import SessionPool, TokenAddress
-from tests.support.deployment import Service, State, create_key
+from tests.support.deployment import ROOT, Service, State, create_key
 from tests.support.injector import MODULE, Injector
 from tests.token.conftest import LABEL
 from tests.token.test_calls import SPY
@@ -164,7 +164,17 @@ def open_with_guard(state: State, injector: Injector, monkeypatch: pytest.Monkey
     return open_it
 
 
-@pytest.mark.parametrize(("code", "reason"), [(0xA4, "locked"), (0xA3, "expired"), (0xA0, "incorrect")])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (0xA4, "locked"),
+        (0xA3, "expired"),
+        (0xA0, "incorrect"),
+        (0xA1, "characters"),
+        (0xA2, "shorter or longer"),
+        (0x102, "no user PIN"),
+    ],
+)
 def test_every_refusal_is_the_last(
     state: State, injector: Injector, open_with_guard: Callable[[], None], code: int, reason: str
 ) -> None:
@@ -176,6 +186,93 @@ def test_every_refusal_is_the_last(
         open_with_guard()
     PinGuard(state.path / "guard", LABEL).clear()
     open_with_guard()
+
+
+@pytest.fixture
+def small_directory(state: State) -> Iterator[Path]:
+    """The directory of the marks on a file system that takes the lock and one mark."""
+    directory = state.path / "guard"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=3", "none", str(directory)], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("how", ["no file left", "read-only"])
+def test_what_cannot_be_noted_is_not_tried(
+    small_directory: Path, injector: Injector, open_with_guard: Callable[[], None], how: str
+) -> None:
+    """Its refusal could not be noted either, and each process that is started again would be another try."""
+    open_with_guard()
+    if how == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", str(small_directory)], check=True)
+    else:
+        (small_directory / "other").touch()
+    injector.count_calls()
+    for _ in range(3):
+        with pytest.raises(PinNotTried, match="cannot be noted"):
+            open_with_guard()
+    assert injector.calls()["C_Login"] == 0
+    if how == "read-only":
+        subprocess.run(["mount", "-o", "remount,rw", str(small_directory)], check=True)
+    else:
+        (small_directory / "other").unlink()
+    open_with_guard()
+
+
+def test_killed_while_it_logs_in(state: State, injector: Injector, open_with_guard: Callable[[], None]) -> None:
+    """Nobody knows what the token said. One may try again; when two have come to nothing, an operator has to."""
+    open_with_guard()
+
+    def killed() -> None:
+        injector.forget_waits()
+        injector.fail("C_Login", wait_ms=600_000)
+        command = [sys.executable, "-c", _OPEN, str(injector.library), LABEL, str(state.path / "guard")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT) as process:
+            assert process.stdin is not None
+            process.stdin.write(state.pin.encode())
+            process.stdin.close()
+            injector.wait_for_one()
+            process.kill()
+        injector.cure()
+
+    killed()
+    open_with_guard()
+    killed()
+    killed()
+    injector.count_calls()
+    with pytest.raises(PinNotTried, match=r"no answer.*hsm login"):
+        open_with_guard()
+    assert injector.calls()["C_Login"] == 0
+    address, guard = TokenAddress(str(injector.library), LABEL, None), PinGuard(state.path / "guard", LABEL)
+    try_pin(address, SecretText(state.pin), guard, last_try=False)
+    open_with_guard()
+
+
+_OPEN = """
+import sys
+from pathlib import Path
+from hsmkms.domain.secrets import SecretText
+from hsmkms.token.pin_guard import PinGuard
+from hsmkms.token.sessions import SessionPool, TokenAddress
+module, label, guard = sys.argv[1:]
+SessionPool(
+    TokenAddress(module, label, None), SecretText(sys.stdin.read()), size=1, wait_s=5, recycle_after=100_000,
+    guard=PinGuard(Path(guard), label),
+)
+"""
+
+
+def test_an_operator_who_is_killed_leaves_a_refusal_as_it_was(state: State) -> None:
+    guard = PinGuard(state.path / "guard", LABEL)
+    guard.refuse("incorrect")
+    guard.begin()
+    assert guard.reason == "incorrect"
+    guard.answered()
+    assert guard.reason == "incorrect"
 
 
 def test_a_device_that_fails_is_no_refusal(injector: Injector, open_with_guard: Callable[[], None]) -> None:
