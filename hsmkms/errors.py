@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class HsmkmsError(Exception):
@@ -586,6 +586,10 @@ class TokenRefused(OperatorError):
     """The token lacks what this service needs, or is not safe to hold root keys."""
 
 
+class TokenAbsent(TokenRefused):
+    """No token is where it should be: it has not come yet, or the settings name another."""
+
+
 class PinRefused(OperatorError):
     """The token did not take the PIN. It is never tried twice: a second wrong PIN can lock the token."""
 
@@ -604,3 +608,7 @@ class StoreRefused(OperatorError):
 
 class BackupRefused(OperatorError):
     """A backup cannot be made, read, or brought back here."""
+
+
+MAY_COME_BACK: Final = (Unavailable, TokenAbsent)
+"""Where waiting may help; a network HSM that is away often shows no token at all."""

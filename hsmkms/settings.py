@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import stat
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -30,6 +31,21 @@ _DEFAULT_STATE_DIR: Final = "~/.local/state/hsmkms"
 def state_dir() -> Path:
     """HSMKMS_STATE_DIR, or a directory below the user's home."""
     return Path(os.environ.get("HSMKMS_STATE_DIR", _DEFAULT_STATE_DIR)).expanduser().absolute()
+
+
+def require_own(directory: Path) -> None:
+    """Refuse root where the service is another user's, who could not open what root writes: one audit log of root's,
+    and nothing is recorded any more, so nothing is done for anybody. Raises SettingsInvalid."""
+    if os.geteuid() != 0 or not directory.exists() or (owner := directory.stat().st_uid) == 0:
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = str(owner)
+    raise SettingsInvalid(
+        f"The state directory {directory} is that of the user {name}, who could not open what root writes there. Run "
+        f"this as {name}."
+    )
 
 
 class OidcIssuer(pydantic.BaseModel):

@@ -74,7 +74,7 @@ from hsmkms.service.snapshot import Snapshot
 from hsmkms.service.tokens import TokenService
 from hsmkms.service.trail import Trail
 from hsmkms.service.webhooks import WebhookService
-from hsmkms.settings import HttpSink, Settings, StandardOutputSink, SyslogSink, read_secret
+from hsmkms.settings import HttpSink, Settings, StandardOutputSink, SyslogSink, read_secret, require_own
 from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.changes import changes_since
 from hsmkms.store.engine import Database
@@ -136,11 +136,13 @@ def open_rooms(
 
     Raises OperatorError or Unavailable with everything closed again.
     """
+    require_own(settings.state_dir)
     with ExitStack() as stack:
         token = open_token(settings, pins, stack, watch=watch, stays=stays)
         database = Database(settings.database)
         stack.callback(database.close)
-        if migrate:
+        # Asked first: who only reads needs a database that takes writes no more than before.
+        if migrate and database.unfit() is not None:
             database.migrate()
         unfit = database.unfit()
         if unfit is not None:

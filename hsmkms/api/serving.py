@@ -9,9 +9,7 @@ connections between two requests stay open a moment longer (`api.protocol`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
-import math
 import multiprocessing
 import os
 import signal
@@ -22,13 +20,16 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import Final
-from weakref import WeakKeyDictionary
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
+_ANSWERS_WITHIN_S: Final = 60.0
+"""A worker that says nothing for so long is replaced. A thread of its own answers, also while the token hangs, but not
+before Python has imported all, which takes a busy host 10 s and more: after uvicorn's 5 s workers were killed and
+started again for ever."""
 _ACCEPTED_WITHIN_S: Final = 2.0
 _LOOK_S: Final = 0.01
 _SO_ATTACH_FILTER: Final = 26
@@ -84,31 +85,37 @@ class _Workers(Multiprocess):
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
-        self._heard_at: WeakKeyDictionary[Process, float] = WeakKeyDictionary()
+        self._asked_at: dict[Process, float] = {}
+        """Whose answer is awaited, and since when."""
 
     def keep_subprocess_alive(self) -> None:
-        """Replace who ended or stands still. uvicorn's waits for each to answer and replaces who does not in 5 s: on
-        a busy machine that is whoever starts, so that none ever comes to its end."""
-        for index, worker in enumerate(self.processes):
-            if worker.process.is_alive() and not self._is_silent(worker):
+        """Replace who died or hangs. uvicorn's waits for one answer after the other and hears no signal meanwhile; this
+        looks at the next turn whether the answer is there."""
+        for place, process in enumerate(self.processes):
+            if process.process.is_alive() and not self._hangs(process):
                 continue
-            worker.kill()
-            worker.join()
-            if worker.exitcode == STARTUP_FAILURE:
+            self._asked_at.pop(process, None)
+            process.kill()
+            process.join()
+            if process.exitcode == STARTUP_FAILURE:
+                # So would the next one.
                 self.should_exit.set()
                 return
-            self.processes[index] = Process(self.config, self.sockets)
-            self.processes[index].start()
+            self.processes[place] = Process(self.config, self.sockets)
+            self.processes[place].start()
 
-    def _is_silent(self, worker: Process) -> bool:
-        """Whether one that has answered does so no more. There is always one question that it has not answered."""
-        if worker not in self._heard_at:
-            self._heard_at[worker] = math.inf
-            with contextlib.suppress(OSError):
-                worker.parent_conn.send(b"ping")
-        elif worker.parent_conn.poll() and worker.ping(timeout=0):
-            self._heard_at[worker] = time.monotonic()
-        return time.monotonic() - self._heard_at[worker] > self.config.timeout_worker_healthcheck
+    def _hangs(self, process: Process) -> bool:
+        now = time.monotonic()
+        try:
+            if process not in self._asked_at:
+                process.parent_conn.send(b"ping")
+                self._asked_at[process] = now
+            elif process.parent_conn.poll():
+                process.parent_conn.recv()
+                del self._asked_at[process]
+        except (OSError, EOFError):
+            return True
+        return now - self._asked_at.get(process, now) > _ANSWERS_WITHIN_S
 
     def terminate_all(self) -> None:
         """Let them accept what waits, then as uvicorn's."""

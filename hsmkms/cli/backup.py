@@ -15,7 +15,7 @@ from hsmkms.clock import system_clock
 from hsmkms.opening import token_alone
 from hsmkms.service.archive import Archive
 from hsmkms.service.backup import bring_back, require_token
-from hsmkms.settings import FILE_NAME, Settings, load, state_dir
+from hsmkms.settings import FILE_NAME, Settings, load, require_own, state_dir
 from hsmkms.store.engine import Database
 from hsmkms.wiring import backup_of, configure_logs, pin_of
 
@@ -53,6 +53,7 @@ def restore(
     before token, backup and database have been found to fit.
     """
     configure_logs()
+    require_own(state_dir())
     archive = Archive(file)
     settings = _settings(archive)
     configure_logs(settings)

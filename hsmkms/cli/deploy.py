@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
+import structlog
 import typer
 import uvicorn
 
@@ -23,12 +24,14 @@ from hsmkms.cli.local import recorded
 from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import SettingsInvalid, StoreRefused
+from hsmkms.errors import MAY_COME_BACK, SettingsInvalid, StoreRefused
 from hsmkms.opening import ENVIRONMENT, parts_of
-from hsmkms.settings import FILE_NAME, Settings, load, state_dir
+from hsmkms.settings import FILE_NAME, Settings, load, require_own, state_dir
 from hsmkms.telemetry.endpoint import DIRECTORY_VARIABLE, Access, Endpoint, discard, prepare
 from hsmkms.token.provision import has_token, init_token
 from hsmkms.wiring import configure_logs, open_rooms, pin_of
+
+_log = structlog.get_logger(__name__)
 
 LABEL: Final = "hsmkms"
 CLIENT_ENV: Final = "client.env"
@@ -48,7 +51,7 @@ Name = Annotated[str, typer.Option(help="Name of the first instance.")]
 def init(softhsm: Softhsm = None, name: Name = "first", region: Region = "local") -> None:
     """Prepare token and database, and show the administrator's API key once.
 
-    With an HSM: set HSMKMS_PKCS11_MODULE, HSMKMS_LABEL and HSMKMS_PIN_FILE first. On a laptop: --softhsm.
+    With an HSM: set HSMKMS_PKCS11_MODULE, HSMKMS_TOKEN_LABEL and HSMKMS_PIN_FILE first. On a laptop: --softhsm.
     """
     configure_logs()
     _make_state_dir()
@@ -110,7 +113,10 @@ def up(softhsm: Softhsm = None) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    """Open the rooms once before any worker does, so that a wrong PIN costs one try and the schema is there."""
+    """Open the rooms once before any worker does, so that a wrong PIN costs one try and what waiting cannot mend is
+    said at once."""
+    if not settings.state_dir.is_dir():
+        raise SettingsInvalid(f"There is no state directory {settings.state_dir}. Run `hsmkms init` first.")
     _require_safe_bind(settings)
     _require_certificates(settings)
     configure_logs(settings)
@@ -123,9 +129,13 @@ def _serve(settings: Settings) -> None:
         os.environ[ENVIRONMENT[part]] = pins.of(part).reveal()
     # They read the file and not the command line; this is what they tell clients of where the service is.
     os.environ["HSMKMS_PUBLIC_URL"] = settings.base_url
-    rooms = open_rooms(settings, pins, migrate=True, watch=True)
-    with rooms.close:
-        rooms.deployment.require_founded()
+    try:
+        rooms = open_rooms(settings, pins, migrate=True, watch=True)
+    except MAY_COME_BACK as error:
+        _log.error("the service starts and its workers wait", reason=error.message)
+    else:
+        with rooms.close:
+            rooms.deployment.require_founded()
     if settings.shorten_waits_for_tests:
         typer.echo("WARNING: waits are shortened for tests. Deleted keys may be purged at once.", err=True)
     # Ctrl-C is how serving ends; by then uvicorn has answered what was under way.
@@ -249,8 +259,14 @@ def _is_loopback(host: str) -> bool:
 
 
 def _make_state_dir() -> None:
-    state_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
-    state_dir().chmod(0o700)
+    require_own(state_dir())
+    try:
+        state_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
+        state_dir().chmod(0o700)
+    except OSError as error:
+        raise SettingsInvalid(
+            f"The state directory {state_dir()} cannot be used ({error.strerror}). Set HSMKMS_STATE_DIR."
+        ) from error
 
 
 def _make_softhsm(template: Path) -> None:

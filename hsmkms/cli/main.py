@@ -14,7 +14,8 @@ from typer.core import TyperGroup
 from hsmkms import __version__
 from hsmkms.cli.command import COMMAND
 from hsmkms.cli.lazy import group_of
-from hsmkms.errors import HsmkmsError, Unavailable
+from hsmkms.errors import HsmkmsError
+from hsmkms.telemetry import journal
 
 _COMMANDS: Final = {
     "init": "hsmkms.cli.deploy:init",
@@ -84,6 +85,6 @@ def main() -> None:
     try:
         app()
     except HsmkmsError as error:
-        Console(stderr=True, highlight=False).print(f"hsmkms: {error.message}", markup=False, soft_wrap=True)
-        # A supervisor may start a service again that found token or database away, never one whose PIN was refused.
-        sys.exit(os.EX_TEMPFAIL if COMMAND.get() == "serve" and isinstance(error, Unavailable) else 1)
+        level = journal.prefix("error") if journal.is_journal() else ""
+        Console(stderr=True, highlight=False).print(f"{level}hsmkms: {error.message}", markup=False, soft_wrap=True)
+        sys.exit(1)

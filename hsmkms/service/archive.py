@@ -92,9 +92,9 @@ def sealed_message(manifest: bytes) -> bytes:
 def writing(target: Path) -> Iterator[Path]:
     """A directory beside `target`, ours alone and gone afterwards, in which a backup is put together. Raises
     BackupRefused when there is such a file already, or no room."""
-    if target.exists():
-        raise BackupRefused(f"{target} is there already. Give another name.")
     try:
+        if target.exists():
+            raise BackupRefused(f"{target} is there already. Give another name.")
         with tempfile.TemporaryDirectory(prefix=".hsmkms-backup-", dir=target.parent) as directory:
             yield Path(directory)
     except OSError as error:

@@ -15,6 +15,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from hsmkms import correlation
+from hsmkms.telemetry import journal
 
 FORMATS: Final = ("json", "console")
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -36,6 +37,8 @@ def configure(form: str = "json", level: str = "info", *more: Processor) -> None
         if form == "console"
         else structlog.processors.JSONRenderer()
     )
+    if journal.is_journal():
+        render = _for_journal(render)
     structlog.configure(
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -58,6 +61,14 @@ def place_of(trace: TracebackType | None) -> str:
         place = f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place
+
+
+def _for_journal(render: Processor) -> Processor:
+    def line(logger: WrappedLogger, name: str, event: EventDict) -> str:
+        level = str(event.get("level"))
+        return f"{journal.prefix(level)}{render(logger, name, event)!s}"
+
+    return line
 
 
 def _correlated(_: WrappedLogger, __: str, line: EventDict) -> EventDict:

@@ -22,7 +22,15 @@ from typing import Final, Protocol
 import structlog
 
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import PinNotTried, PinRefused, TokenBusy, TokenRefused, TokenUnavailable, Unavailable
+from hsmkms.errors import (
+    PinNotTried,
+    PinRefused,
+    TokenAbsent,
+    TokenBusy,
+    TokenRefused,
+    TokenUnavailable,
+    Unavailable,
+)
 from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
 from hsmkms.token.pin_guard import NO_ANSWER, PinGuard
@@ -427,7 +435,7 @@ def choose(functions: ck.CData, address: TokenAddress) -> TokenInfo:
     if len(matching) > 1:
         raise TokenRefused(f"Several tokens have the {address}. Set token_serial to choose one.")
     if not matching:
-        raise TokenRefused(f"No token with the {address} is present. Check token_label and the device.")
+        raise TokenAbsent(f"No token with the {address} is present. Check token_label and the device.")
     return matching[0]
 
 

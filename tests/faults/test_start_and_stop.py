@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 
 from tests.support.certificates import Authority
 from tests.support.deployment import Service, State, create_key
+from tests.support.injector import Injector
 from tests.support.ports import free_port
 
 
@@ -103,11 +106,63 @@ def test_certificates_that_cannot_be_used(state: State, tmp_path: Path) -> None:
     assert "tls_client_ca cannot be used" in tried(server.certificate, server.key, "--tls-client-ca", str(rubbish))
 
 
-def test_another_token(state: State, seed_state: State) -> None:
-    """The database of one deployment with a token of no deployment."""
-    shutil.rmtree(state.path / "tokens")
-    (state.path / "tokens").mkdir()
-    assert "No token" in refused(state)
+def test_starts_while_the_token_is_away(state: State, injector: Injector) -> None:
+    """And waits for it: who asks meanwhile hears 503, as from a service that had been running."""
+    injector.fail("*", code=0x30)
+    settings = {"HSMKMS_PKCS11_MODULE": str(injector.library), **injector.environment}
+    waits_for(Service(state, workers=2, **settings), injector.cure)
+
+
+def test_starts_without_a_token(state: State) -> None:
+    """As the client of a network HSM may show the slots of one that is away."""
+    tokens = state.path / "tokens"
+    tokens.rename(state.path / "gone")
+    tokens.mkdir()
+
+    def bring() -> None:
+        tokens.rmdir()
+        (state.path / "gone").rename(tokens)
+
+    waits_for(Service(state), bring)
+
+
+def waits_for(service: Service, bring: Callable[[], None]) -> None:
+    """It lives, says 503 and when to come again, and is there as soon as what it lacks is."""
+    service.start()
+    try:
+        with httpx.Client(base_url=service.url, transport=httpx.HTTPTransport(retries=8), timeout=60) as client:
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/readyz").status_code == 503
+            refused = client.post("/api/v2/keys/any/actions/wrap")
+            assert refused.status_code == 503
+            assert int(refused.headers["Retry-After"]) > 0
+        assert "its workers wait" in service.log.read_text()
+        bring()
+        service.wait_until_ready()
+        with service.client() as client:
+            create_key(client)
+    finally:
+        service.stop()
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_for_a_while_is_not_replaced(state: State) -> None:
+    """As one that takes long to start on a busy host. Meanwhile a stop is heard, and the other ends as it should."""
+    with Service(state, workers=2) as service:
+        service.wait_until_all_serve()
+        workers = service.workers()
+        standing, other = workers
+        os.kill(standing, signal.SIGSTOP)
+        # Longer than uvicorn by itself would wait.
+        time.sleep(8)
+        assert service.workers() == workers
+        service.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while other in service.workers():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(standing, signal.SIGCONT)
+        assert service.process.wait(20) == 0
 
 
 def test_database_without_instance(state: State) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import sqlite3
 import uuid
@@ -308,6 +309,21 @@ def test_without_a_deployment(empty: State) -> None:
     for arguments in (("keys", "list"), ("call", "GET", "/keys")):
         refusal(empty, *arguments)
     assert list(empty.path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is refused, and this is another user")
+def test_root_is_refused_where_the_service_is_another_users(state: State) -> None:
+    """It could not open an audit log of root's, and would have to refuse everybody."""
+    os.chown(state.path, 65_534, 65_534)
+    before = sorted(state.path.rglob("*"))
+    for command in (("keys", "list"), ("doctor",), ("init",), ("serve",), ("backup", str(state.path / "file"))):
+        assert "Run this as nobody." in refusal(state, *command)
+    assert sorted(state.path.rglob("*")) == before
+
+
+def test_init_where_no_directory_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "Set HSMKMS_STATE_DIR" in refusal(State(tmp_path / "file" / "state"), "init")
 
 
 def test_init_twice_changes_nothing(here: State) -> None:

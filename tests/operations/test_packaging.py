@@ -75,9 +75,10 @@ def test_the_unit_is_hardened() -> None:
 
 
 def test_the_unit_starts_again_what_the_token_stopped_and_not_what_a_pin_did(state: State, injector: Injector) -> None:
-    injector.fail("*", code=0x30)
-    away = state.run("serve", stdin=b"", HSMKMS_PKCS11_MODULE=str(injector.library), **injector.environment)
-    assert away.returncode == 75, away.stderr
+    injector.fail("*", wait_ms=600_000)
+    settings = {"HSMKMS_PKCS11_MODULE": str(injector.library), "HSMKMS_TOKEN_CALL_TIMEOUT_S": "1"}
+    hung = state.run("serve", stdin=b"", **settings, **injector.environment)
+    assert hung.returncode == 75, hung.stderr
     (state.path / "pin").write_text("not the PIN\n")
     assert state.run("serve").returncode == 1
     unit = UNIT.read_text()

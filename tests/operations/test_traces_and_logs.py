@@ -8,12 +8,13 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.support.deployment import Service, State, create_body, create_key
+from tests.support.deployment import PROGRAM, Service, State, create_body, create_key
 from tests.support.injector import Injector
 from tests.support.otlp import collector
 
@@ -110,6 +111,24 @@ def test_lines_of_the_server_are_structured_and_a_person_may_have_another_form(
     assert (line["logger"], line["level"], line["kind"]) == ("uvicorn.error", "error", "ValueError")
     assert line["place"].startswith("__main__:")
     assert "the words of a request" not in done.stderr
+
+
+def test_in_the_journal_each_line_has_its_priority(tmp_path: Path, state: State) -> None:
+    """The prefix of sd-daemon(3), only where JOURNAL_STREAM names the file that standard error is."""
+    journal = tmp_path / "journal"
+    journal.touch()
+    stream = f"{journal.stat().st_dev}:{journal.stat().st_ino}"
+    environment = {**state.environment(HSMKMS_STATE_DIR=str(tmp_path)), "JOURNAL_STREAM": stream}
+    for command in ([sys.executable, "-c", _LIBRARY_THAT_FAILS], [str(PROGRAM), "serve"]):
+        with journal.open("ab") as end:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stderr=end, env=environment, timeout=60)
+    line, refusal = journal.read_text().splitlines()
+    assert line.startswith("<3>{")
+    assert refusal.startswith("<3>hsmkms: ")
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", _LIBRARY_THAT_FAILS], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert elsewhere.stderr.startswith("{")
 
 
 _LIBRARY_THAT_FAILS = """
