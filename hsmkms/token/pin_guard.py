@@ -5,6 +5,9 @@ are each as good as another try. So whoever was refused leaves a mark in the sta
 looks for it first, one process at a time. `hsmkms hsm login` takes it away. The mark holds nothing of the PIN, not even
 a digest: PINs are short enough to be guessed from one.
 
+Commands leave a mark of their own, which stops commands alone: their PIN may be another than the service's, such as a
+typing error in somebody's environment. A mark of the service stops everybody.
+
 It is made before the PIN is tried, and says then that there is no answer yet: where it cannot be written nothing is
 tried, and a process that is killed before it knows the answer leaves one that allows exactly one more try.
 """
@@ -32,17 +35,20 @@ NO_ANSWER: Final = f"{_BEGUN}{_TRIES}"
 class PinGuard:
     """One token's mark. Without a directory it is kept in this process alone, as for a ceremony."""
 
-    def __init__(self, directory: Path | None, token: str, *, locks: bool = True) -> None:
-        """`token` names the token among those of the directory, which is made when it is missing. Without `locks` a
+    def __init__(self, directory: Path | None, token: str, *, by_command: bool = False, locks: bool = True) -> None:
+        """`token` names the token among those of the directory, which is made when it is missing; `by_command` says
+        that this is no process of the service. Without `locks` a
         process logs in whosever turn it is, as a part of its parent's try: that one hangs in it."""
         self.directory = None if directory is None else str(directory)
         self.in_turn = False
         self._locks = locks
         self._reason: str | None = None
-        self._mark: Path | None = None
+        # Whose marks count here; the last is this process's own.
+        self._marks: list[Path] = []
         if directory is not None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._mark = directory / f"pin-refused-{hashlib.sha256(token.encode()).hexdigest()[:16]}"
+            name = f"pin-refused-{hashlib.sha256(token.encode()).hexdigest()[:16]}"
+            self._marks = [directory / name, directory / f"{name}-by-command"][: 1 + by_command]
 
     @contextlib.contextmanager
     def turn(self, wait_s: float) -> Iterator[None]:
@@ -50,11 +56,11 @@ class PinGuard:
 
         Raises TokenBusy when others have not done so after `wait_s` seconds, PinNotTried where nobody can take turns.
         """
-        if self._mark is None or not self._locks:
+        if not self._marks or not self._locks:
             yield
             return
         with _noted():
-            descriptor = _open_lock(self._mark.with_name(f"{self._mark.name}.lock"))
+            descriptor = _open_lock(self._marks[0].with_name(f"{self._marks[0].name}.lock"))
         try:
             deadline = time.monotonic() + wait_s
             while not _lock(descriptor):
@@ -71,50 +77,51 @@ class PinGuard:
     @property
     def reason(self) -> str | None:
         """Why the PIN is not tried again: it was refused, or NO_ANSWER. None when it may be tried."""
-        if self._mark is None:
-            return self._reason
-        try:
-            found = self._mark.read_text().strip()
-        except FileNotFoundError:
-            return None
-        except PermissionError:
-            return "its mark belongs to somebody else"
-        begun = _begun(found)
-        if begun is None:
-            return found
-        return NO_ANSWER if begun >= _TRIES else None
+        return self._reason or next((found for found in map(_reason, self._marks) if found is not None), None)
 
     def begin(self) -> None:
         """Note that the PIN is about to be tried. An operator's try leaves the mark of a refusal as it is. Raises
         PinNotTried."""
-        if self._mark is None or not self._locks:
-            return
-        with _noted():
-            begun = _begun(_read(self._mark))
-            if begun is not None:
-                _write(self._mark, f"{_BEGUN}{begun + 1}")
+        for mark in self._marks[-1:] if self._locks else ():
+            with _noted():
+                begun = _begun(_read(mark))
+                if begun is not None:
+                    _write(mark, f"{_BEGUN}{begun + 1}")
 
     def answered(self) -> None:
         """The token answered, and did not refuse the PIN. Raises PinNotTried."""
-        if self._mark is None:
-            return
-        with _noted():
-            if _begun(_read(self._mark)) is not None:
-                self._mark.unlink(missing_ok=True)
+        for mark in self._marks[-1:]:
+            with _noted():
+                if _begun(_read(mark)) is not None:
+                    mark.unlink(missing_ok=True)
 
     def refuse(self, reason: str) -> None:
         """Remember that the token did not take the PIN. Raises PinNotTried."""
-        self._reason = reason
-        if self._mark is not None:
+        if not self._marks:
+            self._reason = reason
+        for mark in self._marks[-1:]:
             with _noted():
-                _write(self._mark, reason)
+                _write(mark, reason)
 
     def clear(self) -> None:
         """The token took an operator's PIN. Raises PinNotTried."""
         self._reason = None
-        if self._mark is not None:
+        for mark in self._marks:
             with _noted():
-                self._mark.unlink(missing_ok=True)
+                mark.unlink(missing_ok=True)
+
+
+def _reason(mark: Path) -> str | None:
+    try:
+        found = mark.read_text().strip()
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        return "its mark belongs to somebody else"
+    begun = _begun(found)
+    if begun is None:
+        return found
+    return NO_ANSWER if begun >= _TRIES else None
 
 
 def _begun(mark: str) -> int | None:

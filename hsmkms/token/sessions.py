@@ -205,7 +205,8 @@ class SessionPool:
             generation = self.generation
             if self._waiters:
                 self._condition.notify_all()
-        if due:
+        # To open the module anew is to log in anew: while the PIN is known to be wrong the login is worth more.
+        if due and self.guard.reason is None:
             # The borrower's call is done and must not fail for this. When the other sessions do not come home in time
             # the memory is reclaimed at a later return; when the token is away the next borrower is told.
             with contextlib.suppress(Unavailable):

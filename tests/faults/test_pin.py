@@ -312,6 +312,51 @@ def test_one_logs_in_at_a_time(state: State) -> None:
     assert first.reason == "incorrect"
 
 
+def test_a_wrong_pin_in_a_command_stops_commands_alone(state: State) -> None:
+    """A typing error in somebody's environment is none of the service's, which may have to log in again at any time."""
+    service = PinGuard(state.path / "guard", LABEL)
+    command = PinGuard(state.path / "guard", LABEL, by_command=True)
+    command.refuse("incorrect")
+    assert (command.reason, service.reason) == ("incorrect", None)
+    service.refuse("expired")
+    assert (command.reason, service.reason) == ("expired", "expired")
+    command.clear()
+    assert (command.reason, service.reason) == (None, None)
+
+
+def test_a_service_goes_on_after_a_wrong_pin_in_a_command(state: State) -> None:
+    with Service(state, workers=2) as service:
+        typo = state.run("doctor", stdin=b"", HSMKMS_PIN="a-typo")
+        assert (typo.returncode, b"does not take this PIN" in typo.stderr) == (1, True), typo.stderr
+        until(lambda: len(workers(service)) == 2)
+        kill(service, list(workers(service))[:1])
+        until(lambda: list(workers(service).values()) == [True, True])
+
+
+def test_who_is_logged_in_does_not_log_out_while_the_pin_is_refused(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SoftHSM's memory is reclaimed by a fresh start, which is a log-in too. It waits."""
+    monkeypatch.setenv("SOFTHSM2_CONF", str(state.path / "softhsm2.conf"))
+    guard = PinGuard(state.path / "guard", LABEL)
+    address = TokenAddress(MODULE, LABEL, None)
+    pool = SessionPool(address, SecretText(state.pin), size=1, wait_s=5, recycle_after=1, guard=guard)
+
+    def destroy_one() -> int:
+        with pool.session() as session:
+            session.destroyed_objects += 1
+        return pool.generation
+
+    assert destroy_one() > 1
+    guard.refuse("incorrect")
+    before = pool.generation
+    assert destroy_one() == before
+    assert pool.is_open
+    guard.clear()
+    assert destroy_one() == before + 1
+    pool.close()
+
+
 def test_rubbish_at_the_control_socket_harms_nobody(state: State) -> None:
     asked: list[Request] = []
 
