@@ -108,14 +108,14 @@ def open_token(settings: Settings, pins: Pins, stack: ExitStack, *, serves: bool
     pool = _pool(settings, parts[PRIMARY], pins.of(PRIMARY), serves=serves)
     if STANDBY not in parts:
         token = Token(pool)
-        _keep(settings, pool, token, stack, watch=serves, stays=stays)
+        _keep(settings, pool, token, stack, stays=stays)
         token.prove()
         return token
     standby_pool = _pool(settings, parts[STANDBY], pins.of(STANDBY), serves=serves)
     standby = Token(standby_pool)
     pair = PairedToken(pool, standby, settings.standby_proof_s)
-    _keep(settings, pool, pair, stack, watch=serves, stays=stays)
-    _keep(settings, standby_pool, standby, stack, watch=serves, stays=stays)
+    _keep(settings, pool, pair, stack, stays=stays)
+    _keep(settings, standby_pool, standby, stack, stays=stays)
     opening = _Pair(pair, standby)
     stack.callback(opening.close)
     opening.wait(settings.token_call_timeout_s)
@@ -141,9 +141,9 @@ def _pool(settings: Settings, address: TokenAddress, pin: SecretText, *, serves:
     )
 
 
-def _keep(settings: Settings, pool: SessionPool, token: Token, stack: ExitStack, *, watch: bool, stays: bool) -> None:
-    if watch:
-        stack.callback(HangWatch(pool, token, settings.token_call_timeout_s, stays=stays).close)
+def _keep(settings: Settings, pool: SessionPool, token: Token, stack: ExitStack, *, stays: bool) -> None:
+    # Of commands too: one that hangs in C_Login would keep every process of the host from logging in again.
+    stack.callback(HangWatch(pool, token, settings.token_call_timeout_s, stays=stays).close)
     # Before the watch ends: a library may hang in its end too.
     stack.callback(pool.close)
 

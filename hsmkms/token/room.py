@@ -26,6 +26,9 @@ _NO_MAC_KEY: Final = "The key that seals rights is not on the token. Run `hsmkms
 _PROOF: Final = b"hsmkms: a new key is proved"
 _NOT_PROVED: Final = "The HSM does not open what it sealed with a new key, so the key is not used. Try again."
 
+_LIST_PATIENCE_S: Final = 120.0
+"""A hundred thousand objects are not read in the time of a call."""
+
 _INLINE_BELOW_S: Final = 0.001
 """A token that answers faster than this is called on the event loop: handing a call of 50 µs to a thread costs more
 than the call. A slower one, such as an HSM in the network, gets threads so that its wait is nobody else's."""
@@ -328,7 +331,7 @@ class Token(CarryingToken):
 
     def list_keys(self) -> list[TokenObject]:
         """All wrapping keys on the token whose CKA_ID is a UUID and whose label is ours, except the sentinel."""
-        return self._call(self._list_keys)
+        return self._call(self._list_keys, patience_s=_LIST_PATIENCE_S)
 
     def _list_keys(self, session: ck.Session) -> list[TokenObject]:
         objects = []

@@ -144,6 +144,17 @@ def test_a_supervisor_that_starts_it_again_and_again_locks_nothing(state: State,
     assert state.run("keys", "list", stdin=b"", **settings).returncode == 0
 
 
+@pytest.mark.parametrize("command", [("doctor",), ("hsm", "login")])
+def test_a_command_that_hangs_ends(state: State, injector: Injector, command: tuple[str, ...]) -> None:
+    """Else nobody on the host could log in again for as long as it is there."""
+    settings = {"HSMKMS_PKCS11_MODULE": str(injector.library), **injector.environment}
+    injector.fail("C_Login", wait_ms=600_000)
+    hung = state.run(*command, stdin=b"", **settings, HSMKMS_TOKEN_CALL_TIMEOUT_S="1")
+    assert (hung.returncode, b"the token hangs" in hung.stderr) == (75, True), hung.stderr
+    injector.cure()
+    assert state.run("keys", "list", stdin=b"", **settings).returncode == 0
+
+
 @pytest.fixture
 def open_with_guard(state: State, injector: Injector, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Open the token as a process of the host does, and close it."""
@@ -248,7 +259,7 @@ def test_killed_while_it_logs_in(state: State, injector: Injector, open_with_gua
         open_with_guard()
     assert injector.calls()["C_Login"] == 0
     address, guard = TokenAddress(str(injector.library), LABEL, None), PinGuard(state.path / "guard", LABEL)
-    try_pin(address, SecretText(state.pin), guard, last_try=False)
+    try_pin(address, SecretText(state.pin), guard, timeout_s=30, last_try=False)
     open_with_guard()
 
 
@@ -295,10 +306,10 @@ def test_token_says_that_it_is_locked_or_nearly(
     with pytest.raises(PinRefused, match=message):
         open_with_guard()
     with pytest.raises(PinRefused, match=message):
-        try_pin(address, SecretText(state.pin), guard, last_try=False)
+        try_pin(address, SecretText(state.pin), guard, timeout_s=30, last_try=False)
     injector.cure()
     if flags == 0x20000:
-        try_pin(address, SecretText(state.pin), guard, last_try=True)
+        try_pin(address, SecretText(state.pin), guard, timeout_s=30, last_try=True)
         assert guard.reason is None
 
 
