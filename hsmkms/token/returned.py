@@ -153,6 +153,11 @@ class CryptokiError(Exception):
         return self.meaning in (Meaning.DATA, Meaning.DOUBTFUL)
 
     @property
+    def is_answer(self) -> bool:
+        """Whether it may be what a token that is well says to what it does not do, perhaps in its maker's own words."""
+        return self.returned not in TABLE or self.meaning in (Meaning.CALL, Meaning.DATA, Meaning.DOUBTFUL)
+
+    @property
     def meaning(self) -> Meaning:
         """What the table says; a lost device for what it does not know."""
         known = TABLE.get(self.returned)
