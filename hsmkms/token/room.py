@@ -173,11 +173,11 @@ class Token(CarryingToken):
 
     def mechanism_names(self) -> list[str]:
         """What C_GetMechanismList says."""
-        return describing.mechanism_names(self._pool.mechanisms())
+        return describing.mechanism_names(self.mechanisms)
 
     def check_values(self, value: bytearray) -> CheckValues | None:
         """Check values of an AES key, computed in the token; None where it cannot."""
-        if not describing.has_check_mechanisms(self._pool.mechanisms()):
+        if not describing.has_check_mechanisms(self.mechanisms):
             return None
         return self._call(lambda session: describing.check_values(session, value))
 

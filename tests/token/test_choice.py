@@ -112,10 +112,11 @@ def test_a_key_is_not_kept_because_the_device_failed(
 def test_a_fault_is_not_how_keys_come_in(open_pool: OpenPool, injector_on_token: Injector) -> None:
     """Else they would come by way of the process for as long as it lives."""
     token = Token(open_pool(module=str(injector_on_token.library)))
-    injector_on_token.fail("C_UnwrapKey", code=0x30)
+    # What the token can do at all was asked before, and is no other call that may fail or hang.
+    injector_on_token.fail("C_UnwrapKey", "C_GetMechanismList", code=0x30)
     with pytest.raises(TokenUnavailable):
         token.passage(Oaep.SHA_1)
-    injector_on_token.cure()
+    injector_on_token.fail("C_GetMechanismList", code=0x30)
     assert token.passage(Oaep.SHA_1) is Passage.TOKEN
 
 
