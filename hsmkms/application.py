@@ -49,7 +49,7 @@ _TRACED_OF_TOKEN: Final = (
 
 def open_worker(settings: Settings, pins: Pins, journal: Journal) -> Rooms:
     """The rooms of one worker process, its jobs running. Raises as `open_rooms`."""
-    rooms = open_rooms(settings, pins, migrate=True, watch=True, stays=True, journal=journal)
+    rooms = open_rooms(settings, pins, migrate=True, serves=True, stays=True, journal=journal)
     with ExitStack() as stack:
         stack.push(rooms.close)
         rooms.deployment.require_founded()

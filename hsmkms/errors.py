@@ -518,6 +518,10 @@ class TokenUnavailable(Unavailable):
     """The HSM does not answer, or not as it should."""
 
 
+class PinNotTried(TokenUnavailable):
+    """The HSM was not asked, because a try of its PIN could not be noted or earlier ones had no answer."""
+
+
 class TokenAway(TokenUnavailable):
     """The HSM did not answer others a moment ago, which was said then; this caller did not ask it."""
 

@@ -93,28 +93,29 @@ def parts_of(settings: Settings) -> dict[str, TokenAddress]:
     return {PRIMARY: address_of(settings), **({} if standby is None else {STANDBY: standby})}
 
 
-def guard_of(settings: Settings, address: TokenAddress) -> PinGuard:
-    """What this host knows of a PIN that was refused."""
-    return PinGuard(settings.state_dir / GUARD_DIRECTORY, str(address))
+def guard_of(settings: Settings, address: TokenAddress, *, by_command: bool) -> PinGuard:
+    """What this host knows of a PIN that was refused, as the service or a command beside it sees it."""
+    return PinGuard(settings.state_dir / GUARD_DIRECTORY, str(address), by_command=by_command)
 
 
-def open_token(settings: Settings, pins: Pins, stack: ExitStack, *, watch: bool, stays: bool) -> Token:
+def open_token(settings: Settings, pins: Pins, stack: ExitStack, *, serves: bool, stays: bool) -> Token:
     """The token, opened and proved; with a standby one of them is enough. `stack` closes what this opens.
 
-    `watch` and `stays` are those of `HangWatch`. Raises OperatorError or Unavailable.
+    `serves` says that this is the service and no command beside it, `stays` is that of `HangWatch`. Raises
+    OperatorError or Unavailable.
     """
     parts = parts_of(settings)
-    pool = _pool(settings, parts[PRIMARY], pins.of(PRIMARY))
+    pool = _pool(settings, parts[PRIMARY], pins.of(PRIMARY), serves=serves)
     if STANDBY not in parts:
         token = Token(pool)
-        _keep(settings, pool, token, stack, watch=watch, stays=stays)
+        _keep(settings, pool, token, stack, stays=stays)
         token.prove()
         return token
-    standby_pool = _pool(settings, parts[STANDBY], pins.of(STANDBY))
+    standby_pool = _pool(settings, parts[STANDBY], pins.of(STANDBY), serves=serves)
     standby = Token(standby_pool)
     pair = PairedToken(pool, standby, settings.standby_proof_s)
-    _keep(settings, pool, pair, stack, watch=watch, stays=stays)
-    _keep(settings, standby_pool, standby, stack, watch=watch, stays=stays)
+    _keep(settings, pool, pair, stack, stays=stays)
+    _keep(settings, standby_pool, standby, stack, stays=stays)
     opening = _Pair(pair, standby)
     stack.callback(opening.close)
     opening.wait(settings.token_call_timeout_s)
@@ -125,24 +126,24 @@ def open_token(settings: Settings, pins: Pins, stack: ExitStack, *, watch: bool,
 def token_alone(settings: Settings, pins: Pins) -> Iterator[Token]:
     """The token without a database. Raises OperatorError or Unavailable."""
     with ExitStack() as stack:
-        yield open_token(settings, pins, stack, watch=False, stays=False)
+        yield open_token(settings, pins, stack, serves=False, stays=False)
 
 
-def _pool(settings: Settings, address: TokenAddress, pin: SecretText) -> SessionPool:
+def _pool(settings: Settings, address: TokenAddress, pin: SecretText, *, serves: bool) -> SessionPool:
     return SessionPool(
         address,
         pin,
         size=settings.sessions,
         wait_s=settings.session_wait_s,
         recycle_after=settings.recycle_after_objects,
-        guard=guard_of(settings, address),
+        guard=guard_of(settings, address, by_command=not serves),
         opened=False,
     )
 
 
-def _keep(settings: Settings, pool: SessionPool, token: Token, stack: ExitStack, *, watch: bool, stays: bool) -> None:
-    if watch:
-        stack.callback(HangWatch(pool, token, settings.token_call_timeout_s, stays=stays).close)
+def _keep(settings: Settings, pool: SessionPool, token: Token, stack: ExitStack, *, stays: bool) -> None:
+    # Of commands too: one that hangs in C_Login would keep every process of the host from logging in again.
+    stack.callback(HangWatch(pool, token, settings.token_call_timeout_s, stays=stays).close)
     # Before the watch ends: a library may hang in its end too.
     stack.callback(pool.close)
 

@@ -128,21 +128,22 @@ def open_rooms(
     migrate: bool = False,
     found: bool = False,
     recover: bool = False,
-    watch: bool = False,
+    serves: bool = False,
     stays: bool = False,
     journal: Journal | None = None,
     clock: Clock = system_clock,
 ) -> Rooms:
     """Token, store, services. With `migrate` the schema is brought to this version's revision first; with `found` the
-    key that seals rights is made when the token has none, with `recover` a lost audit key too; `watch` and `stays` say
-    what becomes of a process whose token hangs (`token.hanging`), and with `stays` audit records are shipped. A
-    `journal` that is there already is used, and left open. Every service reads its time from `clock`.
+    key that seals rights is made when the token has none, with `recover` a lost audit key too; `serves` says that this
+    is the service and no command beside it, `stays` what becomes of a process whose token hangs (`token.hanging`), and
+    with `stays` audit records are shipped. A `journal` that is there already is used, and left open. Every service
+    reads its time from `clock`.
 
     Raises OperatorError or Unavailable with everything closed again.
     """
     require_own(settings.state_dir)
     with ExitStack() as stack:
-        token = open_token(settings, pins, stack, watch=watch, stays=stays)
+        token = open_token(settings, pins, stack, serves=serves, stays=stays)
         database = Database(settings.database)
         stack.callback(database.close)
         # Asked first: who only reads needs a database that takes writes no more than before.
@@ -176,7 +177,7 @@ def open_rooms(
         if migrate:
             require_audit_key(token, heads, anew=recover)
         # Closed behind the journal, whose last record they ship.
-        shippers = _shippers(settings) if migrate or watch else []
+        shippers = _shippers(settings) if migrate or serves else []
         for shipper in shippers:
             stack.callback(shipper.close)
         own = journal is None

@@ -130,7 +130,7 @@ def _serve(settings: Settings) -> None:
     # They read the file and not the command line; this is what they tell clients of where the service is.
     os.environ["HSMKMS_PUBLIC_URL"] = settings.base_url
     try:
-        rooms = open_rooms(settings, pins, migrate=True, watch=True)
+        rooms = open_rooms(settings, pins, migrate=True, serves=True)
     except MAY_COME_BACK as error:
         _log.error("the service starts and its workers wait", reason=error.message)
     else:

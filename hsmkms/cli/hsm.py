@@ -44,7 +44,8 @@ def login(
         raise OperatorError("No standby is set. Set standby_pkcs11_module.")
     address = addresses[part]
     pin = _pin(settings, part, prompt=prompt)
-    info = try_pin(address, pin, guard_of(settings, address), last_try=last_try)
+    guard = guard_of(settings, address, by_command=True)
+    info = try_pin(address, pin, guard, timeout_s=settings.token_call_timeout_s, last_try=last_try)
     typer.echo(f"The token {info.label!r}, serial {info.serial}, takes the PIN.")
     answers = ask_all(settings.state_dir, LoginRequest(part, pin.reveal()), _LOGIN_WAIT_S)
     silent = [str(process) for process, answer in answers.items() if answer is None]

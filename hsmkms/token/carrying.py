@@ -81,7 +81,7 @@ class CarryingToken(RecoveringToken):
         Raises WrappedKeyUnreadable, ImportTokenExpired (its transport key is gone), TokenRefused when the token
         computes no check values.
         """
-        if not describing.has_check_mechanisms(self._pool.mechanisms()):
+        if not describing.has_check_mechanisms(self.mechanisms):
             raise TokenRefused("The token computes no key check values. Bring the key as components or shares.")
 
         def check(session: ck.Session) -> tuple[CheckValues, int | None]:
@@ -121,7 +121,7 @@ class CarryingToken(RecoveringToken):
         return Passage.PROCESS if support.raw else None
 
     def _probe_import(self) -> importing.ImportSupport:
-        mechanisms = self._pool.mechanisms()
+        mechanisms = self.mechanisms
         with self._transport_key_lock:
             if self._import_support is None:
                 self._import_support = self._call(

@@ -29,6 +29,7 @@ from hsmkms.token import cryptoki as ck
 from hsmkms.token import describing, templates
 from hsmkms.token.objects import ObjectMissing
 from hsmkms.token.returned import CryptokiError
+from hsmkms.token.selftest import refuses
 
 _MECHANISMS: Final = {
     Oaep.SHA_1: (ck.CKM_SHA_1, ck.CKG_MGF1_SHA1),
@@ -263,11 +264,8 @@ def _require_nonce(session: ck.Session, key: int, material: WrappedMaterial, non
 def _unwraps(session: ck.Session, private: int, public: rsa.RSAPublicKey, oaep: Oaep) -> bool:
     algorithm = _HASHES[oaep]
     wrapped = public.encrypt(bytes(range(32)), padding.OAEP(padding.MGF1(algorithm), algorithm, None))
-    try:
-        session.destroy(session.unwrap(ck.oaep(*_MECHANISMS[oaep]), private, wrapped, templates.nonce_key()))
-    except CryptokiError:
-        return False
-    return True
+    how = ck.oaep(*_MECHANISMS[oaep])
+    return not refuses(lambda: session.destroy(session.unwrap(how, private, wrapped, templates.nonce_key())))
 
 
 def _generate(session: ck.Session, key_id: str, label: str, bits: int, *, inside: bool, raw: bool) -> tuple[int, int]:

@@ -4,6 +4,12 @@ A few wrong PINs lock a token, and a worker that is replaced, a service that sys
 are each as good as another try. So whoever was refused leaves a mark in the state directory, and whoever would log in
 looks for it first, one process at a time. `hsmkms hsm login` takes it away. The mark holds nothing of the PIN, not even
 a digest: PINs are short enough to be guessed from one.
+
+Commands leave a mark of their own, which stops commands alone: their PIN may be another than the service's, such as a
+typing error in somebody's environment. A mark of the service stops everybody.
+
+It is made before the PIN is tried, and says then that there is no answer yet: where it cannot be written nothing is
+tried, and a process that is killed before it knows the answer leaves one that allows exactly one more try.
 """
 
 from __future__ import annotations
@@ -17,36 +23,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from hsmkms.errors import TokenBusy
+from hsmkms.errors import PinNotTried, TokenBusy
 
 _POLL_S: Final = 0.02
+_BEGUN: Final = "no answer to try "
+_TRIES: Final = 2
+NO_ANSWER: Final = f"{_BEGUN}{_TRIES}"
+"""A reason of `PinGuard` that is no refusal."""
 
 
 class PinGuard:
     """One token's mark. Without a directory it is kept in this process alone, as for a ceremony."""
 
-    def __init__(self, directory: Path | None, token: str, *, locks: bool = True) -> None:
-        """`token` names the token among those of the directory, which is made when it is missing. Without `locks` a
-        process logs in whosever turn it is: its parent hangs in it."""
+    def __init__(self, directory: Path | None, token: str, *, by_command: bool = False, locks: bool = True) -> None:
+        """`token` names the token among those of the directory, which is made when it is missing; `by_command` says
+        that this is no process of the service. Without `locks` a
+        process logs in whosever turn it is, as a part of its parent's try: that one hangs in it."""
         self.directory = None if directory is None else str(directory)
         self.in_turn = False
         self._locks = locks
         self._reason: str | None = None
-        self._mark: Path | None = None
+        # Whose marks count here; the last is this process's own.
+        self._marks: list[Path] = []
         if directory is not None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._mark = directory / f"pin-refused-{hashlib.sha256(token.encode()).hexdigest()[:16]}"
+            name = f"pin-refused-{hashlib.sha256(token.encode()).hexdigest()[:16]}"
+            self._marks = [directory / name, directory / f"{name}-by-command"][: 1 + by_command]
 
     @contextlib.contextmanager
     def turn(self, wait_s: float) -> Iterator[None]:
         """Between looking at the mark and the answer to a PIN no other process of this host logs in.
 
-        Raises TokenBusy when others have not done so after `wait_s` seconds.
+        Raises TokenBusy when others have not done so after `wait_s` seconds, PinNotTried where nobody can take turns.
         """
-        if self._mark is None or not self._locks:
+        if not self._marks or not self._locks:
             yield
             return
-        descriptor = _open(self._mark.with_name(f"{self._mark.name}.lock"))
+        with _noted():
+            descriptor = _open_lock(self._marks[0].with_name(f"{self._marks[0].name}.lock"))
         try:
             deadline = time.monotonic() + wait_s
             while not _lock(descriptor):
@@ -62,31 +76,95 @@ class PinGuard:
 
     @property
     def reason(self) -> str | None:
-        """Why the PIN was refused; None when it was not."""
-        if self._mark is None:
-            return self._reason
-        try:
-            return self._mark.read_text().strip() or "refused"
-        except FileNotFoundError:
-            return None
-        except PermissionError:
-            return "its mark belongs to somebody else"
+        """Why the PIN is not tried again: it was refused, or NO_ANSWER. None when it may be tried."""
+        return self._reason or next((found for found in map(_reason, self._marks) if found is not None), None)
+
+    def begin(self) -> None:
+        """Note that the PIN is about to be tried. An operator's try leaves the mark of a refusal as it is. Raises
+        PinNotTried."""
+        for mark in self._marks[-1:] if self._locks else ():
+            with _noted():
+                begun = _begun(_read(mark))
+                if begun is not None:
+                    _write(mark, f"{_BEGUN}{begun + 1}")
+
+    def answered(self) -> None:
+        """The token answered, and did not refuse the PIN. Raises PinNotTried."""
+        for mark in self._marks[-1:]:
+            with _noted():
+                if _begun(_read(mark)) is not None:
+                    mark.unlink(missing_ok=True)
 
     def refuse(self, reason: str) -> None:
-        """Remember that the token did not take the PIN."""
-        self._reason = reason
-        if self._mark is not None:
-            with os.fdopen(_open(self._mark), "w") as file:
-                file.truncate()
-                file.write(f"{reason}\n")
-                file.flush()
-                os.fsync(file.fileno())
+        """Remember that the token did not take the PIN. Raises PinNotTried."""
+        if not self._marks:
+            self._reason = reason
+        for mark in self._marks[-1:]:
+            with _noted():
+                _write(mark, reason)
 
     def clear(self) -> None:
-        """The token took a PIN."""
+        """The token took an operator's PIN. Raises PinNotTried."""
         self._reason = None
-        if self._mark is not None:
-            self._mark.unlink(missing_ok=True)
+        for mark in self._marks:
+            with _noted():
+                mark.unlink(missing_ok=True)
+
+
+def _reason(mark: Path) -> str | None:
+    try:
+        found = mark.read_text().strip()
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        return "its mark belongs to somebody else"
+    begun = _begun(found)
+    if begun is None:
+        return found
+    return NO_ANSWER if begun >= _TRIES else None
+
+
+def _begun(mark: str) -> int | None:
+    """How many tries have had no answer; None if a mark says that one was refused. One that is empty says nothing: its
+    writer was stopped before it tried."""
+    if not mark:
+        return 0
+    return int(mark.removeprefix(_BEGUN)) if mark.startswith(_BEGUN) else None
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PinNotTried(
+            f"The token's PIN is not tried, because that cannot be noted: {error.strerror}. "
+            "Make tokens-refused in the state directory writable."
+        ) from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _write(path: Path, text: str) -> None:
+    """Over what is there and not after emptying it: a disk without room takes that too."""
+    with os.fdopen(_open(path), "w") as file:
+        file.write(f"{text}\n")
+        file.flush()
+        file.truncate()
+        os.fsync(file.fileno())
+
+
+def _open_lock(path: Path) -> int:
+    """One that is there need not be written, as on a file system that became read-only."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return _open(path)
 
 
 def _open(path: Path) -> int:

@@ -75,6 +75,7 @@ class RecoveringToken:
         self._sentinel_check: bytes | None = None
         self._swapped = False
         self._compared = 0
+        self._mechanisms: frozenset[int] = frozenset()
         self.capabilities = selftest.UNKNOWN
         self.is_proved = False
         """Whether the self-test was passed; before that nothing else is asked of the token."""
@@ -97,11 +98,18 @@ class RecoveringToken:
 
     def _prove(self) -> None:
         try:
-            selftest.require_mechanisms(self._pool.mechanisms(), self._pool.info.label)
+            self._mechanisms = self._pool.mechanisms()
+            selftest.require_mechanisms(self._mechanisms, self._pool.info.label)
             with self._pool.session() as session:
                 self.capabilities = selftest.run(session)
         except CryptokiError as error:
             raise TokenUnavailable(UNAVAILABLE) from error
+
+    @property
+    def mechanisms(self) -> frozenset[int]:
+        """Mechanism numbers, as the token told them when it was proved. Raises TokenAway before."""
+        self.breaker.require_not_held()
+        return self._mechanisms
 
     @property
     def info(self) -> TokenInfo:

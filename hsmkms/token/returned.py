@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 
 CKR_OK: Final = 0x0
 CKR_PIN_INCORRECT, CKR_PIN_LOCKED, CKR_PIN_EXPIRED = 0xA0, 0xA4, 0xA3
+CKR_PIN_INVALID, CKR_PIN_LEN_RANGE, CKR_USER_PIN_NOT_INITIALIZED = 0xA1, 0xA2, 0x102
 CKR_USER_ALREADY_LOGGED_IN: Final = 0x100
 CKR_NOT_INITIALIZED, CKR_ALREADY_INITIALIZED = 0x190, 0x191
 
@@ -88,6 +89,10 @@ TABLE: Final = {
         "CKR_OPERATION_NOT_INITIALIZED", Meaning.SESSION, "2.40: the device lost what was begun in a session"
     ),
     0xA0: Returned("CKR_PIN_INCORRECT", Meaning.SESSION, "both: C_Login; never tried again (`pin_guard`)"),
+    0xA1: Returned(
+        "CKR_PIN_INVALID", Meaning.SESSION, "2.40: C_Login, a PIN with forbidden characters; never tried again"
+    ),
+    0xA2: Returned("CKR_PIN_LEN_RANGE", Meaning.SESSION, "2.40: C_Login, a PIN of such a length; never tried again"),
     0xA3: Returned("CKR_PIN_EXPIRED", Meaning.SESSION, "2.40: C_Login; never tried again"),
     0xA4: Returned("CKR_PIN_LOCKED", Meaning.SESSION, "2.40: C_Login after too many wrong PINs; never tried again"),
     0xB0: Returned("CKR_SESSION_CLOSED", Meaning.SESSION, "2.40: closed during the call"),
@@ -108,6 +113,9 @@ TABLE: Final = {
     ),
     0x100: Returned("CKR_USER_ALREADY_LOGGED_IN", Meaning.SESSION, "both: as good as logged in"),
     0x101: Returned("CKR_USER_NOT_LOGGED_IN", Meaning.SESSION, "both: after the session that logged in was closed"),
+    0x102: Returned(
+        "CKR_USER_PIN_NOT_INITIALIZED", Meaning.SESSION, "2.40: C_Login before a user PIN was set; never tried again"
+    ),
     0x110: Returned("CKR_WRAPPED_KEY_INVALID", Meaning.DATA, "NSS: wrong key or changed ciphertext"),
     0x112: Returned("CKR_WRAPPED_KEY_LEN_RANGE", Meaning.DATA, "SoftHSM: a ciphertext of odd length or under 24 bytes"),
     0x113: Returned(
@@ -144,6 +152,11 @@ class CryptokiError(Exception):
     def may_be_input(self) -> bool:
         """Whether bad input alone can explain it."""
         return self.meaning in (Meaning.DATA, Meaning.DOUBTFUL)
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it may be what a token that is well says to what it does not do, perhaps in its maker's own words."""
+        return self.returned not in TABLE or self.meaning in (Meaning.CALL, Meaning.DATA, Meaning.DOUBTFUL)
 
     @property
     def meaning(self) -> Meaning:

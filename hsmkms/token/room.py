@@ -26,6 +26,9 @@ _NO_MAC_KEY: Final = "The key that seals rights is not on the token. Run `hsmkms
 _PROOF: Final = b"hsmkms: a new key is proved"
 _NOT_PROVED: Final = "The HSM does not open what it sealed with a new key, so the key is not used. Try again."
 
+_LIST_PATIENCE_S: Final = 120.0
+"""A hundred thousand objects are not read in the time of a call."""
+
 _INLINE_BELOW_S: Final = 0.001
 """A token that answers faster than this is called on the event loop: handing a call of 50 µs to a thread costs more
 than the call. A slower one, such as an HSM in the network, gets threads so that its wait is nobody else's."""
@@ -170,11 +173,11 @@ class Token(CarryingToken):
 
     def mechanism_names(self) -> list[str]:
         """What C_GetMechanismList says."""
-        return describing.mechanism_names(self._pool.mechanisms())
+        return describing.mechanism_names(self.mechanisms)
 
     def check_values(self, value: bytearray) -> CheckValues | None:
         """Check values of an AES key, computed in the token; None where it cannot."""
-        if not describing.has_check_mechanisms(self._pool.mechanisms()):
+        if not describing.has_check_mechanisms(self.mechanisms):
             return None
         return self._call(lambda session: describing.check_values(session, value))
 
@@ -202,7 +205,7 @@ class Token(CarryingToken):
         self._reopen(self._pool.generation)
         if self._call(destroy):
             return True
-        if not self.has_sentinel():
+        if not Token.has_sentinel(self):
             raise TokenUnavailable(OTHER_TOKEN)
         return False
 
@@ -328,7 +331,7 @@ class Token(CarryingToken):
 
     def list_keys(self) -> list[TokenObject]:
         """All wrapping keys on the token whose CKA_ID is a UUID and whose label is ours, except the sentinel."""
-        return self._call(self._list_keys)
+        return self._call(self._list_keys, patience_s=_LIST_PATIENCE_S)
 
     def _list_keys(self, session: ck.Session) -> list[TokenObject]:
         objects = []

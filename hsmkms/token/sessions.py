@@ -22,16 +22,27 @@ from typing import Final, Protocol
 import structlog
 
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import PinRefused, TokenAbsent, TokenBusy, TokenRefused, TokenUnavailable, Unavailable
+from hsmkms.errors import (
+    PinNotTried,
+    PinRefused,
+    TokenAbsent,
+    TokenBusy,
+    TokenRefused,
+    TokenUnavailable,
+    Unavailable,
+)
 from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
-from hsmkms.token.pin_guard import PinGuard
+from hsmkms.token.pin_guard import NO_ANSWER, PinGuard
 from hsmkms.token.returned import (
     CKR_OK,
     CKR_PIN_EXPIRED,
     CKR_PIN_INCORRECT,
+    CKR_PIN_INVALID,
+    CKR_PIN_LEN_RANGE,
     CKR_PIN_LOCKED,
     CKR_USER_ALREADY_LOGGED_IN,
+    CKR_USER_PIN_NOT_INITIALIZED,
     CryptokiError,
 )
 
@@ -196,7 +207,8 @@ class SessionPool:
             generation = self.generation
             if self._waiters:
                 self._condition.notify_all()
-        if due:
+        # To open the module anew is to log in anew: while the PIN is known to be wrong the login is worth more.
+        if due and self.guard.reason is None:
             self._recycle(generation)
 
     def _recycle(self, generation: int) -> None:
@@ -335,7 +347,7 @@ class SessionPool:
     def _require_turn(self) -> None:
         """One attempt a second while there is no token, whoever asks; none while its PIN is known to be wrong."""
         if time.monotonic() < self._retry_at:
-            raise TokenUnavailable(NOT_OPENED if self.guard.reason is None else _PIN_REFUSED)
+            raise TokenUnavailable(NOT_OPENED if self.guard.reason in (None, NO_ANSWER) else _PIN_REFUSED)
 
     def _open_drained(self) -> None:
         """Open while nobody has a session or gets one. Without the lock: the library may take its time, and who asks
@@ -353,7 +365,7 @@ class SessionPool:
         first = self._serial is None
         try:
             self._open_all()
-        except (PinRefused, TokenRefused) as error:
+        except (PinRefused, PinNotTried, TokenRefused) as error:
             if first:
                 raise
             # Whoever calls now can do nothing about it, and need not know which token this is.
@@ -420,6 +432,11 @@ class SessionPool:
     def _login(self, session: ck.Session) -> None:
         """Try the PIN, unless it is known to be wrong. Callers have the guard's turn."""
         reason = self.guard.reason
+        if reason == NO_ANSWER:
+            raise PinNotTried(
+                "Two tries of the token's PIN in a row had no answer. "
+                "Run `hsmkms hsm login` when the token is well; nobody tries it before."
+            )
         if reason is not None:
             raise PinRefused(f"The token's PIN was refused ({reason}) and is not tried again. {CORRECT_PIN}")
         log_in(session, self.info, self.pin, self.guard)
@@ -444,6 +461,9 @@ _REFUSALS: Final = {
     CKR_PIN_INCORRECT: "incorrect",
     CKR_PIN_EXPIRED: "expired",
     CKR_PIN_LOCKED: "locked",
+    CKR_PIN_INVALID: "it has characters that no PIN of this token has",
+    CKR_PIN_LEN_RANGE: "it is shorter or longer than a PIN of this token",
+    CKR_USER_PIN_NOT_INITIALIZED: "no user PIN was ever set at the token",
 }
 
 
@@ -466,7 +486,7 @@ def choose(functions: ck.CData, address: TokenAddress) -> TokenInfo:
 def log_in(session: ck.Session, info: TokenInfo, pin: SecretText, guard: PinGuard, *, last_try: bool = False) -> None:
     """C_Login, once. A token that is one wrong PIN from being locked is asked only with `last_try`.
 
-    Raises PinRefused, which the guard then remembers, or CryptokiError.
+    Raises PinRefused, which the guard then remembers, PinNotTried or CryptokiError.
     """
     if info.flags & ck.CKF_USER_PIN_LOCKED:
         guard.refuse("locked")
@@ -478,10 +498,12 @@ def log_in(session: ck.Session, info: TokenInfo, pin: SecretText, guard: PinGuar
         raise PinRefused(
             "One more wrong PIN would lock the token. Run `hsmkms hsm login --last-try` with the right one."
         )
+    guard.begin()
     returned = session.login(pin.reveal().encode())
     if returned in _REFUSALS:
         guard.refuse(_REFUSALS[returned])
         raise PinRefused(f"The token does not take this PIN ({_REFUSALS[returned]}). {CORRECT_PIN}")
+    guard.answered()
     if returned not in (CKR_OK, CKR_USER_ALREADY_LOGGED_IN):
         raise CryptokiError("C_Login", returned)
 

@@ -20,6 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
+from hsmkms.domain.importing import Carried, ImportToken, WrappedMaterial
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.errors import TokenBusy, TokenRefused, TokenUnavailable, UnprocessableCiphertext
@@ -112,8 +113,32 @@ class PairedToken(Token):
         """As of Token, by either."""
         self._either(lambda: Token.verify_key(self, version), lambda: self._standby.verify_key(version))
 
+    def generate_key(self, version_id: str, owner: str, created_at: datetime) -> KeyVersion:
+        """As of Token; not while the standby is away."""
+        self._require_standby()
+        return super().generate_key(version_id, owner, created_at)
+
+    def create_key(self, version_id: str, owner: str, created_at: datetime, value: SecretBytes) -> KeyVersion:
+        """As of Token; not while the standby is away."""
+        self._require_standby()
+        return super().create_key(version_id, owner, created_at, value)
+
+    def import_key(
+        self, version_id: str, owner: str, created_at: datetime, material: WrappedMaterial, import_token: ImportToken
+    ) -> KeyVersion:
+        """As of Token; not while the standby is away."""
+        self._require_standby()
+        return super().import_key(version_id, owner, created_at, material, import_token)
+
+    def create_carried_key(self, version_id: str, owner: str, created_at: datetime, carried: Carried) -> KeyVersion:
+        """As of Token; not while the standby is away."""
+        self._require_standby()
+        return super().create_carried_key(version_id, owner, created_at, carried)
+
     def make_sentinel(self) -> None:
         """As of Token; proved on both."""
+        # Its canary is the sentinel, so that it can only be asked whether it answers.
+        self._standby.has_sentinel()
         self.prove_key(Token.generate_key(self, SENTINEL_ID, "sentinel", datetime.min.replace(tzinfo=UTC)))
 
     def prove_key(self, version: KeyVersion) -> None:
@@ -130,13 +155,13 @@ class PairedToken(Token):
 
     def destroy_key(self, version_id: str) -> bool:
         """As of Token, on both: a group need not replicate that an object is gone."""
-        # First, so that a standby that is away leaves the primary's object, and the row that names it, alone.
-        self._standby.check()
+        self._require_standby()
         found = super().destroy_key(version_id)
         return self._standby.destroy_key(version_id) or found
 
     def generate_signing_key(self, key_id: str) -> bytes:
         """As of Token; the standby signs with it before anybody relies on it."""
+        self._require_standby()
         pem = super().generate_signing_key(key_id)
         self._wait_for(lambda: self._standby.has_signing_key(key_id))
         signature = self._standby.sign(key_id, _PROOF)
@@ -151,7 +176,7 @@ class PairedToken(Token):
 
     def destroy_signing_key(self, key_id: str) -> None:
         """As of Token, on both."""
-        self._standby.check()
+        self._require_standby()
         super().destroy_signing_key(key_id)
         try:
             self._standby.destroy_signing_key(key_id)
@@ -162,10 +187,17 @@ class PairedToken(Token):
 
     def make_mac_key(self) -> None:
         """As of Token; both give the same MAC before anything is sealed by it."""
+        self._standby.has_mac_key()
         super().make_mac_key()
         self._wait_for(self._standby.has_mac_key)
         if Token.mac(self, _PROOF) != self._standby.mac(_PROOF):
             raise TokenUnavailable(_NOT_THERE)
+
+    def _require_standby(self) -> None:
+        """Before anything is made or destroyed: what only the primary has made counts for nothing and could not even be
+        destroyed, and what only the primary has destroyed is still there. Raises TokenUnavailable or TokenBusy."""
+        self._standby.breaker.require_closed()
+        self._standby.check()
 
     def _either(self, primary: Callable[[], T], standby: Callable[[], T]) -> T:
         try:

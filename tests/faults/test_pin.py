@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -18,11 +18,11 @@ import pytest
 
 from hsmkms.control import ControlSocket, LoginRequest, Request, StatusRequest, ask_all
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import PinRefused, TokenBusy, TokenUnavailable
+from hsmkms.errors import PinNotTried, PinRefused, TokenBusy, TokenUnavailable
 from hsmkms.token.login import try_pin
 from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.sessions import SessionPool, TokenAddress
-from tests.support.deployment import Service, State, create_key
+from tests.support.deployment import ROOT, Service, State, create_key
 from tests.support.injector import MODULE, Injector
 from tests.token.conftest import LABEL
 from tests.token.test_calls import SPY
@@ -144,6 +144,17 @@ def test_a_supervisor_that_starts_it_again_and_again_locks_nothing(state: State,
     assert state.run("keys", "list", stdin=b"", **settings).returncode == 0
 
 
+@pytest.mark.parametrize("command", [("doctor",), ("hsm", "login")])
+def test_a_command_that_hangs_ends(state: State, injector: Injector, command: tuple[str, ...]) -> None:
+    """Else nobody on the host could log in again for as long as it is there."""
+    settings = {"HSMKMS_PKCS11_MODULE": str(injector.library), **injector.environment}
+    injector.fail("C_Login", wait_ms=600_000)
+    hung = state.run(*command, stdin=b"", **settings, HSMKMS_TOKEN_CALL_TIMEOUT_S="1")
+    assert (hung.returncode, b"the token hangs" in hung.stderr) == (75, True), hung.stderr
+    injector.cure()
+    assert state.run("keys", "list", stdin=b"", **settings).returncode == 0
+
+
 @pytest.fixture
 def open_with_guard(state: State, injector: Injector, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Open the token as a process of the host does, and close it."""
@@ -164,7 +175,17 @@ def open_with_guard(state: State, injector: Injector, monkeypatch: pytest.Monkey
     return open_it
 
 
-@pytest.mark.parametrize(("code", "reason"), [(0xA4, "locked"), (0xA3, "expired"), (0xA0, "incorrect")])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (0xA4, "locked"),
+        (0xA3, "expired"),
+        (0xA0, "incorrect"),
+        (0xA1, "characters"),
+        (0xA2, "shorter or longer"),
+        (0x102, "no user PIN"),
+    ],
+)
 def test_every_refusal_is_the_last(
     state: State, injector: Injector, open_with_guard: Callable[[], None], code: int, reason: str
 ) -> None:
@@ -176,6 +197,93 @@ def test_every_refusal_is_the_last(
         open_with_guard()
     PinGuard(state.path / "guard", LABEL).clear()
     open_with_guard()
+
+
+@pytest.fixture
+def small_directory(state: State) -> Iterator[Path]:
+    """The directory of the marks on a file system that takes the lock and one mark."""
+    directory = state.path / "guard"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=3", "none", str(directory)], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("how", ["no file left", "read-only"])
+def test_what_cannot_be_noted_is_not_tried(
+    small_directory: Path, injector: Injector, open_with_guard: Callable[[], None], how: str
+) -> None:
+    """Its refusal could not be noted either, and each process that is started again would be another try."""
+    open_with_guard()
+    if how == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", str(small_directory)], check=True)
+    else:
+        (small_directory / "other").touch()
+    injector.count_calls()
+    for _ in range(3):
+        with pytest.raises(PinNotTried, match="cannot be noted"):
+            open_with_guard()
+    assert injector.calls()["C_Login"] == 0
+    if how == "read-only":
+        subprocess.run(["mount", "-o", "remount,rw", str(small_directory)], check=True)
+    else:
+        (small_directory / "other").unlink()
+    open_with_guard()
+
+
+def test_killed_while_it_logs_in(state: State, injector: Injector, open_with_guard: Callable[[], None]) -> None:
+    """Nobody knows what the token said. One may try again; when two have come to nothing, an operator has to."""
+    open_with_guard()
+
+    def killed() -> None:
+        injector.forget_waits()
+        injector.fail("C_Login", wait_ms=600_000)
+        command = [sys.executable, "-c", _OPEN, str(injector.library), LABEL, str(state.path / "guard")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT) as process:
+            assert process.stdin is not None
+            process.stdin.write(state.pin.encode())
+            process.stdin.close()
+            injector.wait_for_one()
+            process.kill()
+        injector.cure()
+
+    killed()
+    open_with_guard()
+    killed()
+    killed()
+    injector.count_calls()
+    with pytest.raises(PinNotTried, match=r"no answer.*hsm login"):
+        open_with_guard()
+    assert injector.calls()["C_Login"] == 0
+    address, guard = TokenAddress(str(injector.library), LABEL, None), PinGuard(state.path / "guard", LABEL)
+    try_pin(address, SecretText(state.pin), guard, timeout_s=30, last_try=False)
+    open_with_guard()
+
+
+_OPEN = """
+import sys
+from pathlib import Path
+from hsmkms.domain.secrets import SecretText
+from hsmkms.token.pin_guard import PinGuard
+from hsmkms.token.sessions import SessionPool, TokenAddress
+module, label, guard = sys.argv[1:]
+SessionPool(
+    TokenAddress(module, label, None), SecretText(sys.stdin.read()), size=1, wait_s=5, recycle_after=100_000,
+    guard=PinGuard(Path(guard), label),
+)
+"""
+
+
+def test_an_operator_who_is_killed_leaves_a_refusal_as_it_was(state: State) -> None:
+    guard = PinGuard(state.path / "guard", LABEL)
+    guard.refuse("incorrect")
+    guard.begin()
+    assert guard.reason == "incorrect"
+    guard.answered()
+    assert guard.reason == "incorrect"
 
 
 def test_a_device_that_fails_is_no_refusal(injector: Injector, open_with_guard: Callable[[], None]) -> None:
@@ -198,10 +306,10 @@ def test_token_says_that_it_is_locked_or_nearly(
     with pytest.raises(PinRefused, match=message):
         open_with_guard()
     with pytest.raises(PinRefused, match=message):
-        try_pin(address, SecretText(state.pin), guard, last_try=False)
+        try_pin(address, SecretText(state.pin), guard, timeout_s=30, last_try=False)
     injector.cure()
     if flags == 0x20000:
-        try_pin(address, SecretText(state.pin), guard, last_try=True)
+        try_pin(address, SecretText(state.pin), guard, timeout_s=30, last_try=True)
         assert guard.reason is None
 
 
@@ -213,6 +321,51 @@ def test_one_logs_in_at_a_time(state: State) -> None:
     with second.turn(1):
         second.refuse("incorrect")
     assert first.reason == "incorrect"
+
+
+def test_a_wrong_pin_in_a_command_stops_commands_alone(state: State) -> None:
+    """A typing error in somebody's environment is none of the service's, which may have to log in again at any time."""
+    service = PinGuard(state.path / "guard", LABEL)
+    command = PinGuard(state.path / "guard", LABEL, by_command=True)
+    command.refuse("incorrect")
+    assert (command.reason, service.reason) == ("incorrect", None)
+    service.refuse("expired")
+    assert (command.reason, service.reason) == ("expired", "expired")
+    command.clear()
+    assert (command.reason, service.reason) == (None, None)
+
+
+def test_a_service_goes_on_after_a_wrong_pin_in_a_command(state: State) -> None:
+    with Service(state, workers=2) as service:
+        typo = state.run("doctor", stdin=b"", HSMKMS_PIN="a-typo")
+        assert (typo.returncode, b"does not take this PIN" in typo.stderr) == (1, True), typo.stderr
+        until(lambda: len(workers(service)) == 2)
+        kill(service, list(workers(service))[:1])
+        until(lambda: list(workers(service).values()) == [True, True])
+
+
+def test_who_is_logged_in_does_not_log_out_while_the_pin_is_refused(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SoftHSM's memory is reclaimed by a fresh start, which is a log-in too. It waits."""
+    monkeypatch.setenv("SOFTHSM2_CONF", str(state.path / "softhsm2.conf"))
+    guard = PinGuard(state.path / "guard", LABEL)
+    address = TokenAddress(MODULE, LABEL, None)
+    pool = SessionPool(address, SecretText(state.pin), size=1, wait_s=5, recycle_after=1, guard=guard)
+
+    def destroy_one() -> int:
+        with pool.session() as session:
+            session.destroyed_objects += 1
+        return pool.generation
+
+    assert destroy_one() > 1
+    guard.refuse("incorrect")
+    before = pool.generation
+    assert destroy_one() == before
+    assert pool.is_open
+    guard.clear()
+    assert destroy_one() == before + 1
+    pool.close()
 
 
 def test_rubbish_at_the_control_socket_harms_nobody(state: State) -> None:

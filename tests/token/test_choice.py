@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hsmkms.errors import TokenRefused
+from hsmkms.domain.importing import Oaep, Passage
+from hsmkms.errors import TokenRefused, TokenUnavailable
 from hsmkms.token import selftest
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
 from tests.support.deployment import State
+from tests.support.injector import Injector
 from tests.token.conftest import LABEL, Implementation, OpenPool
 
 OTHER_PIN = "other-pin"
@@ -72,6 +75,49 @@ def test_missing_mechanisms_are_named(pool: SessionPool) -> None:
     selftest.require_mechanisms(offered, "good")
     with pytest.raises(TokenRefused, match="lacks CKM_AES_KEY_WRAP, CKM_ECDSA"):
         selftest.require_mechanisms(offered - {0x2109, 0x1041}, "poor")
+
+
+@pytest.mark.parametrize("code", [0x30, 0x05])
+def test_a_fault_in_the_self_test_is_not_what_the_token_can_do(
+    open_pool: OpenPool, injector_on_token: Injector, code: int
+) -> None:
+    """One failed call would have all root keys of this process made copyable."""
+    pool = open_pool(module=str(injector_on_token.library))
+    injector_on_token.forget_waits()
+    injector_on_token.fail("C_GenerateKey", code=code, wait_ms=500)
+    with ThreadPoolExecutor(1) as threads:
+        proving = threads.submit(Token, pool)
+        injector_on_token.wait_for_one()
+        injector_on_token.cure()
+        try:
+            token = proving.result()
+        except TokenUnavailable:
+            # Told, and tried again.
+            token = Token(pool)
+    assert token.capabilities.fixed_attributes
+
+
+@pytest.mark.parametrize("function", ["C_WrapKey", "C_CopyObject"])
+def test_a_key_is_not_kept_because_the_device_failed(
+    open_pool: OpenPool, injector_on_token: Injector, function: str
+) -> None:
+    pool = open_pool(module=str(injector_on_token.library))
+    injector_on_token.fail(function, code=0x30)
+    with pytest.raises(TokenUnavailable):
+        Token(pool)
+    injector_on_token.cure()
+    Token(pool)
+
+
+def test_a_fault_is_not_how_keys_come_in(open_pool: OpenPool, injector_on_token: Injector) -> None:
+    """Else they would come by way of the process for as long as it lives."""
+    token = Token(open_pool(module=str(injector_on_token.library)))
+    # What the token can do at all was asked before, and is no other call that may fail or hang.
+    injector_on_token.fail("C_UnwrapKey", "C_GetMechanismList", code=0x30)
+    with pytest.raises(TokenUnavailable):
+        token.passage(Oaep.SHA_1)
+    injector_on_token.fail("C_GetMechanismList", code=0x30)
+    assert token.passage(Oaep.SHA_1) is Passage.TOKEN
 
 
 def test_a_token_that_can_be_robbed_is_refused(open_pool: OpenPool, implementation: Implementation) -> None:

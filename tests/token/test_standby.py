@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from hsmkms.domain.ids import new_id
+from hsmkms.domain.secrets import SecretBytes
 from hsmkms.errors import KeyMaterialMissing, TokenRefused, TokenUnavailable
 from hsmkms.token.room import Token
 from hsmkms.token.standby import PairedToken
 from tests.support.deployment import State
+from tests.support.injector import Injector, compile_injector
 from tests.support.tokens import STANDBY_LABEL, Group, give_other_sentinel
 from tests.token.conftest import OpenPool
 
@@ -80,10 +85,49 @@ def test_a_key_that_is_not_replicated_is_not_proved(open_pool: OpenPool, standby
 def test_another_key_under_the_same_id_is_not_proved(pair: PairedToken, standby: Token, group: Group) -> None:
     """A group that went out of step: the standby has made a key of its own under this id."""
     group.replicates.clear()
-    version = pair.generate_key(new_id(), OWNER, datetime.now(UTC))
-    standby.generate_key(version.id, OWNER, datetime.now(UTC))
+    theirs = standby.generate_key(new_id(), OWNER, datetime.now(UTC))
+    version = pair.generate_key(theirs.id, OWNER, datetime.now(UTC))
     with pytest.raises(KeyMaterialMissing):
         pair.prove_key(version)
+
+
+@pytest.fixture
+def standby_faults(group: Group, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Injector:
+    """Faults for the standby alone, in this process."""
+    injector = Injector(compile_injector(tmp_path), tmp_path / "faults")
+    injector.cure()
+    for name, value in {**injector.environment, "INJECT_MODULE": str(group.module)}.items():
+        monkeypatch.setenv(name, value)
+    return injector
+
+
+def test_nothing_is_made_while_the_standby_is_away(open_pool: OpenPool, group: Group, standby_faults: Injector) -> None:
+    """What nobody could prove could not be destroyed either, and would stay on the primary for ever."""
+    standby = Token(open_pool(module=str(standby_faults.library), label=STANDBY_LABEL))
+    pair = PairedToken(open_pool(), standby, LONG_S)
+    pair.check()
+    before = group.objects()
+    makes: list[Callable[[], object]] = [
+        lambda: pair.generate_key(new_id(), OWNER, datetime.now(UTC)),
+        lambda: pair.create_key(new_id(), OWNER, datetime.now(UTC), SecretBytes(DEK)),
+        lambda: pair.generate_signing_key(new_id()),
+        pair.make_mac_key,
+        pair.make_sentinel,
+    ]
+    standby_faults.fail("*", code=0x30)
+    for make in makes:
+        with pytest.raises(TokenUnavailable):
+            make()
+    assert group.objects() == before
+    assert pair.random(8)
+    standby_faults.cure()
+    deadline = time.monotonic() + LONG_S
+    while standby.breaker.is_open:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(TokenUnavailable):
+            standby.check()
+        time.sleep(0.05)
+    pair.prove_key(pair.generate_key(new_id(), OWNER, datetime.now(UTC)))
 
 
 def test_signing_key_is_proved(pair: PairedToken, standby: Token) -> None:
