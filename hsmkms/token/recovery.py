@@ -63,10 +63,11 @@ class RecoveringToken:
         Raises TokenRefused when it lacks a mechanism or does not keep its keys.
         """
         self._pool = pool
+        self.breaker = Breaker(partial(self._probe, pool.reopen), str(pool.address), pool.closed)
         self._index = KeyIndex()
         # Token objects are generated, searched and destroyed by one thread at a time: SoftHSM 2.6.1 fails one of two
         # that do so together (in 1 of 85 calls of eight threads), and may show the object twice afterwards.
-        self._objects_lock = _OneByOne(pool)
+        self._objects_lock = _OneByOne(pool, self.breaker)
         self._canary: tuple[int, bytes] | None = None
         self._check_reopens_at = 0.0
         self._unusable: dict[str, tuple[float, KeyMaterialMissing | TokenRefused]] = {}
@@ -79,7 +80,6 @@ class RecoveringToken:
         self.capabilities = selftest.UNKNOWN
         self.is_proved = False
         """Whether the self-test was passed; before that nothing else is asked of the token."""
-        self.breaker = Breaker(partial(self._probe, pool.reopen), str(pool.address), pool.closed)
         renew_after_fork(self)
         if pool.is_open:
             self._prove()
@@ -137,7 +137,7 @@ class RecoveringToken:
 
     def renew_after_fork(self) -> None:
         """In the child: another thread of the parent may have held a lock."""
-        self._objects_lock = _OneByOne(self._pool)
+        self._objects_lock = _OneByOne(self._pool, self.breaker)
         self.breaker.renew_after_fork()
 
     def check(self) -> None:
@@ -252,7 +252,9 @@ class RecoveringToken:
                 failure, began = _counted(error), session.call_began
             finally:
                 self._pool.give(session)
-            self._require_quick(failure, began)
+            if attempts > 1:
+                # Else nothing is asked again: a key that takes long to fail is not yet the whole token.
+                self._require_quick(failure, began)
             self._require_other_than_call(failure)
             self._reopen(generation)
         raise _explain(failure, missing) from failure
@@ -515,14 +517,19 @@ class _Repair:
 class _OneByOne:
     """A lock that a thread may take again. Who waits for it has not called the library yet, and so does not hang."""
 
-    def __init__(self, pool: SessionPool) -> None:
-        self._pool = pool
+    def __init__(self, pool: SessionPool, breaker: Breaker) -> None:
+        self._pool, self._breaker = pool, breaker
         self._lock = threading.RLock()
 
     def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            with self._pool.waiting():
-                self._lock.acquire()
+        """Raises TokenAway when the token went away meanwhile: each of those who wait would find that out in turn."""
+        if self._lock.acquire(blocking=False):
+            return
+        with self._pool.waiting():
+            self._lock.acquire()
+        if self._breaker.is_open:
+            self._lock.release()
+            raise TokenAway
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()

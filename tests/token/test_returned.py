@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.secrets import SecretBytes
-from hsmkms.errors import TokenUnavailable, UnprocessableCiphertext
+from hsmkms.errors import TokenBusy, TokenUnavailable, UnprocessableCiphertext
 from hsmkms.token import breaker, templates
 from hsmkms.token import cryptoki as ck
 from hsmkms.token.returned import TABLE, CryptokiError, Meaning
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
 from tests.support.deployment import ROOT
-from tests.support.injector import Injector
+from tests.support.injector import Injector, compile_injector
 from tests.token.conftest import OpenPool
 from tests.token.test_token_away import eventually, lose_all_sessions
 
@@ -134,6 +136,40 @@ def test_a_library_that_cannot_be_finalised_is_opened_anew(open_pool: OpenPool, 
         ck.check("C_Login", session.login(b"not needed"))
     assert pool.generation == generation + 1
     injector.cure()
+
+
+def test_a_key_that_takes_long_to_fail_stops_nobody_else(open_pool: OpenPool, injector_on_token: Injector) -> None:
+    pool, injector = open_pool(module=str(injector_on_token.library)), injector_on_token
+    token = Token(pool)
+    token.check()
+    key = token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
+    injector.fail("C_GenerateKey", code=0x30, wait_ms=1_200)
+    with pytest.raises(TokenUnavailable):
+        token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
+    assert not token.breaker.is_open
+    assert len(token.seal(key, DEK, ())) == 80
+    injector.cure()
+
+
+def test_who_waits_for_his_turn_is_told_too(open_pool: OpenPool, injector_on_token: Injector, tmp_path: Path) -> None:
+    """Keys are made one at a time: of eight who want one, not each finds out in his turn that the token is away."""
+    injector = injector_on_token
+    injector.count_calls()
+    # A file of its own: a module finds its counters when it is loaded.
+    pool = open_pool(module=str(compile_injector(tmp_path)), size=8)
+    token = Token(pool)
+    token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
+    before = injector.calls()["C_GenerateKey"]
+    injector.fail("*", code=0x30, wait_ms=600)
+
+    def make(_: int) -> None:
+        with pytest.raises((TokenUnavailable, TokenBusy)):
+            token.generate_key(new_id(), "hsmkms test", datetime.now(UTC))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(make, range(8)))
+    injector.cure()
+    assert 0 < injector.calls()["C_GenerateKey"] - before < 8
 
 
 def test_values_of_vendors_count_as_a_lost_device() -> None:
