@@ -16,6 +16,7 @@ from hsmkms.token.sessions import SessionPool
 from tests.support.deployment import State
 from tests.support.injector import Injector
 from tests.token.conftest import LABEL, Implementation, OpenPool
+from tests.token.test_token_away import eventually
 
 OTHER_PIN = "other-pin"
 
@@ -117,6 +118,7 @@ def test_a_fault_is_not_how_keys_come_in(open_pool: OpenPool, injector_on_token:
     with pytest.raises(TokenUnavailable):
         token.passage(Oaep.SHA_1)
     injector_on_token.fail("C_GetMechanismList", code=0x30)
+    eventually(lambda: token.passage(Oaep.SHA_1))
     assert token.passage(Oaep.SHA_1) is Passage.TOKEN
 
 
