@@ -9,7 +9,8 @@ Commands leave a mark of their own, which stops commands alone: their PIN may be
 typing error in somebody's environment. A mark of the service stops everybody.
 
 It is made before the PIN is tried, and says then that there is no answer yet: where it cannot be written nothing is
-tried, and a process that is killed before it knows the answer leaves one that allows exactly one more try.
+tried, and a process that is killed before it knows the answer leaves one that allows one more try; further ones only
+while the token counts no wrong PIN.
 """
 
 from __future__ import annotations

@@ -432,12 +432,13 @@ class SessionPool:
     def _login(self, session: ck.Session) -> None:
         """Try the PIN, unless it is known to be wrong. Callers have the guard's turn."""
         reason = self.guard.reason
-        if reason == NO_ANSWER:
+        # Set from a wrong PIN to the next right one (PKCS #11 2.40, CK_TOKEN_INFO): what had no answer may be that.
+        if reason == NO_ANSWER and self.info.flags & ck.CKF_USER_PIN_COUNT_LOW:
             raise PinNotTried(
-                "Two tries of the token's PIN in a row had no answer. "
+                "Two tries of the token's PIN in a row had no answer, and the token counts a wrong one. "
                 "Run `hsmkms hsm login` when the token is well; nobody tries it before."
             )
-        if reason is not None:
+        if reason not in (None, NO_ANSWER):
             raise PinRefused(f"The token's PIN was refused ({reason}) and is not tried again. {CORRECT_PIN}")
         log_in(session, self.info, self.pin, self.guard)
 

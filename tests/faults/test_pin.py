@@ -57,6 +57,13 @@ def change_pin(state: State) -> None:
     subprocess.run([*command, "--new-pin", "env:NEW", "--change-pin"], env=environment, check=True, capture_output=True)
 
 
+def miss(state: State) -> None:
+    """Have an outside program try a wrong PIN, which the token tells until the next right one."""
+    command = ["pkcs11-tool", "--module", MODULE, "--token-label", LABEL, "--login", "--pin", "env:WRONG", "-O"]
+    environment = {**os.environ, "SOFTHSM2_CONF": str(state.path / "softhsm2.conf"), "WRONG": NEW_PIN}
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WITHIN_S
     while not condition():
@@ -235,7 +242,8 @@ def test_what_cannot_be_noted_is_not_tried(
 
 
 def test_killed_while_it_logs_in(state: State, injector: Injector, open_with_guard: Callable[[], None]) -> None:
-    """Nobody knows what the token said. One may try again; when two have come to nothing, an operator has to."""
+    """Nobody knows what the token said. One may try again; when two have come to nothing and the token counts a wrong
+    PIN, an operator has to."""
     open_with_guard()
 
     def killed() -> None:
@@ -250,8 +258,13 @@ def test_killed_while_it_logs_in(state: State, injector: Injector, open_with_gua
             process.kill()
         injector.cure()
 
+    for _ in range(3):
+        killed()
+    open_with_guard()
+    miss(state)
     killed()
     open_with_guard()
+    miss(state)
     killed()
     killed()
     injector.count_calls()
