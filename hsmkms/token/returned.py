@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 
 CKR_OK: Final = 0x0
 CKR_PIN_INCORRECT, CKR_PIN_LOCKED, CKR_PIN_EXPIRED = 0xA0, 0xA4, 0xA3
-CKR_PIN_INVALID, CKR_PIN_LEN_RANGE, CKR_USER_PIN_NOT_INITIALIZED = 0xA1, 0xA2, 0x102
+CKR_PIN_INVALID, CKR_PIN_LEN_RANGE = 0xA1, 0xA2
 CKR_USER_ALREADY_LOGGED_IN: Final = 0x100
 CKR_NOT_INITIALIZED, CKR_ALREADY_INITIALIZED = 0x190, 0x191
 
@@ -114,7 +114,9 @@ TABLE: Final = {
     0x100: Returned("CKR_USER_ALREADY_LOGGED_IN", Meaning.SESSION, "both: as good as logged in"),
     0x101: Returned("CKR_USER_NOT_LOGGED_IN", Meaning.SESSION, "both: after the session that logged in was closed"),
     0x102: Returned(
-        "CKR_USER_PIN_NOT_INITIALIZED", Meaning.SESSION, "2.40: C_Login before a user PIN was set; never tried again"
+        "CKR_USER_PIN_NOT_INITIALIZED",
+        Meaning.DEVICE,
+        "SoftHSM: C_Login while others open the token; no PIN is used up",
     ),
     0x110: Returned("CKR_WRAPPED_KEY_INVALID", Meaning.DATA, "NSS: wrong key or changed ciphertext"),
     0x112: Returned("CKR_WRAPPED_KEY_LEN_RANGE", Meaning.DATA, "SoftHSM: a ciphertext of odd length or under 24 bytes"),

@@ -42,7 +42,6 @@ from hsmkms.token.returned import (
     CKR_PIN_LEN_RANGE,
     CKR_PIN_LOCKED,
     CKR_USER_ALREADY_LOGGED_IN,
-    CKR_USER_PIN_NOT_INITIALIZED,
     CryptokiError,
 )
 
@@ -464,7 +463,6 @@ _REFUSALS: Final = {
     CKR_PIN_LOCKED: "locked",
     CKR_PIN_INVALID: "it has characters that no PIN of this token has",
     CKR_PIN_LEN_RANGE: "it is shorter or longer than a PIN of this token",
-    CKR_USER_PIN_NOT_INITIALIZED: "no user PIN was ever set at the token",
 }
 
 

@@ -190,7 +190,6 @@ def open_with_guard(state: State, injector: Injector, monkeypatch: pytest.Monkey
         (0xA0, "incorrect"),
         (0xA1, "characters"),
         (0xA2, "shorter or longer"),
-        (0x102, "no user PIN"),
     ],
 )
 def test_every_refusal_is_the_last(
@@ -203,6 +202,18 @@ def test_every_refusal_is_the_last(
     with pytest.raises(PinRefused, match=f"{reason}.*not tried again"):
         open_with_guard()
     PinGuard(state.path / "guard", LABEL).clear()
+    open_with_guard()
+
+
+def test_a_token_that_says_it_has_no_user_pin_is_asked_again(
+    injector: Injector, open_with_guard: Callable[[], None]
+) -> None:
+    """SoftHSM says so of a token that another process writes just now (CKR_USER_PIN_NOT_INITIALIZED)."""
+    injector.fail("C_Login", code=0x102)
+    for _ in range(3):
+        with pytest.raises(TokenUnavailable):
+            open_with_guard()
+    injector.cure()
     open_with_guard()
 
 
