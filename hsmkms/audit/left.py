@@ -51,6 +51,8 @@ def read(lines: Iterable[bytes], log: str, node: str, key: ec.EllipticCurvePubli
                 _take(left, *found, log=log, node=node, key=key)
             except NotProved as error:
                 raise _wrong(left, str(error)) from None
+            except RecursionError:
+                raise _wrong(left, "it cannot be read") from None
         left.sequence, left.digest, left.end = left.sequence + 1, digest, left.end + len(line)
         left.unsigned.append(digest)
         if seen is not None and left.sequence == seen.sequence and digest.hex() != seen.digest:
@@ -80,7 +82,7 @@ def _open(content: bytes, log: str, node: str, key: ec.EllipticCurvePublicKey) -
     try:
         opened = msgspec.json.decode(content, type=chain.Opened)
         named = load_public_key(opened.public_key.encode())
-    except (msgspec.MsgspecError, RecursionError, AuditKeyInvalid):
+    except (msgspec.MsgspecError, AuditKeyInvalid):
         raise NotProved("it cannot be read") from None
     if (opened.log, opened.node, opened.format) != (log, node, chain.FORMAT):
         raise NotProved("it is of another log")
