@@ -146,10 +146,11 @@ def open_rooms(
         token = open_token(settings, pins, stack, serves=serves, stays=stays)
         database = Database(settings.database)
         stack.callback(database.close)
-        # Asked first: who only reads needs a database that takes writes no more than before.
-        if migrate and database.unfit() is not None:
-            database.migrate()
         unfit = database.unfit()
+        # Only then: who only reads needs a database that takes writes no more than before.
+        if migrate and unfit is not None:
+            database.migrate()
+            unfit = database.unfit()
         if unfit is not None:
             raise StoreRefused(unfit)
         stores = _Stores(

@@ -26,7 +26,6 @@ from hsmkms.wiring import Rooms, configure_logs, journal_of, pin_of
 
 _AGAIN_S: Final = 1.0
 _JOIN_S: Final = 5.0
-_EX_SOFTWARE: Final = 70
 _YOUNG_OBJECTS: Final = 10_000
 _M_ARENA_MAX: Final = -8
 """malloc.h of glibc; Python has no name for it."""
@@ -82,7 +81,7 @@ class Worker:
                 try:
                     traceback.print_exc()
                 finally:
-                    os._exit(_EX_SOFTWARE)
+                    os._exit(os.EX_SOFTWARE)
 
     def _open(self) -> None:
         told = ""

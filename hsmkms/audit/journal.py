@@ -37,8 +37,6 @@ from hsmkms.telemetry.logs import place_of
 PAUSE_S: Final = 0.5
 HANGS_S: Final = 5.0
 """A write that takes longer may never end, so that nobody is to begin to wait for it."""
-EXIT_CODE: Final = 70
-"""EX_SOFTWARE of sysexits.h."""
 MOST_AT_ONCE: Final = 1_000
 
 Settle = Callable[[AuditUnavailable | None], None]
@@ -220,7 +218,7 @@ class Journal:
                         place=place_of(error.__traceback__),
                     )
                 finally:
-                    os._exit(EXIT_CODE)
+                    os._exit(os.EX_SOFTWARE)
 
     def _write_all(self) -> None:
         while True:

@@ -72,7 +72,7 @@ class Signer:
         said = self._said.get(head.log, _Said())
         said.own[head.sequence] = head.digest
         self.witness.hear(head, said.own)
-        heads = {other.log: (other.sequence, other.digest) for other in self.witness.newest() if other.log != head.log}
+        heads = self.witness.newest_but(head.log)
         # What this log said before it need not say again.
         news = {log: known for log, known in heads.items() if said.of_others.get(log) != known}
         content = signed(self.witness.sign, head, self._clock(), news, final=final)

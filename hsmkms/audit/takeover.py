@@ -142,9 +142,8 @@ class Takeover:
         resumed = _encode(chain.Resumed(self._node, now, left.torn, left.covered + 1))
         _, sequence, digest = chain.extend(left.sequence, left.digest, [("resumed", resumed)])
         head = chain.Head(path.stem, sequence, digest.hex(), closed=False)
-        heads = {other.log: (other.sequence, other.digest) for other in witness.newest() if other.log != head.log}
         # Nothing is written before it can be signed: a log that is tried often must not grow of it.
-        final = signed(witness.sign, head, now, heads, final=True)
+        final = signed(witness.sign, head, now, witness.newest_but(head.log), final=True)
         if left.torn:
             os.ftruncate(descriptor, left.end)
         file = LogFile(path, descriptor, Tail(left.sequence, left.digest, left.end))

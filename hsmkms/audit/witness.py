@@ -34,6 +34,10 @@ class Witness:
     newest: Callable[[], Sequence[chain.Head]]
     known: Callable[[str], chain.Head | None]
 
+    def newest_but(self, log: str) -> dict[str, tuple[int, str]]:
+        """The newest heads of other logs: log → number and hash. Raises StoreUnavailable."""
+        return {head.log: (head.sequence, head.digest) for head in self.newest() if head.log != log}
+
     def hear(self, head: chain.Head, before: Mapping[int, str]) -> None:
         """`tell`, and a log line if they know better. Raises StoreUnavailable."""
         if not self.tell(head, before):

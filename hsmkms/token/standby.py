@@ -196,7 +196,6 @@ class PairedToken(Token):
     def _require_standby(self) -> None:
         """Before anything is made or destroyed: what only the primary has made counts for nothing and could not even be
         destroyed, and what only the primary has destroyed is still there. Raises TokenUnavailable or TokenBusy."""
-        self._standby.breaker.require_closed()
         self._standby.check()
 
     def _either(self, primary: Callable[[], T], standby: Callable[[], T]) -> T:

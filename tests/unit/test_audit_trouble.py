@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hsmkms.audit import journal as module
-from hsmkms.audit.journal import EXIT_CODE, Journal, Limits
+from hsmkms.audit.journal import Journal, Limits
 from hsmkms.audit.logfile import logs_in
 from hsmkms.clock import system_clock
 from hsmkms.errors import AuditUnavailable, TokenUnavailable
@@ -72,7 +72,7 @@ def test_log_lines_that_nobody_takes_end_no_thread(deployment: Deployment) -> No
 def test_a_journal_that_cannot_go_on_ends_its_process(deployment: Deployment) -> None:
     """Another takes its place; in this one nobody would be answered again."""
     done = run(MAD, deployment, subprocess.PIPE)
-    assert done.returncode == EXIT_CODE
+    assert done.returncode == os.EX_SOFTWARE
     assert b"has to be started again" in done.stderr
     assert b"nobody expects this" not in done.stderr
 
