@@ -138,7 +138,7 @@ def waits_for(service: Service, bring: Callable[[], None]) -> None:
             assert int(refused.headers["Retry-After"]) > 0
         assert "its workers wait" in service.log.read_text()
         bring()
-        service.wait_until_ready()
+        service.wait_until_all_serve()
         with service.client() as client:
             create_key(client)
     finally:
