@@ -6,7 +6,7 @@ import hashlib
 from binascii import hexlify
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmkms.audit import chain
-from hsmkms.audit.logfile import BLOCK
 from hsmkms.audit.proof import NotProved, checkpoint_of
 from hsmkms.errors import AuditKeyInvalid
 
@@ -33,12 +32,15 @@ class Unproved:
 @dataclass(slots=True)
 class Verified:
     """What a log proves. `broken_at` is the number of the first record that is wrong, for the reason in `problem`;
-    records behind `signed` stand on no signature yet. `closed` says that nothing may follow, `held` that a process
-    writes it, `elsewhere` that nobody looked for it here."""
+    records behind `signed` stand on no signature yet, nor do those behind `covered`, which counts the record of the
+    last signature too. `torn` bytes are behind the last whole record. `closed` says that nothing may follow, `held`
+    that a process writes it, `elsewhere` that nobody looked for it here."""
 
     log: str
     records: int = 0
     signed: int = 0
+    covered: int = 0
+    torn: int = 0
     closed: bool = False
     closed_at: datetime | None = None
     held: bool = False
@@ -52,13 +54,18 @@ class Verified:
     """Logs that it says were retired, with their last records, as far as the process that wrote it signed that."""
     unproved: list[Unproved] = field(default_factory=list)
     digests: dict[int, str] = field(default_factory=dict)
-    """Hashes of the records that a checkpoint signed, and of the last one: what others tell of is nearly always one
-    of these."""
+    """Hashes of the records that a checkpoint signed, of the last one, and of the one that was asked for: what others
+    tell of is nearly always one of these."""
 
     @property
     def sound(self) -> bool:
         """Nothing is wrong, and nothing behind the last signature could have been cut off unseen."""
         return self.problem is None and (self.closed or self.held or self.retired)
+
+
+def node_of(log: str) -> str:
+    """The node in a log's name."""
+    return log.partition("-")[2].rpartition("-")[0]
 
 
 def load_public_key(pem: bytes) -> ec.EllipticCurvePublicKey:
@@ -73,10 +80,12 @@ def load_public_key(pem: bytes) -> ec.EllipticCurvePublicKey:
 
 
 class Reader:
-    """Reads one log to its end or to the first record that is wrong."""
+    """Reads one log to its end or to the first record that is wrong. The last record of one that is `held` may be torn;
+    the hash of record number `wanted` is kept."""
 
-    def __init__(self, log: str, key: ec.EllipticCurvePublicKey, *, held: bool) -> None:
+    def __init__(self, log: str, key: ec.EllipticCurvePublicKey, *, held: bool, wanted: int = 0) -> None:
         self._key = key
+        self._wanted = wanted
         self._known = Verified(log, held=held)
         self._unsigned: list[bytes] = []
         """Hashes of the records behind the last that a checkpoint signed."""
@@ -85,35 +94,42 @@ class Reader:
         self._checkpoint: tuple[int, datetime] | None = None
         """Number and time of the last one."""
 
-    def read(self, path: Path) -> Verified:
+    def read(self, file: BinaryIO) -> Verified:
         """Raises OSError."""
-        known, unsigned, sha256 = self._known, self._unsigned, hashlib.sha256
+        known, unsigned, wanted, sha256 = self._known, self._unsigned, self._wanted, hashlib.sha256
         digest, number, body_at = chain.genesis(known.log), 0, chain.BODY_AT
-        with path.open("rb", buffering=BLOCK) as file:
-            for text in file:
-                number += 1
-                # All that a record's beginning may be, compared at once: a plain event is not looked at any closer.
-                before, digest = digest, sha256(digest + text[body_at:-1]).digest()
-                begins = b'{"hash":"%b","seq":%d,"' % (hexlify(digest), number)
-                if not text.startswith(begins) or text[-2:] != b"}\n":
-                    if known.held and not text.endswith(b"\n"):
-                        # The process that writes the log is in the middle of it.
-                        number, digest = number - 1, before
-                        break
-                    return self._broken(number, _why(text, digest))
-                if number == 1 or known.closed or not text.startswith(b'event":', len(begins)):
-                    kind, _, content = text[len(begins) : -2].partition(b'":')
-                    problem = self._special(number, kind, content)
-                    if problem is not None:
-                        return self._broken(number, problem)
-                unsigned.append(digest)
-                if known.closed:
-                    unsigned.clear()
+        for text in file:
+            number += 1
+            # All that a record's beginning may be, compared at once: a plain event is not looked at any closer.
+            before, digest = digest, sha256(digest + text[body_at:-1]).digest()
+            begins = b'{"hash":"%b","seq":%d,"' % (hexlify(digest), number)
+            if not text.startswith(begins) or text[-2:] != b"}\n":
+                if known.held and not text.endswith(b"\n"):
+                    # The process that writes the log is in the middle of it, or ended there.
+                    number, digest, known.torn = number - 1, before, len(text)
+                    break
+                return self._broken(number, _why(text, digest))
+            if number == 1 or known.closed or not text.startswith(b'event":', len(begins)):
+                kind, _, content = text[len(begins) : -2].partition(b'":')
+                problem = self._special(number, kind, content)
+                if problem is not None:
+                    return self._broken(number, problem)
+            unsigned.append(digest)
+            if known.closed:
+                unsigned.clear()
+            if number == wanted:
+                known.digests[number] = digest.hex()
         if number == 0:
             return self._broken(1, "it is empty")
-        known.records = number
+        known.records, known.covered = number, self._first_unsigned(number + 1) - 1
         known.digests[number] = digest.hex()
         return known
+
+    def _first_unsigned(self, following: int) -> int:
+        """Number of the first record that no signature covers; that of the one which follows if there is none."""
+        first = following - len(self._unsigned)
+        # A checkpoint right behind what it signs proves itself.
+        return first + 1 if self._checkpoint is not None and self._checkpoint[0] == first else first
 
     def _broken(self, number: int, problem: str) -> Verified:
         self._known.records = number - 1
@@ -145,7 +161,8 @@ class Reader:
         return None
 
     def _opened(self, opened: chain.Opened) -> str | None:
-        if opened.log != self._known.log or opened.format != chain.FORMAT:
+        log = self._known.log
+        if (opened.log, opened.node, opened.format) != (log, node_of(log), chain.FORMAT):
             return "it is of another log"
         try:
             same = load_public_key(opened.public_key.encode()).public_numbers() == self._key.public_numbers()
@@ -156,11 +173,8 @@ class Reader:
     def _resumed(self, number: int, resumed: chain.Resumed) -> str | None:
         """What stands before this record and was not signed, anybody could have put there before a process came."""
         self._retired.clear()
-        first, after = number - len(self._unsigned), None
-        if self._checkpoint is not None:
-            at, after = self._checkpoint
-            # The checkpoint itself proves itself.
-            first += at == first
+        first = self._first_unsigned(number)
+        after = None if self._checkpoint is None else self._checkpoint[1]
         if resumed.unsigned_from not in (None, first):
             return "it says something else of what was signed before it"
         if first == number:

@@ -15,16 +15,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 import structlog
 
 from hsmkms.audit import chain
-from hsmkms.audit.left import Left, read
 from hsmkms.audit.logfile import BLOCK, OPENING, LogFile, Tail, ends_closed, logs_in
 from hsmkms.audit.proof import NotProved, signed
-from hsmkms.audit.reader import load_public_key
+from hsmkms.audit.reader import Reader, Verified, load_public_key
 from hsmkms.audit.witness import Witness
 from hsmkms.clock import Clock
 from hsmkms.errors import HsmkmsError
@@ -124,8 +123,10 @@ class Takeover:
             if seen is not None and seen.closed:
                 raise NotProved(f"record {seen.sequence + 1}: the database knows that it was closed")
             with open(descriptor, "rb", buffering=BLOCK, closefd=False) as file:
-                left = read(file, path.stem, self._node, load_public_key(witness.public_key()), seen)
-            if left.sequence > 0:
+                begun = file.readline().endswith(b"\n")
+                file.seek(0)
+                left = _proved(file, path.stem, witness, seen) if begun or seen is not None else None
+            if left is not None:
                 self._close(path, descriptor, left, witness, seen)
             elif _is_old(path):
                 # Nobody was answered for what is in it.
@@ -137,20 +138,37 @@ class Takeover:
                 return
             self._settled.add(path.stem)
 
-    def _close(self, path: Path, descriptor: int, left: Left, witness: Witness, seen: chain.Head | None) -> None:
-        now = self._clock()
+    def _close(self, path: Path, descriptor: int, left: Verified, witness: Witness, seen: chain.Head | None) -> None:
+        now, digest = self._clock(), bytes.fromhex(left.digests[left.records])
+        end = os.fstat(descriptor).st_size - left.torn
         resumed = _encode(chain.Resumed(self._node, now, left.torn, left.covered + 1))
-        _, sequence, digest = chain.extend(left.sequence, left.digest, [("resumed", resumed)])
-        head = chain.Head(path.stem, sequence, digest.hex(), closed=False)
+        _, sequence, last = chain.extend(left.records, digest, [("resumed", resumed)])
+        head = chain.Head(path.stem, sequence, last.hex(), closed=False)
         # Nothing is written before it can be signed: a log that is tried often must not grow of it.
         final = signed(witness.sign, head, now, witness.newest_but(head.log), final=True)
         if left.torn:
-            os.ftruncate(descriptor, left.end)
-        file = LogFile(path, descriptor, Tail(left.sequence, left.digest, left.end))
+            os.ftruncate(descriptor, end)
+        file = LogFile(path, descriptor, Tail(left.records, digest, end))
         file.append([("resumed", resumed), ("checkpoint", final)])
         closed = chain.Head(path.stem, file.head.sequence, file.head.digest, closed=True)
         witness.hear(closed, {} if seen is None else {seen.sequence: seen.digest})
         _log.info("an audit log that was left open is closed", log=path.stem, unsigned=sequence - left.covered - 1)
+
+
+def _proved(file: BinaryIO, log: str, witness: Witness, seen: chain.Head | None) -> Verified:
+    """A log without final checkpoint that its writer left: chain and signatures are right, and the record is there that
+    others have `seen`. Raises NotProved, OSError, Unavailable."""
+    wanted = 0 if seen is None else seen.sequence
+    left = Reader(log, load_public_key(witness.public_key()), held=True, wanted=wanted).read(file)
+    if left.problem is not None:
+        raise NotProved(f"record {left.broken_at}: {left.problem}")
+    if left.closed:
+        raise NotProved(f"record {left.records}: the log was closed before its end")
+    if left.records < wanted:
+        raise NotProved(f"record {left.records + 1}: the database knows records up to {wanted}, which are gone")
+    if seen is not None and left.digests[wanted] != seen.digest:
+        raise NotProved(f"record {wanted}: the database knows another record here")
+    return left
 
 
 def _is_old(path: Path) -> bool:

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmkms.audit import chain
-from hsmkms.audit.logfile import is_held, lines_of, logs_in
-from hsmkms.audit.reader import Reader, Verified, load_public_key
+from hsmkms.audit.logfile import BLOCK, is_held, lines_of, logs_in
+from hsmkms.audit.reader import Reader, Verified, load_public_key, node_of
 
 WORTH_PROCESSES: Final = 64 << 20
 """Bytes of logs from which on starting processes costs less than it saves."""
@@ -57,11 +57,6 @@ def verify(
     for log in told.keys() - found.keys():
         found[log] = _missing(log, told[log], logs.gone.get(log)) if log in missed else Verified(log, elsewhere=True)
     return [found[log] for log in sorted(found)]
-
-
-def node_of(log: str) -> str:
-    """The node in a log's name."""
-    return log.partition("-")[2].rpartition("-")[0]
 
 
 def last_records(old: Sequence[Verified], found: Iterable[Verified]) -> dict[str, tuple[int, str]]:
@@ -120,7 +115,8 @@ def _read(pem: bytes, locks_count: bool, path: Path) -> Verified | None:
             return Verified(_log_of(path), problem="it is no file") if path.is_symlink() or path.exists() else None
         # Asked before it is read: who lets go of it meanwhile has closed it.
         held = locks_count and is_held(path)
-        return Reader(_log_of(path), load_public_key(pem), held=held).read(path)
+        with path.open("rb", buffering=BLOCK) as file:
+            return Reader(_log_of(path), load_public_key(pem), held=held).read(file)
     except FileNotFoundError:
         return None
     except OSError as error:

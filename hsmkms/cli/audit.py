@@ -16,11 +16,11 @@ import typer
 
 from hsmkms.audit.chain import SUFFIX
 from hsmkms.audit.event import Event
-from hsmkms.audit.reader import Unproved, Verified, load_public_key
+from hsmkms.audit.reader import Unproved, Verified, load_public_key, node_of
 from hsmkms.audit.search import Filter, Follower, last, search
 from hsmkms.audit.search import unfinished as pending_without_outcome
 from hsmkms.audit.shipping import shipped_whole
-from hsmkms.audit.verify import last_records, node_of, verify
+from hsmkms.audit.verify import last_records, verify
 from hsmkms.cli.local import rooms
 from hsmkms.cli.output import plain
 from hsmkms.errors import AuditKeyInvalid, AuditTampered, OperatorError, SettingsInvalid

@@ -27,7 +27,7 @@ _PROOF: Final = b"hsmkms: a new key is proved"
 _NOT_PROVED: Final = "The HSM does not open what it sealed with a new key, so the key is not used. Try again."
 
 _LIST_PATIENCE_S: Final = 120.0
-"""A hundred thousand objects are not read in the time of a call."""
+"""One call of C_FindObjectsInit may look at a hundred thousand objects."""
 
 _INLINE_BELOW_S: Final = 0.001
 """A token that answers faster than this is called on the event loop: handing a call of 50 µs to a thread costs more

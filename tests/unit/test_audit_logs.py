@@ -112,7 +112,7 @@ def test_closed_logs_are_not_read_again(deployment: Deployment, monkeypatch: pyt
     write(journal, 5)
     journal.close()
     read: list[str] = []
-    monkeypatch.setattr(takeover, "read", lambda _, log, *__: read.append(log))
+    monkeypatch.setattr(takeover, "_proved", lambda _, log, *__: read.append(log))
     again = deployment.journal()
     write(again, 1)
     again.close()

@@ -110,6 +110,16 @@ def test_a_crashed_log_that_was_cut_off_is_not_signed(deployment: Deployment, tm
     assert not of(deployment, path).sound
 
 
+def test_a_crashed_log_that_was_emptied_is_not_taken_away(deployment: Deployment, tmp_path: Path) -> None:
+    path = crashed(deployment, tmp_path)
+    path.write_bytes(b"")
+    os.utime(path, (1, 1))
+    (reason,) = again(deployment)
+    assert "it is empty" in reason
+    assert path.exists()
+    assert not of(deployment, path).sound
+
+
 def test_a_signature_that_is_wrong_is_not_gone_behind(deployment: Deployment, tmp_path: Path) -> None:
     """Without a row in the database the log's own checkpoints tell."""
     path = crashed(deployment, tmp_path)
