@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,6 +246,27 @@ def test_an_end_while_it_unlocks_leaves_nothing_open(volume: Volume, number: int
     assert not processes(volume, "gocryptfs")
     with opened(volume):
         pass
+
+
+def test_killed_while_it_mounts_leaves_nothing_open(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What gocryptfs has mount for it goes on after its end: on a busy host, so late that the guard had looked."""
+    programs, asked, go_on = tmp_path / "bin", tmp_path / "asked", tmp_path / "go-on"
+    programs.mkdir()
+    slow = programs / "fusermount3"
+    wait = f'[ "$1" = -u ] || {{ : > {asked}; until [ -e {go_on} ]; do sleep 0.02; done; }}'
+    slow.write_text(f'#!/bin/sh\n{wait}\nexec {shutil.which("fusermount3")} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    with Run(volume, *SERVER) as run:
+        run.wait_until("mounting", asked.exists)
+        run.process.kill()
+        run.process.wait()
+        wait_for("the guard has done what it can", lambda: not processes(volume, Path(sys.executable).name))
+        go_on.touch()
+        wait_for("closed", lambda: not (is_locked(volume) or processes(volume, slow.name)))
+        assert not run.is_open
 
 
 @pytest.mark.slow

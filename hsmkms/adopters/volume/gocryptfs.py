@@ -30,6 +30,8 @@ _LEAVE_S: Final = 2.0
 _LOOK_MS: Final = 5
 _NAMES: Final = ("gocryptfs", "setpriv")
 """Of its process: what starts it is there for a moment before."""
+_MOUNTERS: Final = ("fusermount3", "fusermount")
+"""Of what it starts to mount, which goes on after its end."""
 _READY: Final = b"mounted and ready"
 _WRONG_PASSWORD: Final = 12
 _CONFIG_DAMAGED: Final = (22, 23)
@@ -94,14 +96,17 @@ class Gocryptfs:
 
     def close(self, volume: Volume) -> None:
         until = time.monotonic() + _END_S
-        with _processes_of(volume) as processes:
-            if mounts.mounted_at(volume.mount) is None:
-                # It has not shown anything yet, or does not any more.
-                _kill(processes)
-            while not self._is_gone(volume) or not _ended(processes):
-                if time.monotonic() >= until:
-                    used = mounts.names_of(mounts.holders_of(volume.mount))
-                    raise LockFailed(f"The gocryptfs of {volume.directory} does not end; used by {used}.")
+        while True:
+            # Looked for again after their end, and before the mount: they may have started another that mounts.
+            with _processes_of(volume) as processes:
+                if mounts.mounted_at(volume.mount) is None:
+                    # It has not shown anything yet, or does not any more.
+                    _kill(processes)
+                if self._is_gone(volume) and _ended(processes) and not processes:
+                    break
+            if time.monotonic() >= until:
+                used = mounts.names_of(mounts.holders_of(volume.mount))
+                raise LockFailed(f"The gocryptfs of {volume.directory} does not end; used by {used}.")
         if self._process is not None:
             self._process.wait()
             self._process = None
@@ -186,7 +191,8 @@ def _foreign(volume: Volume, mount: mounts.Mount) -> str:
 
 @contextlib.contextmanager
 def _processes_of(volume: Volume) -> Iterator[list[int]]:
-    """gocryptfs processes that hold this volume's lock, by descriptors: their numbers may be another's by and by."""
+    """gocryptfs processes that hold this volume's lock, and what mounts for them, by descriptors: their numbers may be
+    another's by and by."""
     with contextlib.ExitStack() as stack:
         found = []
         for place in Path("/proc").glob("[0-9]*"):
@@ -202,9 +208,12 @@ def _processes_of(volume: Volume) -> Iterator[list[int]]:
 
 
 def _serves(process: Path, volume: Volume) -> bool:
-    if (process / "comm").read_text().strip() not in _NAMES:
-        return False
-    if volume.cipher not in map(Path, os.fsdecode((process / "cmdline").read_bytes()).split("\0")):
+    name = (process / "comm").read_text().strip()
+    arguments = [*map(Path, os.fsdecode((process / "cmdline").read_bytes()).split("\0"))]
+    if name in _MOUNTERS:
+        # What it has open only root may see, and the lock is among it.
+        return volume.mount in arguments and Path("-u") not in arguments
+    if name not in _NAMES or volume.cipher not in arguments:
         return False
     return any(Path(os.readlink(link)) == volume.directory for link in (process / "fd").iterdir())
 
