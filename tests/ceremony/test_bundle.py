@@ -66,7 +66,7 @@ def adopt(service: State, table: Table) -> Adopt:
     return adopt
 
 
-@pytest.mark.parametrize("length", [16, 32])
+@pytest.mark.parametrize("length", [pytest.param(16, marks=pytest.mark.slow), 32])
 def test_the_key_arrives(table: Table, service: State, import_token: Path, adopt: Adopt, length: int) -> None:
     key = os.urandom(length)
     path = hold(table, import_token, key, service.instance_id)

@@ -55,7 +55,7 @@ def test_the_search_finds_what_is_there(service: Service, client: httpx.Client) 
     assert found == {"environment", "bearer"}
 
 
-@pytest.mark.parametrize("oaep", Oaep)
+@pytest.mark.parametrize("oaep", [pytest.param(Oaep.SHA_1, marks=pytest.mark.slow), Oaep.SHA_256])
 def test_no_key_is_left_in_memory(service: Service, client: httpx.Client, oaep: Oaep) -> None:
     """Neither the key nor the padded text around it, from which it can be computed; not even eight bytes of them."""
     assert client.post("/import_token").status_code == 200

@@ -77,7 +77,10 @@ class _Creating:
         self._thread.join()
 
 
-@pytest.mark.parametrize(("source", "target"), [("sqlite", "postgresql"), ("postgresql", "sqlite")])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [pytest.param("sqlite", "postgresql", marks=pytest.mark.slow), ("postgresql", "sqlite")],
+)
 def test_a_backup_under_load_brings_the_service_back(
     source: str,
     target: str,

@@ -53,6 +53,7 @@ def rate(act: Callable[[int], object], calls: int) -> tuple[float, list[float]]:
     return calls / (time.perf_counter() - began), sorted(took)
 
 
+@pytest.mark.slow
 def test_ten_thousand_decrypts(
     kms: Kms, quiet_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,7 +81,7 @@ def acknowledged(admin: httpx.Client, key: str, kind: str, state: str) -> bool:
     return any(event["eventType"] == kind and event.get("adopterKeyState") == state for event in events)
 
 
-@pytest.mark.parametrize("origin", ["created", "imported"])
+@pytest.mark.parametrize("origin", ["created", pytest.param("imported", marks=pytest.mark.slow)])
 def test_the_guide(admin: httpx.Client, service: Service, swift: Swift, bank: Any, origin: str) -> None:
     def material() -> dict[str, str]:
         return {} if origin == "created" else {"payload": base64.b64encode(os.urandom(32)).decode()}
