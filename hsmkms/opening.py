@@ -101,21 +101,26 @@ def guard_of(settings: Settings, address: TokenAddress, *, by_command: bool) -> 
 def open_token(settings: Settings, pins: Pins, stack: ExitStack, *, serves: bool, stays: bool) -> Token:
     """The token, opened and proved; with a standby one of them is enough. `stack` closes what this opens.
 
-    `serves` says that this is the service and no command beside it, `stays` is that of `HangWatch`. Raises
-    OperatorError or Unavailable.
+    `serves` says that this is the service and no command beside it, `stays` that the process answers somebody while it
+    opens the token. Raises OperatorError or Unavailable.
     """
     parts = parts_of(settings)
     pool = _pool(settings, parts[PRIMARY], pins.of(PRIMARY), serves=serves)
     if STANDBY not in parts:
         token = Token(pool)
-        _keep(settings, pool, token, stack, stays=stays)
+        _keep(settings, pool, token, stack, lambda: stays)
         token.prove()
         return token
     standby_pool = _pool(settings, parts[STANDBY], pins.of(STANDBY), serves=serves)
     standby = Token(standby_pool)
     pair = PairedToken(pool, standby, settings.standby_proof_s)
-    _keep(settings, pool, pair, stack, stays=stays)
-    _keep(settings, standby_pool, standby, stack, stays=stays)
+
+    def has(other: Token, other_pool: SessionPool) -> bool:
+        # One that was refused or is away is tried again and again, and is no reason to wait for the one that hangs.
+        return stays or other.is_proved or 0 <= other_pool.longest_call_s() <= settings.token_call_timeout_s
+
+    _keep(settings, pool, pair, stack, lambda: has(standby, standby_pool))
+    _keep(settings, standby_pool, standby, stack, lambda: has(pair, pool))
     opening = _Pair(pair, standby)
     stack.callback(opening.close)
     opening.wait(settings.token_call_timeout_s)
@@ -141,9 +146,9 @@ def _pool(settings: Settings, address: TokenAddress, pin: SecretText, *, serves:
     )
 
 
-def _keep(settings: Settings, pool: SessionPool, token: Token, stack: ExitStack, *, stays: bool) -> None:
+def _keep(settings: Settings, pool: SessionPool, token: Token, stack: ExitStack, stays: Callable[[], bool]) -> None:
     # Of commands too: one that hangs in C_Login would keep every process of the host from logging in again.
-    stack.callback(HangWatch(pool, token, settings.token_call_timeout_s, stays=stays).close)
+    stack.callback(HangWatch(pool, token, settings.token_call_timeout_s, stays).close)
     # Before the watch ends: a library may hang in its end too.
     stack.callback(pool.close)
 

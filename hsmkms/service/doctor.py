@@ -62,14 +62,14 @@ class Doctor:
         self._clock = clock
 
     def examine(self) -> list[Finding]:
-        """Every check, in order."""
-        info = self._token.info
+        """Every check, in order; without the primary token those that need none of its objects."""
+        tokens = [self._answering(part, token) for part, token in self._token.parts.items()]
+        if not tokens[0].ok:
+            return [*tokens, self._revision(), self._clock_plausible(), *self._interrupted(), *self._pending()]
         pace_us = self._token.capabilities.call_s * 1e6
         sentinel = self._sentinel()
         findings = [
-            Finding(
-                "token", True, f"{info.label!r}, serial {info.serial}, {info.manufacturer} firmware {info.firmware}"
-            ),
+            *tokens,
             Finding("mechanisms", True, f"all there; keys cannot be drawn out; one seal takes {pace_us:.0f} µs"),
             sentinel,
             self._revision(),
@@ -101,6 +101,16 @@ class Doctor:
             detail = "object destroyed" if destroyed else "no object to destroy"
             findings.append(Finding("pending object", True, f"{pending.version_id} settled: {detail}"))
         return findings
+
+    @staticmethod
+    def _answering(part: str, token: Token) -> Finding:
+        subject = "token" if part == "primary" else f"{part} token"
+        if not token.is_usable or token.breaker.is_open:
+            return Finding(subject, False, "refused or away: `hsmkms hsm status` says more")
+        info = token.info
+        return Finding(
+            subject, True, f"{info.label!r}, serial {info.serial}, {info.manufacturer} firmware {info.firmware}"
+        )
 
     def _sentinel(self) -> Finding:
         there = self._token.has_sentinel()

@@ -26,7 +26,7 @@ from hsmkms.domain.secrets import SecretBytes
 from hsmkms.errors import TokenBusy, TokenRefused, TokenUnavailable, UnprocessableCiphertext
 from hsmkms.token.recovery import SENTINEL_ID
 from hsmkms.token.room import Token
-from hsmkms.token.sessions import SessionPool
+from hsmkms.token.sessions import SessionPool, TokenInfo
 
 T = TypeVar("T")
 
@@ -47,6 +47,11 @@ class PairedToken(Token):
     @property
     def parts(self) -> dict[str, Token]:
         return {**super().parts, "standby": self._standby}
+
+    @property
+    def info(self) -> TokenInfo:
+        """Of the primary, or of the standby before the primary was proved."""
+        return super().info if self.is_proved else self._standby.info
 
     @property
     def call_s(self) -> float:

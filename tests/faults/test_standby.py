@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,6 +150,43 @@ def test_starts_and_serves_without_the_primary(
                 return False
 
         until(creates)
+
+
+def test_starts_while_the_primary_hangs(state: State, settings: dict[str, str], injector: Injector) -> None:
+    """As after a reboot or an upgrade: who starts then has the standby."""
+    assert state.run("hsm", "accept", stdin=b"", **settings).returncode == 0
+    impatient = {**settings, "HSMKMS_TOKEN_CALL_TIMEOUT_S": "2"}
+    injector.fail("*", wait_ms=600_000)
+    listed = state.run("keys", "list", stdin=b"", **impatient)
+    assert listed.returncode == 0, listed.stderr
+    with Service(state, tls_ca="", workers=1, **impatient) as service, service.client() as client:
+        assert client.get("/keys").status_code == 200
+        refused = client.post("/keys", json=create_body("no primary"))
+        assert (refused.status_code, "Retry-After" in refused.headers) == (503, True), refused.text
+
+
+def test_both_hang(state: State, settings: dict[str, str], injector: Injector, tmp_path: Path) -> None:
+    """A command ends then, and does not wait for ever for the one on account of the other."""
+    assert state.run("hsm", "accept", stdin=b"", **settings).returncode == 0
+    injector.fail("*", wait_ms=600_000)
+    another = shutil.copy(injector.library, tmp_path / "another.so")
+    both = {**settings, "HSMKMS_STANDBY_PKCS11_MODULE": str(another), "HSMKMS_TOKEN_CALL_TIMEOUT_S": "2"}
+    listed = state.run("keys", "list", stdin=b"", **both)
+    assert (listed.returncode, b"the token hangs" in listed.stderr) == (75, True), listed.stderr
+
+
+def test_the_operator_works_without_the_primary(
+    state: State, settings: dict[str, str], injector: Injector, tmp_path: Path
+) -> None:
+    assert state.run("hsm", "accept", stdin=b"", **settings).returncode == 0
+    injector.fail("*", code=0x30)
+    examined = state.run("doctor", stdin=b"", **settings)
+    assert examined.returncode == 1, examined.stderr
+    lines = examined.stdout.decode().splitlines()
+    assert lines[0].startswith("WRONG  token ")
+    assert lines[1].startswith("ok     standby token ")
+    saved = state.run("backup", str(tmp_path / "backup.tar"), stdin=b"", **settings)
+    assert saved.returncode == 0, saved.stderr
 
 
 @pytest.mark.slow
