@@ -112,7 +112,7 @@ def open_token(settings: Settings, pins: Pins, stack: ExitStack, *, serves: bool
         token.prove()
         return token
     standby_pool = _pool(settings, parts[STANDBY], pins.of(STANDBY), serves=serves)
-    standby = Token(standby_pool)
+    standby = Token(standby_pool, STANDBY)
     pair = PairedToken(pool, standby, settings.standby_proof_s)
 
     def has(other: Token, other_pool: SessionPool) -> bool:

@@ -88,7 +88,8 @@ TOKEN_OPENED: Final = Counter(
 )
 TOKEN_AWAY: Final = Gauge(
     "hsmkms_token_breaker_open",
-    "Workers whose breaker is open: they answer 503 without asking the token.",
+    "Workers whose breaker is open: they do not ask this token.",
+    ["part"],
     multiprocess_mode="livesum",
     registry=REGISTRY,
 )
@@ -330,7 +331,7 @@ class Reporter:
         _STARTED.inc()
         _WORKERS.set(1)
         _VERSION.labels(__version__).set(1)
-        TOKEN_AWAY.set(0)
+        TOKEN_AWAY.labels("primary").set(0)
         self._report()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()

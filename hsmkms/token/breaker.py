@@ -19,11 +19,12 @@ _log = structlog.get_logger(__name__)
 class Breaker:
     """Closed while the token answers. Safe for threads."""
 
-    def __init__(self, probe: Callable[[], None], token: str, ended: threading.Event) -> None:
+    def __init__(self, probe: Callable[[], None], token: str, part: str, ended: threading.Event) -> None:
         """`probe` wraps and unwraps a canary and raises HsmkmsError when the token cannot, however long it takes to say
-        so; `token` names it in logs; nobody tries it any more once `ended` is set."""
+        so; `token` names it in logs, `part` in metrics; nobody tries it any more once `ended` is set."""
         self._probe = probe
         self._token = token
+        self._away = metrics.TOKEN_AWAY.labels(part)
         self._ended = ended
         self._lock = threading.Lock()
         self._held = False
@@ -64,7 +65,7 @@ class Breaker:
             self.is_open = True
             self._trips += 1
             trip = self._trips
-        metrics.TOKEN_AWAY.inc()
+        self._away.inc()
         _log.error("the token does not answer", token=self._token)
         threading.Thread(target=self._try, args=(trip,), name="token probe", daemon=True).start()
 
@@ -74,7 +75,7 @@ class Breaker:
             if not self.is_open or self._held:
                 return
             self.is_open = False
-        metrics.TOKEN_AWAY.dec()
+        self._away.dec()
         _log.warning("the token answers again", token=self._token)
 
     def renew_after_fork(self) -> None:

@@ -31,12 +31,12 @@ _TRANSPORT_KEY_PATIENCE_S: Final = 120.0
 class CarryingToken(RecoveringToken):
     """What `importing` does, for callers who know ids and owners."""
 
-    def __init__(self, pool: SessionPool) -> None:
+    def __init__(self, pool: SessionPool, part: str = "primary") -> None:
         """As of RecoveringToken."""
         # RSA pairs are generated one at a time: who asks for many at once would have all sessions for seconds.
         self._transport_key_lock = threading.Lock()
         self._import_support: importing.ImportSupport | None = None
-        super().__init__(pool)
+        super().__init__(pool, part)
 
     def renew_after_fork(self) -> None:
         super().renew_after_fork()

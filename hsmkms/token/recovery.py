@@ -57,13 +57,14 @@ _MISSING: Final = "The key's object is not on the token. Run `hsmkms doctor`."
 class RecoveringToken:
     """One token, opened and proved. Methods raise TokenUnavailable or TokenBusy when the device does not answer."""
 
-    def __init__(self, pool: SessionPool) -> None:
-        """Prove the token if its pool is open; else all calls say that it is away, until `prove` was called.
+    def __init__(self, pool: SessionPool, part: str = "primary") -> None:
+        """Prove the token if its pool is open; else all calls say that it is away, until `prove` was called. `part` is
+        which one it is of those that the service has.
 
         Raises TokenRefused when it lacks a mechanism or does not keep its keys.
         """
         self._pool = pool
-        self.breaker = Breaker(partial(self._probe, pool.reopen), str(pool.address), pool.closed)
+        self.breaker = Breaker(partial(self._probe, pool.reopen), str(pool.address), part, pool.closed)
         self._index = KeyIndex()
         # Token objects are generated, searched and destroyed by one thread at a time: SoftHSM 2.6.1 fails one of two
         # that do so together (in 1 of 85 calls of eight threads), and may show the object twice afterwards.

@@ -64,11 +64,11 @@ class TokenStatus:
 class Token(CarryingToken):
     """One token, opened and proved. Methods raise TokenUnavailable or TokenBusy when the device does not answer."""
 
-    def __init__(self, pool: SessionPool) -> None:
+    def __init__(self, pool: SessionPool, part: str = "primary") -> None:
         """Prove the token. Raises TokenRefused when it lacks a mechanism or does not keep its keys."""
         self._signing_handles: dict[tuple[int, str], int] = {}
         self._mac_handle: tuple[int, int] | None = None
-        super().__init__(pool)
+        super().__init__(pool, part)
 
     @property
     def parts(self) -> dict[str, Token]:
