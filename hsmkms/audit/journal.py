@@ -378,7 +378,7 @@ class Journal:
         self._file = None
 
     def _ask_for_checkpoint(self, file: LogFile) -> None:
-        """Have the newest record signed, unless it is a checkpoint or the last one is still under way."""
+        """Have the newest record signed, unless it is a checkpoint or the last one is not written yet."""
         self._check_at = time.monotonic() + self._limits.checkpoint_s
         self._takeover.go_on(self._signer.witness)
         if self._quiet_at != file.head.sequence:
