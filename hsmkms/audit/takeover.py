@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from hsmkms.audit import chain
-from hsmkms.audit.logfile import BLOCK, OPENING, LogFile, Tail, ends_closed, logs_in
+from hsmkms.audit.logfile import BLOCK, OPENING, LogFile, Tail, ends_closed, is_held, logs_in
 from hsmkms.audit.proof import NotProved, signed
 from hsmkms.audit.reader import Reader, Verified, load_public_key
 from hsmkms.audit.witness import Witness
@@ -52,13 +52,16 @@ class Takeover:
         self._put_off = False
 
     def begin(self, witness: Witness) -> None:
-        """Look for what was left, unless that is under way."""
+        """Look for what was left; while that is under way, `go_on` does."""
         if self._under_way is None or self._under_way.done():
             self._under_way = self._thread.submit(self._look, witness)
             self._under_way.add_done_callback(log_unexpected)
+        else:
+            # It may have listed the logs before the one that is meant was left.
+            self._put_off = True
 
     def go_on(self, witness: Witness) -> None:
-        """Try again what could not be done because token, database or disk were away."""
+        """Try again what could not be done because token, database or disk were away, or somebody in the way."""
         if self._put_off:
             self.begin(witness)
 
@@ -73,10 +76,16 @@ class Takeover:
 
     def _look(self, witness: Witness) -> None:
         self._put_off = False
-        for path in self._directory.glob(f"*{OPENING}"):
+        try:
+            young, logs = list(self._directory.glob(f"*{OPENING}")), logs_in([self._directory])
+        except OSError as error:
+            self._put_off = True
+            _log.warning("audit logs that were left open could not be looked for", reason=error.strerror)
+            return
+        for path in young:
             if self._name.fullmatch(path.stem):
                 self._remove_young(path)
-        for path in logs_in([self._directory]):
+        for path in logs:
             if path.stem not in self._settled and self._name.fullmatch(path.stem):
                 self._try(path, witness)
 
@@ -113,8 +122,13 @@ class Takeover:
             self._settled.add(path.stem)
             return
         with _held(path) as descriptor:
+            if descriptor is None:
+                # Nobody writes it if whom it waits for only asked whether it is held.
+                if not is_held(path):
+                    self._put_off = True
+                return
             # Its process may have closed it, or another taken it over, a moment ago.
-            if descriptor is None or ends_closed(path):
+            if ends_closed(path):
                 return
             # What is on the disk, which after an fdatasync that failed may be less than what the cache has.
             os.fdatasync(descriptor)
