@@ -62,12 +62,11 @@ def verify(
     return [found[log] for log in sorted(found)]
 
 
-def last_records(old: Sequence[Verified], found: Iterable[Verified]) -> dict[str, tuple[int, str]]:
-    """What is to be recorded before `old` of all logs that were found are deleted: number and hash of their last
-    records, and of those that went before on the word of one of these and that a log which stays tells of."""
+def last_records(old: Sequence[Verified]) -> dict[str, tuple[int, str]]:
+    """What is to be recorded before logs are deleted: number and hash of their last records, and of all that went
+    before on the word of one of these: logs on other hosts may tell of them."""
     logs = {one.log: (one.records, one.digests[one.records]) for one in old}
-    told = {log for one in found if one.log not in logs for log, _, _ in one.heads}
-    return {log: last for one in old for log, last in one.gone.items() if log in told} | logs
+    return {log: last for one in old for log, last in one.gone.items()} | logs
 
 
 class _Logs:
