@@ -97,7 +97,7 @@ class Journal:
         self._file: LogFile | None = None
         self._signer = Signer(clock, lambda: self._queue.put(_Wake()))
         self._quiet_at = 0
-        self._takeover = Takeover(directory, node, clock)
+        self._takeover = Takeover(directory, node, clock, self._signer.settle)
         self._opened_at = self._check_at = self._refuse_until = self._full_again_at = 0.0
         self._writing_since: float | None = None
         self._failure: AuditUnavailable | None = None

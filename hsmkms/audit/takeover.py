@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -39,10 +39,12 @@ _encode: Final = msgspec.json.Encoder().encode
 class Takeover:
     """Of the logs of `node` in a directory, in a thread of its own."""
 
-    def __init__(self, directory: Path, node: str, clock: Clock) -> None:
+    def __init__(self, directory: Path, node: str, clock: Clock, settle: Callable[[], None]) -> None:
+        """`settle` waits until this process has said what it was saying of logs that it wrote."""
         self._directory = directory
         self._node = node
         self._clock = clock
+        self._settle = settle
         self._name = re.compile(rf"\d{{8}}T\d{{6}}-{re.escape(node)}-[0-9a-f]{{8}}")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit-takeover")
         self._under_way: Future[None] | None = None
@@ -130,6 +132,8 @@ class Takeover:
             # Its process may have closed it, or another taken it over, a moment ago.
             if ends_closed(path):
                 return
+            # This process may have left it in trouble, and what it says late must not come behind its end.
+            self._settle()
             # What is on the disk, which after an fdatasync that failed may be less than what the cache has.
             os.fdatasync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -277,7 +277,7 @@ def test_what_is_left_during_a_look_is_looked_for_again(deployment: Deployment, 
         assert go_on.wait(10)
         return deployment.known(log)
 
-    takeover = Takeover(deployment.directory, "node", system_clock)
+    takeover = Takeover(deployment.directory, "node", system_clock, lambda: None)
     takeover.begin(replace(deployment.witness, known=known))
     assert looking.wait(10)
     late.rename(second)
@@ -292,7 +292,7 @@ def test_what_is_left_during_a_look_is_looked_for_again(deployment: Deployment, 
 
 def test_who_asks_whether_a_log_is_held_only_puts_its_end_off(deployment: Deployment, tmp_path: Path) -> None:
     path = crashed(deployment, tmp_path)
-    takeover = Takeover(deployment.directory, "node", system_clock)
+    takeover = Takeover(deployment.directory, "node", system_clock, lambda: None)
     with path.open("rb") as asking:
         fcntl.flock(asking, fcntl.LOCK_SH)
         takeover.begin(deployment.witness)
@@ -307,7 +307,7 @@ def test_a_directory_that_cannot_be_listed_is_listed_again(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = crashed(deployment, tmp_path)
-    takeover = Takeover(deployment.directory, "node", system_clock)
+    takeover = Takeover(deployment.directory, "node", system_clock, lambda: None)
 
     def broken(*_: object) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")
