@@ -131,6 +131,41 @@ def test_nobody_begins_to_wait_for_a_disk_that_hangs(deployment: Deployment, mon
     assert all(one.sound for one in deployment.verify_with_heads())
 
 
+@pytest.mark.parametrize("slow", [1, 2, 3])
+def test_nobody_begins_to_wait_for_the_end_of_a_log_that_hangs(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, slow: int
+) -> None:
+    """Of its first checkpoint, of the last one, and of the word of its end, the database takes long to hear."""
+    heard, go_on = 0, threading.Event()
+
+    def tell(head: chain.Head, before: Mapping[int, str]) -> bool:
+        nonlocal heard
+        heard += 1
+        if heard == slow:
+            assert go_on.wait(60)
+        return deployment.tell(head, before)
+
+    limits = Limits(checkpoint_s=3_600, log_bytes=4_096, log_age_s=3_600)
+    journal = Journal(deployment.directory, "node", limits, system_clock)
+    journal.call(replace(deployment.witness, tell=tell))
+    first = threading.Thread(target=write, args=(journal, 10), daemon=True)
+    first.start()
+    give_up_at = time.monotonic() + 10
+    while journal.lag_s < 0.3:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
+    assert journal.writes
+    monkeypatch.setattr(module, "HANGS_S", 0.0)
+    assert not journal.writes
+    with pytest.raises(AuditUnavailable):
+        journal.record_blocking(event(99))
+    monkeypatch.undo()
+    go_on.set()
+    first.join(60)
+    journal.close()
+    assert all(one.sound and one.closed for one in deployment.verify_with_heads())
+
+
 def test_a_log_ends_when_it_is_full(deployment: Deployment) -> None:
     """However long it is until the next checkpoint."""
     journal = deployment.journal(Limits(checkpoint_s=3_600, log_bytes=4_096, log_age_s=3_600))
