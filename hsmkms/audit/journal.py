@@ -97,7 +97,7 @@ class Journal:
         self._file: LogFile | None = None
         self._signer = Signer(clock, lambda: self._queue.put(_Wake()))
         self._quiet_at = 0
-        self._takeover = Takeover(directory, node, clock)
+        self._takeover = Takeover(directory, node, clock, self._signer.settle)
         self._opened_at = self._check_at = self._refuse_until = self._full_again_at = 0.0
         self._writing_since: float | None = None
         self._failure: AuditUnavailable | None = None
@@ -114,7 +114,7 @@ class Journal:
 
     @property
     def writes(self) -> bool:
-        """False while events cannot be written, or the write of some does not end."""
+        """False while events cannot be written, or the write of some, or of what they wait behind, does not end."""
         return self._failure is None and not self._hangs()
 
     @property
@@ -124,7 +124,7 @@ class Journal:
 
     @property
     def lag_s(self) -> float:
-        """For how many seconds the write has been under way that events wait for; 0 when there is none."""
+        """For how many seconds the write has been under way that events wait for or behind; 0 when there is none."""
         since = self._writing_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -354,15 +354,15 @@ class Journal:
     def _end(self, file: LogFile) -> None:
         """Close the log. What fails is tried again after the next interval; events go on."""
         self._check_at = self._full_again_at = time.monotonic() + self._limits.checkpoint_s
-        self._signer.settle()
+        with self._busy():
+            self._signer.settle()
         self._write_checkpoints()
         if self._file is not file:
             return
         self.signed = False
         try:
-            final = self._signer.checkpoint(file.head, final=True)
-            with self._on_disk():
-                file.end(final)
+            with self._busy():
+                file.end(self._signer.checkpoint(file.head, final=True))
             self.signed = True
         except HsmkmsError as error:
             metrics.AUDIT_CHECKPOINTS.labels("failure").inc()
@@ -373,12 +373,13 @@ class Journal:
             self._abandon(error.strerror or "input or output failed")
             return
         if self.signed:
-            self._signer.tell_of_end(file.head)
+            with self._busy():
+                self._signer.tell_of_end(file.head)
         file.close()
         self._file = None
 
     def _ask_for_checkpoint(self, file: LogFile) -> None:
-        """Have the newest record signed, unless it is a checkpoint or the last one is still under way."""
+        """Have the newest record signed, unless it is a checkpoint or the last one is not written yet."""
         self._check_at = time.monotonic() + self._limits.checkpoint_s
         self._takeover.go_on(self._signer.witness)
         if self._quiet_at != file.head.sequence:
@@ -390,15 +391,15 @@ class Journal:
             return
         try:
             for content in self._signer.ready(self._file.log):
-                with self._on_disk():
+                with self._busy():
                     self._file.append([("checkpoint", content)])
                 self._quiet_at = self._file.head.sequence
         except OSError as error:
             self._abandon(error.strerror or "input or output failed")
 
     @contextmanager
-    def _on_disk(self) -> Iterator[None]:
-        """While something is written that no event waits for."""
+    def _busy(self) -> Iterator[None]:
+        """While something is done that no event asked for, but those that come wait behind."""
         self._writing_since = time.monotonic()
         try:
             yield

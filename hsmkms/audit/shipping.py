@@ -268,7 +268,10 @@ class Shipper:
             if log in self._cursor.done:
                 continue
             size, reached = path.stat().st_size, self._reached.get(log, 0)
-            if reached < size:
+            if size < reached:
+                self._begin_again(log)
+                moved = True
+            elif reached < size:
                 sent = self._send(log, path, reached)
                 moved |= sent
                 if not sent:
@@ -283,7 +286,11 @@ class Shipper:
         return moved
 
     def _send(self, log: str, path: Path, reached: int) -> bool:
+        """Whether there was anything to do."""
         with path.open("rb") as file:
+            if reached and os.pread(file.fileno(), 1, reached - 1) != b"\n":
+                self._begin_again(log)
+                return True
             file.seek(reached)
             text = file.read(AT_ONCE)
         # A record longer than that has no end in it and is read whole; a torn one has none at all.
@@ -301,6 +308,13 @@ class Shipper:
         self._sent.append((time.monotonic(), log, reached + end))
         self._settle()
         return True
+
+    def _begin_again(self, log: str) -> None:
+        """What was shipped last is not there any more: a disk may lose what could be read before it was durable."""
+        self._sent = deque(one for one in self._sent if one[1] != log)
+        self._reached[log] = 0
+        self._cursor.offsets.pop(log, None)
+        _log.error("an audit log lost records that were shipped; it is shipped again", sink=self.name, log=log)
 
     def _settle(self) -> None:
         """Believe that what was sent long enough ago has arrived."""

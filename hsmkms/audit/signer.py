@@ -46,8 +46,8 @@ class Signer:
         self._said = {log: _Said()}
 
     def ask(self, head: chain.Head) -> None:
-        """Have a record signed, unless another is under way."""
-        if self._under_way is None or self._under_way.done():
+        """Have a record signed, unless another is under way or not written yet: it may be the same."""
+        if (self._under_way is None or self._under_way.done()) and self._ready.empty():
             self._under_way = self._thread.submit(self._sign_aside, head)
             self._under_way.add_done_callback(log_unexpected)
 

@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from hsmkms.audit import chain
-from hsmkms.audit.logfile import BLOCK, OPENING, LogFile, Tail, ends_closed, logs_in
+from hsmkms.audit.logfile import BLOCK, OPENING, LogFile, Tail, ends_closed, is_held, logs_in
 from hsmkms.audit.proof import NotProved, signed
 from hsmkms.audit.reader import Reader, Verified, load_public_key
 from hsmkms.audit.witness import Witness
@@ -39,10 +39,12 @@ _encode: Final = msgspec.json.Encoder().encode
 class Takeover:
     """Of the logs of `node` in a directory, in a thread of its own."""
 
-    def __init__(self, directory: Path, node: str, clock: Clock) -> None:
+    def __init__(self, directory: Path, node: str, clock: Clock, settle: Callable[[], None]) -> None:
+        """`settle` waits until this process has said what it was saying of logs that it wrote."""
         self._directory = directory
         self._node = node
         self._clock = clock
+        self._settle = settle
         self._name = re.compile(rf"\d{{8}}T\d{{6}}-{re.escape(node)}-[0-9a-f]{{8}}")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit-takeover")
         self._under_way: Future[None] | None = None
@@ -52,13 +54,16 @@ class Takeover:
         self._put_off = False
 
     def begin(self, witness: Witness) -> None:
-        """Look for what was left, unless that is under way."""
+        """Look for what was left; while that is under way, `go_on` does."""
         if self._under_way is None or self._under_way.done():
             self._under_way = self._thread.submit(self._look, witness)
             self._under_way.add_done_callback(log_unexpected)
+        else:
+            # It may have listed the logs before the one that is meant was left.
+            self._put_off = True
 
     def go_on(self, witness: Witness) -> None:
-        """Try again what could not be done because token, database or disk were away."""
+        """Try again what could not be done because token, database or disk were away, or somebody in the way."""
         if self._put_off:
             self.begin(witness)
 
@@ -73,10 +78,16 @@ class Takeover:
 
     def _look(self, witness: Witness) -> None:
         self._put_off = False
-        for path in self._directory.glob(f"*{OPENING}"):
+        try:
+            young, logs = list(self._directory.glob(f"*{OPENING}")), logs_in([self._directory])
+        except OSError as error:
+            self._put_off = True
+            _log.warning("audit logs that were left open could not be looked for", reason=error.strerror)
+            return
+        for path in young:
             if self._name.fullmatch(path.stem):
                 self._remove_young(path)
-        for path in logs_in([self._directory]):
+        for path in logs:
             if path.stem not in self._settled and self._name.fullmatch(path.stem):
                 self._try(path, witness)
 
@@ -113,9 +124,16 @@ class Takeover:
             self._settled.add(path.stem)
             return
         with _held(path) as descriptor:
-            # Its process may have closed it, or another taken it over, a moment ago.
-            if descriptor is None or ends_closed(path):
+            if descriptor is None:
+                # Nobody writes it if whom it waits for only asked whether it is held.
+                if not is_held(path):
+                    self._put_off = True
                 return
+            # Its process may have closed it, or another taken it over, a moment ago.
+            if ends_closed(path):
+                return
+            # This process may have left it in trouble, and what it says late must not come behind its end.
+            self._settle()
             # What is on the disk, which after an fdatasync that failed may be less than what the cache has.
             os.fdatasync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

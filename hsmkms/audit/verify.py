@@ -21,6 +21,9 @@ from hsmkms.audit.reader import Reader, Verified, load_public_key, node_of
 WORTH_PROCESSES: Final = 64 << 20
 """Bytes of logs from which on starting processes costs less than it saves."""
 
+_Told = set[tuple[int, str]]
+"""Numbers and hashes of a log's records, from all who saw them: of one record two may be told of, and one is wrong."""
+
 
 def verify(
     directories: Sequence[Path],
@@ -38,16 +41,16 @@ def verify(
     """
     logs = _Logs(directories, key, worth_processes, locks_count=heads is not None)
     logs.read()
-    told: dict[str, dict[int, str]] = {}
-    for log, (sequence, digest) in (heads or {}).items():
-        told.setdefault(log, {})[sequence] = digest
+    told: dict[str, _Told] = {}
+    for log, head in (heads or {}).items():
+        told.setdefault(log, set()).add(head)
     for one in logs.found.values():
         for log, sequence, digest in one.heads:
-            told.setdefault(log, {})[sequence] = digest
+            told.setdefault(log, set()).add((sequence, digest))
     found = logs.found
     nodes = None if here is None else {here, *map(node_of, found)}
     missed = {log for log in told.keys() - found.keys() if nodes is None or node_of(log) in nodes}
-    short = {log for log in told.keys() & found.keys() if max(told[log]) > found[log].records}
+    short = {log for log in told.keys() & found.keys() if max(told[log])[0] > found[log].records}
     if missed - logs.gone.keys() or any(found[log].problem is None for log in short):
         # Logs begin, grow and go while others are read. Whoever told of one had it on the disk.
         logs.read()
@@ -59,12 +62,11 @@ def verify(
     return [found[log] for log in sorted(found)]
 
 
-def last_records(old: Sequence[Verified], found: Iterable[Verified]) -> dict[str, tuple[int, str]]:
-    """What is to be recorded before `old` of all logs that were found are deleted: number and hash of their last
-    records, and of those that went before on the word of one of these and that a log which stays tells of."""
+def last_records(old: Sequence[Verified]) -> dict[str, tuple[int, str]]:
+    """What is to be recorded before logs are deleted: number and hash of their last records, and of all that went
+    before on the word of one of these: logs on other hosts may tell of them."""
     logs = {one.log: (one.records, one.digests[one.records]) for one in old}
-    told = {log for one in found if one.log not in logs for log, _, _ in one.heads}
-    return {log: last for one in old for log, last in one.gone.items() if log in told} | logs
+    return {log: last for one in old for log, last in one.gone.items()} | logs
 
 
 class _Logs:
@@ -135,32 +137,34 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _missing(log: str, told: Mapping[int, str], retired: tuple[int, str] | None) -> Verified:
+def _missing(log: str, told: _Told, retired: tuple[int, str] | None) -> Verified:
     if retired is None:
         return Verified(log, broken_at=1, problem="the whole log is missing")
     records, digest = retired
-    if max(told) > records or told.get(records, digest) != digest:
+    seen = dict(told)
+    if max(seen) > records or seen.get(records, digest) != digest or len(seen) < len(told):
         return Verified(log, broken_at=records, problem="what was retired is not what another log saw")
     return Verified(log, records, records, closed=True, retired=True)
 
 
-def _compare(one: Verified, told: Mapping[int, str], path: Path) -> None:
-    if max(told) > one.records:
+def _compare(one: Verified, told: _Told, path: Path) -> None:
+    numbers = {number for number, _ in told}
+    if max(numbers) > one.records:
         one.broken_at = one.records + 1
-        one.problem = f"records up to {max(told)} were seen by another log and are gone"
+        one.problem = f"records up to {max(numbers)} were seen by another log and are gone"
         return
     there = one.digests
-    if not told.keys() <= there.keys():
+    if not numbers <= there.keys():
         try:
             there = {
                 number: parts[0].decode("latin-1")
                 for number, text in enumerate(lines_of(path), 1)
-                if number in told and (parts := chain.split(text.rstrip(b"\n"))) is not None
+                if number in numbers and (parts := chain.split(text.rstrip(b"\n"))) is not None
             }
         except OSError as error:
             one.problem = f"it cannot be read: {error.strerror}"
             return
-    for number, digest in sorted(told.items()):
+    for number, digest in sorted(told):
         if there.get(number) != digest:
             one.broken_at, one.problem = number, "another log saw another record here"
             return

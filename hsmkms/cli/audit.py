@@ -118,7 +118,7 @@ def retire(
             return
         if not yes:
             typer.confirm(f"Delete {len(old)} logs?", abort=True, err=True)
-        last = list(last_records(old, found).items())
+        last = list(last_records(old).items())
         for start in range(0, len(last), _RETIRED_AT_ONCE):
             opened.journal.retire_blocking(dict(last[start : start + _RETIRED_AT_ONCE]))
     # The rooms are closed, and with them what was recorded is signed. Nobody believes it before: after a crash these

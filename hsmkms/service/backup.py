@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from hsmkms import __version__
 from hsmkms.audit.logfile import head_of, logs_in
 from hsmkms.clock import Clock
@@ -22,6 +24,8 @@ from hsmkms.token.recovery import SENTINEL_ID
 from hsmkms.token.room import Token
 
 _NAMED: Final = 20
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,11 @@ def bring_back(database: Database, backup: a.Archive, clock: Clock, *, replace: 
     manifest = backup.manifest
     kept = bring_in(database, manifest.revision, backup.rows(), f"{clock():%Y%m%dt%H%M%S}")
     heads = AuditHeadStore(database)
+    rows = {log: (sequence, digest) for log, sequence, digest, _ in heads.all()}
     for head in manifest.audit_heads:
-        heads.put(head.log, head.sequence, head.digest, clock(), closed=head.closed)
+        # The rows are older than the manifest, whose heads the token has sealed.
+        sequence, digest = rows.get(head.log, (head.sequence, head.digest))
+        before = {sequence: digest} if sequence < head.sequence else {}
+        if not heads.put(head.log, head.sequence, head.digest, clock(), closed=head.closed, before=before):
+            _log.error("the rows of a backup and its manifest know different records of an audit log", log=head.log)
     return kept

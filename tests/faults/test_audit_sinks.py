@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from msgspec import structs
+from structlog.testing import capture_logs
 
 from hsmkms.audit.event import Event, RequestData, Values
 from hsmkms.audit.logfile import logs_in
-from hsmkms.audit.shipping import Shipper
+from hsmkms.audit.shipping import Shipper, shipped_whole
 from hsmkms.audit.sinks import HttpReceiver, Syslog, client_context
 from hsmkms.audit.verify import verify
 from hsmkms.domain.secrets import SecretText
@@ -251,6 +253,33 @@ def test_one_process_ships_and_the_next_takes_its_place(deployment: Deployment, 
     until(lambda: other.ships)
     other.close(60)
     assert receiver.lines == files(deployment)
+
+
+@pytest.mark.parametrize("more", [0, 40])
+def test_a_log_that_lost_what_was_shipped_is_shipped_again(
+    deployment: Deployment, receiver: Receiver, more: int
+) -> None:
+    """After it the log ends before what was shipped, or goes on beyond that with other records."""
+    shipper = ship_to(deployment, receiver)
+    journal = deployment.journal(RARELY)
+    write(journal, 20)
+    (path,) = logs_in([deployment.directory])
+    until(lambda: len(receiver.lines.get(path.stem, [])) >= 21 and shipper.behind_bytes == 0)
+    shipper.close(60)
+    shipped = len(receiver.lines[path.stem])
+    reached = path.stat().st_size
+    os.truncate(path, sum(map(len, path.read_bytes().splitlines(keepends=True)[:10])))
+    write(journal, more, 100)
+    journal.close()
+    left = path.read_bytes()
+    assert (len(left) > reached) == bool(more)
+    assert left[reached - 1 : reached] != b"\n"
+    with capture_logs() as lines:
+        again = ship_to(deployment, receiver)
+        until(lambda: path.stem in shipped_whole(deployment.directory, "http"))
+        again.close(60)
+    assert receiver.lines[path.stem][shipped:] == left.splitlines()
+    assert [line["log"] for line in lines if line["log_level"] == "error"] == [path.stem]
 
 
 def test_a_log_that_was_taken_away_too_early_is_counted(deployment: Deployment, receiver: Receiver) -> None:

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from hsmkms.clock import system_clock
+from hsmkms.service import archive as a
+from hsmkms.service.backup import bring_back
+from hsmkms.store.audit import AuditHeadStore
+from hsmkms.store.dump import snapshot
+from hsmkms.store.engine import Database
 from tests.support.deployment import Service, State, create_key, make_state
 from tests.support.postgresql import PostgresServer
 from tests.token.conftest import lose_audit_key
@@ -156,6 +163,49 @@ def test_a_backup_under_load_brings_the_service_back(
     verified = host.run("audit", "verify", stdin=b"", **where)
     assert verified.returncode == 1
     assert json.loads(_members(file)["manifest.json"])["audit_heads"][0]["log"].encode() in verified.stdout
+
+
+def _backup_of(database: Database, heads: list[a.AuditHead], target: Path) -> a.Archive:
+    with a.writing(target) as directory:
+        (directory / a.SETTINGS).touch()
+        with snapshot(database) as dump, (directory / a.ROWS).open("wb") as file:
+            rows, revision = dump.write(file), dump.revision()
+        manifest = a.Manifest(
+            format=a.FORMAT,
+            program="test",
+            created_at=system_clock(),
+            database="sqlite",
+            revision=revision,
+            rows=rows,
+            members={name: a.describe(directory / name) for name in (a.ROWS, a.SETTINGS)},
+            token=a.TokenNeeds("label", "serial", "nobody", "sentinel", [], []),
+            audit_public_key="",
+            audit_heads=heads,
+        )
+        a.pack(directory, manifest, lambda _: b"", target)
+    return a.Archive(target)
+
+
+def test_what_the_files_knew_more_of_audit_logs_comes_back(tmp_path: Path) -> None:
+    """The manifest's heads are newer than the rows, which know of logs up to their last checkpoints."""
+    rows = (("one", 5, False), ("same", 5, False), ("closed", 5, True))
+    source, target = (Database(f"sqlite:///{tmp_path / name}") for name in ("source.db", "target.db"))
+    source.migrate()
+    for log, sequence, closed in rows:
+        AuditHeadStore(source).put(log, sequence, "aa" * 32, system_clock(), closed=closed)
+    told = [a.AuditHead("one", 9, "cc" * 32, closed=True), a.AuditHead("same", 5, "aa" * 32, closed=False)]
+    told += [a.AuditHead("new", 2, "cc" * 32, closed=False), a.AuditHead("closed", 7, "cc" * 32, closed=False)]
+    with capture_logs() as lines:
+        bring_back(target, _backup_of(source, told, tmp_path / "backup"), system_clock, replace=False)
+    assert {(log, sequence, closed) for log, sequence, _, closed in AuditHeadStore(target).all()} == {
+        ("one", 9, True),
+        ("same", 5, False),
+        ("new", 2, False),
+        ("closed", 5, True),
+    }
+    assert [line["log"] for line in lines if line["log_level"] == "error"] == ["closed"]
+    source.close()
+    target.close()
 
 
 def test_a_restore_that_does_not_fit_changes_nothing(

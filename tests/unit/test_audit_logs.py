@@ -284,8 +284,9 @@ def test_what_was_retired_is_not_missed(deployment: Deployment) -> None:
     assert (gone.sound, gone.problem) == (False, "what was retired is not what another log saw")
 
 
-def test_who_said_what_was_retired_can_be_retired(deployment: Deployment) -> None:
-    """While another log still tells of what was retired before."""
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_who_said_what_was_retired_can_be_retired(deployment: Deployment, tmp_path: Path, elsewhere: bool) -> None:
+    """While another log, which may be another host's, still tells of what was retired before."""
     journal = deployment.journal(RARELY, "old")
     write(journal, 5)
     journal.close()
@@ -293,14 +294,19 @@ def test_who_said_what_was_retired_can_be_retired(deployment: Deployment) -> Non
     journal = deployment.journal(RARELY, "stays")
     write(journal, 1)
     journal.close()
+    stays = next(path for path in logs_in([deployment.directory]) if "-stays-" in path.name)
+    if elsewhere:
+        stays.rename(tmp_path / "stays")
     for gone, node in ((old, "first"), (None, "second")):
         path = gone or next(path for path in logs_in([deployment.directory]) if "-first-" in path.name)
-        found = deployment.verify()
+        last = last_records([log for log in deployment.verify() if log.log == path.stem])
         journal = deployment.journal(RARELY, node)
-        journal.retire_blocking(last_records([log for log in found if log.log == path.stem], found))
+        journal.retire_blocking(last)
         journal.close()
         path.unlink()
         deployment.heads.pop(path.stem)
+    if elsewhere:
+        (tmp_path / "stays").rename(stays)
     seen = {log.log.split("-")[1]: (log.sound, log.retired) for log in deployment.verify()}
     assert seen == {name: (True, name in ("old", "first")) for name in ("old", "stays", "first", "second")}
 

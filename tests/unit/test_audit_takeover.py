@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -15,6 +19,8 @@ from structlog.testing import capture_logs
 from hsmkms.audit import chain
 from hsmkms.audit.logfile import logs_in
 from hsmkms.audit.reader import Verified
+from hsmkms.audit.takeover import Takeover
+from hsmkms.clock import system_clock
 from tests.support.journals import OFTEN, RARELY, Deployment, rewrite, write
 
 
@@ -257,3 +263,60 @@ def test_what_cannot_be_read_is_in_nobodys_way(deployment: Deployment) -> None:
     assert again(deployment) == ["record 1: it is no whole record"]
     own = [path for path in logs_in([deployment.directory]) if path.is_file() and path != names[2]]
     assert len(own) == 2
+
+
+def test_what_is_left_during_a_look_is_looked_for_again(deployment: Deployment, tmp_path: Path) -> None:
+    first = crashed(deployment, tmp_path).rename(tmp_path / "first")
+    second = crashed(deployment, tmp_path)
+    late = second.rename(tmp_path / "second")
+    first = first.rename(deployment.directory / f"{next(log for log in deployment.heads if log != second.stem)}.jsonl")
+    looking, go_on = threading.Event(), threading.Event()
+
+    def known(log: str) -> chain.Head | None:
+        looking.set()
+        assert go_on.wait(10)
+        return deployment.known(log)
+
+    takeover = Takeover(deployment.directory, "node", system_clock, lambda: None)
+    takeover.begin(replace(deployment.witness, known=known))
+    assert looking.wait(10)
+    late.rename(second)
+    takeover.begin(deployment.witness)
+    go_on.set()
+    takeover.wait()
+    takeover.go_on(deployment.witness)
+    takeover.close()
+    assert of(deployment, first).closed
+    assert of(deployment, second).closed
+
+
+def test_who_asks_whether_a_log_is_held_only_puts_its_end_off(deployment: Deployment, tmp_path: Path) -> None:
+    path = crashed(deployment, tmp_path)
+    takeover = Takeover(deployment.directory, "node", system_clock, lambda: None)
+    with path.open("rb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        takeover.begin(deployment.witness)
+        takeover.wait()
+    assert not of(deployment, path).closed
+    takeover.go_on(deployment.witness)
+    takeover.close()
+    assert of(deployment, path).closed
+
+
+def test_a_directory_that_cannot_be_listed_is_listed_again(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = crashed(deployment, tmp_path)
+    takeover = Takeover(deployment.directory, "node", system_clock, lambda: None)
+
+    def broken(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched, capture_logs() as lines:
+        patched.setattr(Path, "glob", broken)
+        takeover.begin(deployment.witness)
+        takeover.wait()
+    assert [line["reason"] for line in lines] == ["Too many open files"]
+    takeover.go_on(deployment.witness)
+    takeover.close()
+    assert of(deployment, path).closed

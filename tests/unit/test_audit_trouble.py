@@ -7,11 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from hsmkms.audit import chain
 from hsmkms.audit import journal as module
 from hsmkms.audit.journal import Journal, Limits
 from hsmkms.audit.logfile import logs_in
@@ -128,6 +131,41 @@ def test_nobody_begins_to_wait_for_a_disk_that_hangs(deployment: Deployment, mon
     assert all(one.sound for one in deployment.verify_with_heads())
 
 
+@pytest.mark.parametrize("slow", [1, 2, 3])
+def test_nobody_begins_to_wait_for_the_end_of_a_log_that_hangs(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, slow: int
+) -> None:
+    """Of its first checkpoint, of the last one, and of the word of its end, the database takes long to hear."""
+    heard, go_on = 0, threading.Event()
+
+    def tell(head: chain.Head, before: Mapping[int, str]) -> bool:
+        nonlocal heard
+        heard += 1
+        if heard == slow:
+            assert go_on.wait(60)
+        return deployment.tell(head, before)
+
+    limits = Limits(checkpoint_s=3_600, log_bytes=4_096, log_age_s=3_600)
+    journal = Journal(deployment.directory, "node", limits, system_clock)
+    journal.call(replace(deployment.witness, tell=tell))
+    first = threading.Thread(target=write, args=(journal, 10), daemon=True)
+    first.start()
+    give_up_at = time.monotonic() + 10
+    while journal.lag_s < 0.3:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
+    assert journal.writes
+    monkeypatch.setattr(module, "HANGS_S", 0.0)
+    assert not journal.writes
+    with pytest.raises(AuditUnavailable):
+        journal.record_blocking(event(99))
+    monkeypatch.undo()
+    go_on.set()
+    first.join(60)
+    journal.close()
+    assert all(one.sound and one.closed for one in deployment.verify_with_heads())
+
+
 def test_a_log_ends_when_it_is_full(deployment: Deployment) -> None:
     """However long it is until the next checkpoint."""
     journal = deployment.journal(Limits(checkpoint_s=3_600, log_bytes=4_096, log_age_s=3_600))
@@ -158,3 +196,39 @@ def test_a_full_log_waits_for_its_token_once_an_interval(deployment: Deployment)
     assert asked <= 2
     assert len(logs_in([deployment.directory])) == 1
     journal.close()
+
+
+def test_what_is_said_late_of_a_log_is_not_behind_its_end(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is still under way, for a slow database, when its log is left in trouble and closed."""
+    asked, ended, go_on, real = threading.Event(), threading.Event(), threading.Event(), os.fdatasync
+
+    def tell(head: chain.Head, before: Mapping[int, str]) -> bool:
+        if not asked.is_set():
+            asked.set()
+            assert go_on.wait(10)
+        if head.closed:
+            ended.set()
+        return deployment.tell(head, before)
+
+    def broken(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    journal = Journal(deployment.directory, "node", RARELY, system_clock)
+    journal.call(replace(deployment.witness, tell=tell))
+    with capture_logs() as lines:
+        write(journal, 2)
+        assert asked.wait(10)
+        monkeypatch.setattr(os, "fdatasync", broken)
+        with pytest.raises(AuditUnavailable):
+            write(journal, 1, 2)
+        monkeypatch.setattr(os, "fdatasync", real)
+        while journal.failure is not None:
+            time.sleep(0.02)
+        write(journal, 1, 3)
+        assert not ended.wait(0.5)
+        go_on.set()
+        journal.close()
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["audit events cannot be written"]
+    assert all(one.sound and one.closed for one in deployment.verify_with_heads())

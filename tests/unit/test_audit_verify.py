@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,27 @@ def test_a_checkpoint_alone_is_no_record_without_proof(deployment: Deployment) -
     end_what_was_left(deployment)
     log = {one.log: one for one in deployment.verify()}[path.stem]
     assert (log.sound, log.unproved) == (True, [])
+
+
+@pytest.mark.parametrize("retired", [False, True])
+def test_what_one_saw_is_not_forgotten_for_a_later_one(deployment: Deployment, retired: bool) -> None:
+    """Two logs say different things of one record: the first saw it before it was written anew."""
+    path = closed_log(deployment, "a")
+    head = deployment.heads[path.stem]
+    deployment.heads[path.stem] = replace(head, digest="0" * 64)
+    closed_log(deployment, "b")
+    deployment.heads[path.stem] = head
+    closed_log(deployment, "c")
+    if retired:
+        journal = deployment.journal(RARELY, "d")
+        journal.retire_blocking({path.stem: (head.sequence, head.digest)})
+        journal.close()
+        path.unlink()
+    one = next(one for one in deployment.verify_with_heads() if one.log == path.stem)
+    assert (one.sound, one.broken_at) == (False, head.sequence)
+    assert one.problem == (
+        "what was retired is not what another log saw" if retired else "another log saw another record here"
+    )
 
 
 def test_other_nodes_logs_are_elsewhere(deployment: Deployment, tmp_path: Path) -> None:
