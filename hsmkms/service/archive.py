@@ -144,11 +144,11 @@ class Archive:
         self._path = path
         with _readable(path), tarfile.open(path, "r:gz") as archive:
             self._manifest = _read(archive, MANIFEST)
-            self.seal = _read(archive, SEAL).decode("ascii", "replace")
+            self.seal = _read(archive, SEAL)
             self.manifest = _decode(self._manifest)
             for name, member in self.manifest.members.items():
                 if _digest(_member(archive, name)) != member.sha256:
-                    raise BackupRefused(f"{path}: {name} is not what the backup held when it was made.")
+                    raise BackupRefused(_changed(path, name))
             for needed in (ROWS, SETTINGS):
                 if needed not in self.manifest.members:
                     raise BackupRefused(f"{path} lacks {needed}.")
@@ -159,14 +159,22 @@ class Archive:
         return sealed_message(self._manifest)
 
     def settings(self) -> bytes:
-        """The settings (TOML)."""
+        """The settings (TOML). Raises BackupRefused."""
         with _readable(self._path), tarfile.open(self._path, "r:gz") as archive:
-            return _read(archive, SETTINGS)
+            text = _read(archive, SETTINGS)
+        # The file may have been exchanged since it was checked.
+        if hashlib.sha256(text).hexdigest() != self.manifest.members[SETTINGS].sha256:
+            raise BackupRefused(_changed(self._path, SETTINGS))
+        return text
 
     def rows(self) -> Iterator[bytes]:
         """The lines of the dump."""
         with _readable(self._path), tarfile.open(self._path, "r:gz") as archive:
             yield from _member(archive, ROWS)
+
+
+def _changed(path: Path, name: str) -> str:
+    return f"{path}: {name} is not what the backup held when it was made."
 
 
 @contextmanager

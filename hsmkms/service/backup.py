@@ -111,21 +111,26 @@ def lacking(token: Token, manifest: a.Manifest, audit_public_key: Callable[[], b
 
 
 def require_token(
-    token: Token, audit_public_key: Callable[[], bytes], backup: a.Archive, *, accept_missing: bool
+    token: Token, audit_public_key: Callable[[], bytes], manifest: a.Manifest, *, accept_missing: bool
 ) -> list[str]:
     """Refuse a token that cannot go on with a backup; what it lacks, if that is accepted. Raises BackupRefused."""
-    missing = lacking(token, backup.manifest, audit_public_key)
+    missing = lacking(token, manifest, audit_public_key)
     if missing and not accept_missing:
         named = "; ".join(missing[:_NAMED]) + (f"; and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
         raise BackupRefused(
             f"Nothing was changed: the token {token.info.label!r}, serial {token.info.serial}, lacks {named}. "
             "Restore the token's own backup first."
         )
-    if token.has_mac_key():
-        expected = token.mac(backup.sealed_message).hex()
-        if not hmac.compare_digest(expected, backup.seal):
-            raise BackupRefused("Nothing was changed: the backup is not what this deployment's token sealed.")
     return missing
+
+
+def require_seal(token: Token, backup: a.Archive) -> bool:
+    """Refuse a backup that the token did not seal; False if the token has no key to tell by. Raises BackupRefused."""
+    if not token.has_mac_key():
+        return False
+    if not hmac.compare_digest(token.mac(backup.sealed_message).hex().encode(), backup.seal):
+        raise BackupRefused("Nothing was changed: the backup is not what this deployment's token sealed.")
+    return True
 
 
 def bring_back(database: Database, backup: a.Archive, clock: Clock, *, replace: bool) -> str | None:
