@@ -74,8 +74,7 @@ def restore(
             require_audit_key(token, AuditHeadStore(database), anew=accept_missing)
         finally:
             database.close()
-    if not (state_dir() / FILE_NAME).exists():
-        write_private(state_dir() / FILE_NAME, tomli_w.dumps(settings.without_secrets()))
+    _keep(settings)
     if not sealed:
         typer.echo("The backup's settings were not taken: without the key that seals rights nothing proves them.")
     # The audit trail of the deployment that is there again.
@@ -105,3 +104,12 @@ def _settings(here: Settings, archive: Archive) -> Settings:
     kept = tomllib.loads(archive.settings().decode())
     own = here.model_fields_set | _WHICH_TOKEN | {"pin_file"}
     return load(**{name: value for name, value in kept.items() if name not in own})
+
+
+def _keep(settings: Settings) -> None:
+    """Write into the file what counted here. What it says already stays, secrets too."""
+    path = state_dir() / FILE_NAME
+    own = tomllib.loads(path.read_text()) if path.exists() else {}
+    merged = settings.without_secrets() | own
+    if merged != own:
+        write_private(path, tomli_w.dumps(merged))

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import tarfile
 import threading
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,28 @@ def test_only_the_host_names_the_token_that_proves_a_backup(state: State, tmp_pa
     done = host.run("restore", str(file), stdin=b"", **named)
     assert done.returncode == 0, done.stderr.decode()
     assert str(host.path / "pin") in (host.path / "hsmkms.toml").read_text()
+    assert host.run("doctor").returncode == 0
+
+
+def test_the_settings_of_a_backup_stay_behind_those_of_the_host(state: State, tmp_path: Path) -> None:
+    file = tmp_path / "good.backup"
+    of_backup = {"HSMKMS_IMPORT_BY_PROCESS": "false", "HSMKMS_ISSUER": "https://of/backup", "HSMKMS_WORKERS": "3"}
+    sinks = {"HSMKMS_AUDIT_SINKS": '[{"kind": "stdout", "name": "out"}]', "HSMKMS_LOG_LEVEL": "debug"}
+    assert state.run("backup", str(file), stdin=b"", **of_backup, **sinks).returncode == 0
+    host = _host_with_token_of(state, tmp_path / "host")
+    settings = host.path / "hsmkms.toml"
+    own = f'pin = "{host.pin}"\nlog_level = "error"\n' + settings.read_text()
+    settings.write_text(own)
+    done = host.run("restore", str(file), stdin=b"", HSMKMS_WORKERS="4")
+    assert done.returncode == 0, done.stderr.decode()
+    written = tomllib.loads(settings.read_text())
+    assert written == tomllib.loads(own) | {
+        "import_by_process": False,
+        "issuer": "https://of/backup",
+        "workers": 4,
+        "audit_sinks": [{"kind": "stdout", "name": "out"}],
+    }
+    assert stat.S_IMODE(settings.stat().st_mode) == 0o600
     assert host.run("doctor").returncode == 0
 
 
