@@ -271,6 +271,8 @@ def test_the_settings_of_a_backup_stay_behind_those_of_the_host(state: State, tm
     settings.write_text(own)
     done = host.run("restore", str(file), stdin=b"", HSMKMS_WORKERS="4")
     assert done.returncode == 0, done.stderr.decode()
+    assert b"What was there" not in done.stdout
+    assert not list(host.path.glob("*.replaced-*"))
     written = tomllib.loads(settings.read_text())
     assert written == tomllib.loads(own) | {
         "import_by_process": False,
