@@ -197,6 +197,7 @@ def test_a_restore_that_does_not_fit_changes_nothing(
     assert "is not what the backup held" in refused(host, _pack(tmp_path / "rows", changed))
     resealed = members | {"manifest.json": members["manifest.json"].replace(b'"audit_heads"', b' "audit_heads"')}
     assert "token sealed" in refused(host, _pack(tmp_path / "manifest", resealed))
+    assert "token sealed" in refused(host, _pack(tmp_path / "seal", members | {"seal": b"\xff"}))
     newer = json.dumps(manifest | {"revision": "9999"}).encode()
     assert refused(host, _pack(tmp_path / "newer", members | {"manifest.json": newer}))
     (tmp_path / "cut").write_bytes(file.read_bytes()[:-200])
