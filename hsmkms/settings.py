@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
+import re
 import stat
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote_plus
 
 import pydantic
 from pydantic_settings import (
@@ -28,6 +29,10 @@ FILE_NAME: Final = "hsmkms.toml"
 _DEFAULT_STATE_DIR: Final = "~/.local/state/hsmkms"
 _URL_WITHOUT_SECRETS: Final = r"^https?://[^\s/@?#]+(/[^\s?#]*)?$"
 """No user, password or query: settings go into backups."""
+# As `store.postgresql.make_url` reads them: a URL of one host may have a password with slashes in it.
+_PASSWORD_OF_SEVERAL: Final = r"\A([^:/?#]*):[^/?#]*(?=@)"
+_PASSWORD_OF_ONE: Final = r"\A([^:/]*):(?:[^/?#]*|[^@]*)(?=@)"
+_SECRET: Final = re.compile("password|secret|scram")
 
 
 def state_dir() -> Path:
@@ -230,10 +235,13 @@ def read_secret(setting: str, path: Path) -> SecretText:
 
 
 def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    asked = [(name, value) for name, value in parse_qsl(parts.query) if "password" not in name]
-    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + at + host, query=urlencode(asked)))
+    """By cutting it out of the text: what is put together again of a URL without a host is another one."""
+    scheme, mark, rest = url.partition("://")
+    several = "," in re.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    rest = re.sub(_PASSWORD_OF_SEVERAL if several else _PASSWORD_OF_ONE, r"\1", rest, count=1).removeprefix("@")
+    place, asks, query = rest.partition("?")
+    kept = [part for part in query.split("&") if not _SECRET.search(unquote_plus(part.partition("=")[0]))]
+    return scheme + mark + place + (asks if kept else "") + "&".join(kept)
 
 
 def load(**overrides: Any) -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import tomli_w
 import typer
@@ -12,13 +12,16 @@ import typer
 from hsmkms.cli.deploy import write_private
 from hsmkms.cli.local import rooms
 from hsmkms.clock import system_clock
+from hsmkms.errors import SettingsInvalid
 from hsmkms.opening import token_alone
 from hsmkms.service.archive import Archive
-from hsmkms.service.backup import bring_back, require_token
+from hsmkms.service.backup import bring_back, require_seal, require_token
 from hsmkms.settings import FILE_NAME, Settings, load, require_own, state_dir
 from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.engine import Database
 from hsmkms.wiring import audit_public_key_of, backup_of, configure_logs, pin_of, require_audit_key
+
+_WHICH_TOKEN: Final = frozenset({"pkcs11_module", "token_label", "token_serial", "softhsm2_conf"})
 
 
 def backup(
@@ -50,16 +53,20 @@ def restore(
 ) -> None:
     """Bring a backup back, with the token that holds its keys.
 
-    Settings come from this host's environment and file, and where these say nothing from the backup. Nothing is changed
-    before token, backup and database have been found to fit.
+    Settings come from this host's environment and file, and where these say nothing from the backup; which token it is
+    has this host to say. Nothing is changed before token, backup and database have been found to fit.
     """
     configure_logs()
     require_own(state_dir())
     archive = Archive(file)
-    settings = _settings(archive)
+    here = _of_this_host()
+    configure_logs(here)
+    with token_alone(here, pin_of(here)) as token:
+        missing = require_token(token, audit_public_key_of(token), archive.manifest, accept_missing=accept_missing)
+        sealed = require_seal(token, archive)
+    settings = _settings(here, archive) if sealed else here
     configure_logs(settings)
     with token_alone(settings, pin_of(settings)) as token:
-        missing = require_token(token, audit_public_key_of(token), archive, accept_missing=accept_missing)
         state_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(settings.database)
         try:
@@ -67,8 +74,9 @@ def restore(
             require_audit_key(token, AuditHeadStore(database), anew=accept_missing)
         finally:
             database.close()
-    if not (state_dir() / FILE_NAME).exists():
-        write_private(state_dir() / FILE_NAME, tomli_w.dumps(settings.without_secrets()))
+    _keep(settings)
+    if not sealed:
+        typer.echo("The backup's settings were not taken: without the key that seals rights nothing proves them.")
     # The audit trail of the deployment that is there again.
     with rooms():
         typer.echo(f"{file} of {archive.manifest.created_at:%Y-%m-%dT%H:%M:%SZ} is back in the database.")
@@ -79,8 +87,29 @@ def restore(
     typer.echo("Now: hsmkms doctor, hsmkms audit verify, hsmkms serve.")
 
 
-def _settings(archive: Archive) -> Settings:
+def _of_this_host() -> Settings:
+    """The settings without the backup's: a library that it names is not loaded, and a PIN not given away, before the
+    token of this host has told whose backup it is. Raises SettingsInvalid."""
+    here = load()
+    if here.read_pin() is None or here.model_fields_set.isdisjoint(_WHICH_TOKEN):
+        raise SettingsInvalid(
+            "Set HSMKMS_PKCS11_MODULE, HSMKMS_TOKEN_LABEL and HSMKMS_PIN_FILE for the token of this host: what a "
+            "backup names is used only when that token has proved it."
+        )
+    return here
+
+
+def _settings(here: Settings, archive: Archive) -> Settings:
     """This host's, before the backup's."""
     kept = tomllib.loads(archive.settings().decode())
-    here = load().model_fields_set
-    return load(**{name: value for name, value in kept.items() if name not in here})
+    own = here.model_fields_set | _WHICH_TOKEN | {"pin_file"}
+    return load(**{name: value for name, value in kept.items() if name not in own})
+
+
+def _keep(settings: Settings) -> None:
+    """Write into the file what counted here. What it says already stays, secrets too."""
+    path = state_dir() / FILE_NAME
+    own = tomllib.loads(path.read_text()) if path.exists() else {}
+    merged = settings.without_secrets() | own
+    if merged != own:
+        write_private(path, tomli_w.dumps(merged))

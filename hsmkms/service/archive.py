@@ -144,11 +144,10 @@ class Archive:
         self._path = path
         with _readable(path), tarfile.open(path, "r:gz") as archive:
             self._manifest = _read(archive, MANIFEST)
-            self.seal = _read(archive, SEAL).decode("ascii", "replace")
+            self.seal = _read(archive, SEAL)
             self.manifest = _decode(self._manifest)
-            for name, member in self.manifest.members.items():
-                if _digest(_member(archive, name)) != member.sha256:
-                    raise BackupRefused(f"{path}: {name} is not what the backup held when it was made.")
+            for name in self.manifest.members:
+                self._require_unchanged(name, _digest(_member(archive, name)))
             for needed in (ROWS, SETTINGS):
                 if needed not in self.manifest.members:
                     raise BackupRefused(f"{path} lacks {needed}.")
@@ -159,14 +158,25 @@ class Archive:
         return sealed_message(self._manifest)
 
     def settings(self) -> bytes:
-        """The settings (TOML)."""
+        """The settings (TOML). Raises BackupRefused."""
         with _readable(self._path), tarfile.open(self._path, "r:gz") as archive:
-            return _read(archive, SETTINGS)
+            text = _read(archive, SETTINGS)
+        self._require_unchanged(SETTINGS, hashlib.sha256(text).hexdigest())
+        return text
 
     def rows(self) -> Iterator[bytes]:
-        """The lines of the dump."""
+        """The lines of the dump. Raises BackupRefused, perhaps only behind the last: keep none until then."""
+        digest = hashlib.sha256()
         with _readable(self._path), tarfile.open(self._path, "r:gz") as archive:
-            yield from _member(archive, ROWS)
+            for line in _member(archive, ROWS):
+                digest.update(line)
+                yield line
+        self._require_unchanged(ROWS, digest.hexdigest())
+
+    def _require_unchanged(self, name: str, digest: str) -> None:
+        """The file may have been exchanged since it was opened."""
+        if digest != self.manifest.members[name].sha256:
+            raise BackupRefused(f"{self._path}: {name} is not what the backup held when it was made.")
 
 
 @contextmanager

@@ -115,26 +115,33 @@ def lacking(token: Token, manifest: a.Manifest, audit_public_key: Callable[[], b
 
 
 def require_token(
-    token: Token, audit_public_key: Callable[[], bytes], backup: a.Archive, *, accept_missing: bool
+    token: Token, audit_public_key: Callable[[], bytes], manifest: a.Manifest, *, accept_missing: bool
 ) -> list[str]:
     """Refuse a token that cannot go on with a backup; what it lacks, if that is accepted. Raises BackupRefused."""
-    missing = lacking(token, backup.manifest, audit_public_key)
+    missing = lacking(token, manifest, audit_public_key)
     if missing and not accept_missing:
         named = "; ".join(missing[:_NAMED]) + (f"; and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
         raise BackupRefused(
             f"Nothing was changed: the token {token.info.label!r}, serial {token.info.serial}, lacks {named}. "
             "Restore the token's own backup first."
         )
-    if token.has_mac_key():
-        expected = token.mac(backup.sealed_message).hex()
-        if not hmac.compare_digest(expected, backup.seal):
-            raise BackupRefused("Nothing was changed: the backup is not what this deployment's token sealed.")
     return missing
+
+
+def require_seal(token: Token, backup: a.Archive) -> bool:
+    """Refuse a backup that the token did not seal; False if the token has no key to tell by. Raises BackupRefused."""
+    if not token.has_mac_key():
+        return False
+    if not hmac.compare_digest(token.mac(backup.sealed_message).hex().encode(), backup.seal):
+        raise BackupRefused("Nothing was changed: the backup is not what this deployment's token sealed.")
+    return True
 
 
 def bring_back(database: Database, backup: a.Archive, clock: Clock, *, replace: bool) -> str | None:
     """Load a backup into a database; where what it replaced is now. Raises BackupRefused, StoreRefused, Unavailable."""
-    if database.revision() is not None and not replace:
+    # Asking SQLite makes the file, which would be put aside as if it had held something.
+    is_there = database.url.get_backend_name() != "sqlite" or Path(str(database.url.database)).exists()
+    if is_there and not replace and database.revision() is not None:
         raise BackupRefused("Nothing was changed: the database is not empty. --replace puts what it holds aside.")
     manifest = backup.manifest
     kept = bring_in(database, manifest.revision, backup.rows(), f"{clock():%Y%m%dt%H%M%S}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import shutil
 import stat
+import subprocess
 import tarfile
 import threading
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,11 @@ from hsmkms.service.backup import bring_back
 from hsmkms.store.audit import AuditHeadStore
 from hsmkms.store.dump import snapshot
 from hsmkms.store.engine import Database
+from hsmkms.token import integrity
 from tests.support.deployment import Service, State, create_key, make_state
+from tests.support.injector import MODULE
 from tests.support.postgresql import PostgresServer
-from tests.token.conftest import lose_audit_key
+from tests.token.conftest import lose_audit_key, object_id, pkcs11_tool
 
 ROUNDS = 1
 
@@ -41,6 +46,14 @@ def _pack(file: Path, members: dict[str, bytes]) -> Path:
             information.size = len(content)
             archive.addfile(information, io.BytesIO(content))
     return file
+
+
+def _with_settings(file: Path, members: dict[str, bytes], settings: str) -> Path:
+    """A backup with other settings, as somebody makes it who can write the file and not use the token."""
+    text = settings.encode()
+    manifest: dict[str, Any] = json.loads(members["manifest.json"])
+    manifest["members"]["hsmkms.toml"] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    return _pack(file, members | {"manifest.json": json.dumps(manifest).encode(), "hsmkms.toml": text})
 
 
 def _keys_in(file: Path) -> set[str]:
@@ -234,6 +247,7 @@ def test_a_restore_that_does_not_fit_changes_nothing(
     assert "is not what the backup held" in refused(host, _pack(tmp_path / "rows", changed))
     resealed = members | {"manifest.json": members["manifest.json"].replace(b'"audit_heads"', b' "audit_heads"')}
     assert "token sealed" in refused(host, _pack(tmp_path / "manifest", resealed))
+    assert "token sealed" in refused(host, _pack(tmp_path / "seal", members | {"seal": b"\xff"}))
     newer = json.dumps(manifest | {"revision": "9999"}).encode()
     assert refused(host, _pack(tmp_path / "newer", members | {"manifest.json": newer}))
     (tmp_path / "cut").write_bytes(file.read_bytes()[:-200])
@@ -256,3 +270,76 @@ def test_a_restore_that_does_not_fit_changes_nothing(
     assert f"MISSING  {version}" in done.stdout.decode()
     examined = older.run("doctor").stdout.decode().splitlines()
     assert any("row without object" in line and version in line for line in examined)
+
+
+def test_only_the_host_names_the_token_that_proves_a_backup(state: State, tmp_path: Path) -> None:
+    file = tmp_path / "good.backup"
+    assert state.run("backup", str(file)).returncode == 0
+    members = _members(file)
+    host = _host_with_token_of(state, tmp_path / "host")
+    loaded = tmp_path / "loaded"
+    library = _library_that_notes_its_loading(tmp_path, loaded)
+    standby = f'standby_pkcs11_module = "{library}"\nstandby_token_label = "x"\nstandby_pin_file = "{host.path}/pin"\n'
+    forged = _with_settings(tmp_path / "forged", members, standby)
+    named = {
+        "HSMKMS_PKCS11_MODULE": MODULE,
+        "HSMKMS_TOKEN_LABEL": "hsmkms",
+        "HSMKMS_PIN_FILE": str(host.path / "pin"),
+        "HSMKMS_SOFTHSM2_CONF": str(host.path / "softhsm2.conf"),
+    }
+    (host.path / "hsmkms.toml").unlink()
+
+    done = host.run("restore", str(forged), stdin=b"", **named)
+    assert (done.returncode, b"token sealed" in done.stderr) == (1, True), done.stderr.decode()
+    for lacking in ({"HSMKMS_PIN": host.pin}, {"HSMKMS_PKCS11_MODULE": MODULE}):
+        done = host.run("restore", str(file), stdin=b"", **lacking)
+        assert (done.returncode, b"Set HSMKMS_PKCS11_MODULE, HSMKMS_TOKEN_LABEL and" in done.stderr) == (1, True)
+        assert len(done.stderr.splitlines()) == 1
+    assert not (host.path / "hsmkms.db").exists()
+
+    # Without the key that made the seal nobody can tell.
+    sealer = _host_with_token_of(state, tmp_path / "sealer")
+    pkcs11_tool(sealer, "--delete-object", "--type", "secrkey", "--id", object_id(integrity.KEY_ID))
+    done = sealer.run("restore", str(forged), "--accept-missing")
+    assert b"settings were not taken" in done.stdout, done.stderr.decode()
+    assert "standby" not in (sealer.path / "hsmkms.toml").read_text()
+    assert not loaded.exists()
+
+    done = host.run("restore", str(file), stdin=b"", **named)
+    assert done.returncode == 0, done.stderr.decode()
+    assert str(host.path / "pin") in (host.path / "hsmkms.toml").read_text()
+    assert host.run("doctor").returncode == 0
+
+
+def test_the_settings_of_a_backup_stay_behind_those_of_the_host(state: State, tmp_path: Path) -> None:
+    file = tmp_path / "good.backup"
+    of_backup = {"HSMKMS_IMPORT_BY_PROCESS": "false", "HSMKMS_ISSUER": "https://of/backup", "HSMKMS_WORKERS": "3"}
+    sinks = {"HSMKMS_AUDIT_SINKS": '[{"kind": "stdout", "name": "out"}]', "HSMKMS_LOG_LEVEL": "debug"}
+    assert state.run("backup", str(file), stdin=b"", **of_backup, **sinks).returncode == 0
+    host = _host_with_token_of(state, tmp_path / "host")
+    settings = host.path / "hsmkms.toml"
+    own = f'pin = "{host.pin}"\nlog_level = "error"\n' + settings.read_text()
+    settings.write_text(own)
+    done = host.run("restore", str(file), stdin=b"", HSMKMS_WORKERS="4")
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"What was there" not in done.stdout
+    assert not list(host.path.glob("*.replaced-*"))
+    written = tomllib.loads(settings.read_text())
+    assert written == tomllib.loads(own) | {
+        "import_by_process": False,
+        "issuer": "https://of/backup",
+        "workers": 4,
+        "audit_sinks": [{"kind": "stdout", "name": "out"}],
+    }
+    assert stat.S_IMODE(settings.stat().st_mode) == 0o600
+    assert host.run("doctor").returncode == 0
+
+
+def _library_that_notes_its_loading(directory: Path, note: Path) -> Path:
+    source, library = directory / "noting.c", directory / "noting.so"
+    source.write_text(
+        "#include <fcntl.h>\n"
+        f'__attribute__((constructor)) static void note(void) {{ open("{note}", O_CREAT | O_WRONLY, 0600); }}\n'
+    )
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return library
