@@ -391,26 +391,52 @@ class RecoveringToken:
         return error
 
     def _explain_missing(self, version: KeyVersion) -> HsmkmsError:
-        """After a fresh start an object was not found: it alone is gone if the sentinel is there beside it.
+        """After a fresh start an object was not found: what to say of it."""
+        wanted = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(version.id)}
+        if self._searched_just_now(self._pool.generation):
+            alone = self._call(lambda session: self._is_alone_missing(session, wanted))
+            return KeyMaterialMissing(_MISSING) if alone else TokenUnavailable(OTHER_TOKEN)
+        generation = self._opening_without(wanted)
+        if not generation:
+            return TokenUnavailable(OTHER_TOKEN)
+        self._searched = (generation, time.monotonic() + _UNUSABLE_S)
+        return KeyMaterialMissing(_MISSING)
 
-        Asked twice, with another fresh start between: a token that goes away while the module reads its objects has
-        some of them and not others.
+    def _destroyed(self, destroy: Callable[[ck.Session], bool], wanted: ck.Template) -> bool:
+        """Whether `destroy` found what it is for. Nothing there is also how a token looks that went away, or came back
+        under a module that noticed. Raises TokenUnavailable when that nothing was there is not proved."""
+        if self._call(destroy):
+            return True
+        if self._sentinel_check is None:
+            # A token of a ceremony: only its serial tells that it is there, which each opening compares.
+            self._reopen(self._pool.generation)
+            return self._call(destroy)
+        if self._opening_without(wanted):
+            return False
+        self._reopen(self._pool.generation)
+        if self._call(destroy):
+            return True
+        if not self._opening_without(wanted):
+            raise TokenUnavailable(OTHER_TOKEN)
+        return False
+
+    def _opening_without(self, wanted: ck.Template) -> int:
+        """The generation in which an object alone is gone: the sentinel is there beside it. 0 if it is not.
+
+        Asked twice, with a fresh start between: a token that goes away while the module reads its objects has some of
+        them and not others.
         """
-        known = self._searched_just_now(self._pool.generation)
-        for again in (False,) if known else (False, True):
+        for again in (False, True):
             if again:
                 self._reopen(self._pool.generation)
             generation = self._pool.generation
-            if not self._call(lambda session: self._is_alone_missing(session, version.id)):
-                return TokenUnavailable(OTHER_TOKEN)
-        if not known:
-            self._searched = (generation, time.monotonic() + _UNUSABLE_S)
-        return KeyMaterialMissing(_MISSING)
+            if not self._call(lambda session: self._is_alone_missing(session, wanted)):
+                return 0
+        return generation
 
-    def _is_alone_missing(self, session: ck.Session, version_id: str) -> bool:
+    def _is_alone_missing(self, session: ck.Session, wanted: ck.Template) -> bool:
         """Whether an object is not there and the sentinel is, before and after: the token may go away in between."""
         sentinel = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(SENTINEL_ID)}
-        wanted = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(version_id)}
         with self._objects_lock:
             return bool(session.find(sentinel)) and not session.find(wanted) and bool(session.find(sentinel))
 

@@ -54,6 +54,11 @@ def test_unknown_signing_key_is_said_to_be_missing(token: Token) -> None:
         token.sign(new_id(), b"message")
 
 
+def test_none_to_destroy(pool: SessionPool) -> None:
+    """Also on a token without a sentinel, as NSS's is here: a ceremony that was cut off may have made no key."""
+    Token(pool).destroy_signing_key(new_id())
+
+
 def test_random_bytes_differ(token: Token) -> None:
     drawn = [token.random(length) for length in (1, 32, 4_096) for _ in range(2)]
     assert [len(one) for one in drawn] == [1, 1, 32, 32, 4_096, 4_096]
