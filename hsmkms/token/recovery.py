@@ -72,6 +72,7 @@ class RecoveringToken:
         self._check_reopens_at = 0.0
         self._unusable: dict[str, tuple[float, KeyMaterialMissing | TokenRefused]] = {}
         self._searched: tuple[int, float] = (0, 0.0)
+        self._missing: dict[str, float] = {}
         self._in_doubt_until = 0.0
         self._sentinel_check: bytes | None = None
         self._swapped = False
@@ -239,7 +240,7 @@ class RecoveringToken:
         self, act: Callable[[ck.Session], T], attempts: int, missing: Unavailable | None, patience_s: float
     ) -> T:
         failure: Exception
-        for _ in range(attempts):
+        for last in (*(False,) * (attempts - 1), True):
             session = self._pool.take()
             session.patience_s = patience_s
             generation = self._pool.generation
@@ -256,8 +257,18 @@ class RecoveringToken:
                 # Else nothing is asked again: a key that takes long to fail is not yet the whole token.
                 self._require_quick(failure, began)
             self._require_other_than_call(failure)
+            if missing is not None and not isinstance(failure, CryptokiError):
+                if last:
+                    self._missing[missing.message] = time.monotonic() + _UNUSABLE_S
+                if last or self._is_known_missing(missing):
+                    break
             self._reopen(generation)
         raise _explain(failure, missing) from failure
+
+    def _is_known_missing(self, missing: Unavailable) -> bool:
+        """Whether a fresh start, a moment ago, did not help to find it either. It was searched for once more, of which
+        nothing is to be believed when the module noticed an outage since then: only a canary tells."""
+        return time.monotonic() < self._missing.get(missing.message, 0.0) and self._canary_sings()
 
     def _on_key(self, version: KeyVersion, act: Callable[[ck.Session, int], T], *, input_is_ours: bool = True) -> T:
         """Run `act` with the handle of `version`: again after a search, and again after a fresh start."""
