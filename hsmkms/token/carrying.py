@@ -35,6 +35,8 @@ class CarryingToken(RecoveringToken):
         """As of RecoveringToken."""
         # RSA pairs are generated one at a time: who asks for many at once would have all sessions for seconds.
         self._transport_key_lock = threading.Lock()
+        self._never_made: set[str] = set()
+        """Ids of pairs that were refused before the token was asked for them, until they are settled."""
         self._import_support: importing.ImportSupport | None = None
         super().__init__(pool, part)
 
@@ -144,6 +146,7 @@ class CarryingToken(RecoveringToken):
 
         lock = self._transport_key_lock
         if not lock.acquire(timeout=_TRANSPORT_KEY_WAIT_S):
+            self._never_made.add(key_id)
             raise TokenBusy("The HSM is busy with other import tokens. Try again.")
         try:
             return self._call(generate, attempts=1, patience_s=_TRANSPORT_KEY_PATIENCE_S)
@@ -152,12 +155,17 @@ class CarryingToken(RecoveringToken):
 
     def destroy_transport_key(self, key_id: str) -> bool:
         """Destroy a transport key; False if there was none."""
+        if key_id in self._never_made:
+            # To prove that it is not there opens the module anew, for which all wait as long as a pair is being made.
+            self._never_made.discard(key_id)
+            return False
 
         def destroy(session: ck.Session) -> bool:
             with self._objects_lock:
                 return importing.destroy(session, key_id)
 
-        return self._call(destroy)
+        private: ck.Template = {ck.CKA_CLASS: ck.CKO_PRIVATE_KEY, ck.CKA_ID: templates.object_id(key_id)}
+        return self._destroyed(destroy, private)
 
     def _find_transport_key(self, session: ck.Session, key_id: str, owner: str) -> int:
         try:

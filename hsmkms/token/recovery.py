@@ -73,6 +73,7 @@ class RecoveringToken:
         self._check_reopens_at = 0.0
         self._unusable: dict[str, tuple[float, KeyMaterialMissing | TokenRefused]] = {}
         self._searched: tuple[int, float] = (0, 0.0)
+        self._missing: dict[str, float] = {}
         self._in_doubt_until = 0.0
         self._sentinel_check: bytes | None = None
         self._swapped = False
@@ -240,7 +241,7 @@ class RecoveringToken:
         self, act: Callable[[ck.Session], T], attempts: int, missing: Unavailable | None, patience_s: float
     ) -> T:
         failure: Exception
-        for _ in range(attempts):
+        for last in (*(False,) * (attempts - 1), True):
             session = self._pool.take()
             session.patience_s = patience_s
             generation = self._pool.generation
@@ -257,8 +258,18 @@ class RecoveringToken:
                 # Else nothing is asked again: a key that takes long to fail is not yet the whole token.
                 self._require_quick(failure, began)
             self._require_other_than_call(failure)
+            if missing is not None and not isinstance(failure, CryptokiError):
+                if last:
+                    self._missing[missing.message] = time.monotonic() + _UNUSABLE_S
+                if last or self._is_known_missing(missing):
+                    break
             self._reopen(generation)
         raise _explain(failure, missing) from failure
+
+    def _is_known_missing(self, missing: Unavailable) -> bool:
+        """Whether a fresh start, a moment ago, did not help to find it either. It was searched for once more, of which
+        nothing is to be believed when the module noticed an outage since then: only a canary tells."""
+        return time.monotonic() < self._missing.get(missing.message, 0.0) and self._canary_sings()
 
     def _on_key(self, version: KeyVersion, act: Callable[[ck.Session, int], T], *, input_is_ours: bool = True) -> T:
         """Run `act` with the handle of `version`: again after a search, and again after a fresh start."""
@@ -392,26 +403,52 @@ class RecoveringToken:
         return error
 
     def _explain_missing(self, version: KeyVersion) -> HsmkmsError:
-        """After a fresh start an object was not found: it alone is gone if the sentinel is there beside it.
+        """After a fresh start an object was not found: what to say of it."""
+        wanted = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(version.id)}
+        if self._searched_just_now(self._pool.generation):
+            alone = self._call(lambda session: self._is_alone_missing(session, wanted))
+            return KeyMaterialMissing(_MISSING) if alone else TokenUnavailable(OTHER_TOKEN)
+        generation = self._opening_without(wanted)
+        if not generation:
+            return TokenUnavailable(OTHER_TOKEN)
+        self._searched = (generation, time.monotonic() + _UNUSABLE_S)
+        return KeyMaterialMissing(_MISSING)
 
-        Asked twice, with another fresh start between: a token that goes away while the module reads its objects has
-        some of them and not others.
+    def _destroyed(self, destroy: Callable[[ck.Session], bool], wanted: ck.Template) -> bool:
+        """Whether `destroy` found what it is for. Nothing there is also how a token looks that went away, or came back
+        under a module that noticed. Raises TokenUnavailable when that nothing was there is not proved."""
+        if self._call(destroy):
+            return True
+        if self._sentinel_check is None:
+            # A token of a ceremony: only its serial tells that it is there, which each opening compares.
+            self._reopen(self._pool.generation)
+            return self._call(destroy)
+        if self._opening_without(wanted):
+            return False
+        self._reopen(self._pool.generation)
+        if self._call(destroy):
+            return True
+        if not self._opening_without(wanted):
+            raise TokenUnavailable(OTHER_TOKEN)
+        return False
+
+    def _opening_without(self, wanted: ck.Template) -> int:
+        """The generation in which an object alone is gone: the sentinel is there beside it. 0 if it is not.
+
+        Asked twice, with a fresh start between: a token that goes away while the module reads its objects has some of
+        them and not others.
         """
-        known = self._searched_just_now(self._pool.generation)
-        for again in (False,) if known else (False, True):
+        for again in (False, True):
             if again:
                 self._reopen(self._pool.generation)
             generation = self._pool.generation
-            if not self._call(lambda session: self._is_alone_missing(session, version.id)):
-                return TokenUnavailable(OTHER_TOKEN)
-        if not known:
-            self._searched = (generation, time.monotonic() + _UNUSABLE_S)
-        return KeyMaterialMissing(_MISSING)
+            if not self._call(lambda session: self._is_alone_missing(session, wanted)):
+                return 0
+        return generation
 
-    def _is_alone_missing(self, session: ck.Session, version_id: str) -> bool:
+    def _is_alone_missing(self, session: ck.Session, wanted: ck.Template) -> bool:
         """Whether an object is not there and the sentinel is, before and after: the token may go away in between."""
         sentinel = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(SENTINEL_ID)}
-        wanted = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(version_id)}
         with self._objects_lock:
             return bool(session.find(sentinel)) and not session.find(wanted) and bool(session.find(sentinel))
 

@@ -199,15 +199,10 @@ class Token(CarryingToken):
                 raise TokenUnavailable("The HSM says that it destroyed a key, and still has it. Run `hsmkms doctor`.")
             return True
 
-        if self._call(destroy):
-            return True
-        # Nothing was there, which is also how a token looks that went away: only a fresh start and the sentinel tell.
-        self._reopen(self._pool.generation)
-        if self._call(destroy):
-            return True
-        if not Token.has_sentinel(self):
+        found = self._destroyed(destroy, {**AES_OBJECTS, ck.CKA_ID: templates.object_id(version_id)})
+        if not found and self._sentinel_check is None:
             raise TokenUnavailable(OTHER_TOKEN)
-        return False
+        return found
 
     def seal(self, version: KeyVersion, dek: bytes, aad: Sequence[str]) -> bytes:
         """Frame and wrap `dek` (1 to 7,680 bytes) under `version`, bound to the AAD strings in their order."""
@@ -281,13 +276,16 @@ class Token(CarryingToken):
 
     def destroy_signing_key(self, key_id: str) -> None:
         """Destroy both halves of a signing key; none may be there."""
+        private: ck.Template = {ck.CKA_CLASS: ck.CKO_PRIVATE_KEY, ck.CKA_ID: templates.object_id(key_id)}
 
-        def destroy(session: ck.Session) -> None:
+        def destroy(session: ck.Session) -> bool:
             with self._objects_lock:
+                found = bool(session.find(private))
                 signing.destroy(session, key_id)
                 self._signing_handles = {}
+            return found
 
-        self._call(destroy)
+        self._destroyed(destroy, private)
 
     def has_mac_key(self) -> bool:
         """True once `make_mac_key` was called on this token."""

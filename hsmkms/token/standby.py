@@ -164,6 +164,17 @@ class PairedToken(Token):
         found = super().destroy_key(version_id)
         return self._standby.destroy_key(version_id) or found
 
+    def generate_transport_key(self, key_id: str, owner: str, *, by_process: bool) -> bytes:
+        """As of Token; not while the standby is away."""
+        self._require_standby()
+        return super().generate_transport_key(key_id, owner, by_process=by_process)
+
+    def destroy_transport_key(self, key_id: str) -> bool:
+        """As of Token, on both."""
+        self._require_standby()
+        found = super().destroy_transport_key(key_id)
+        return self._standby.destroy_transport_key(key_id) or found
+
     def generate_signing_key(self, key_id: str) -> bytes:
         """As of Token; the standby signs with it before anybody relies on it."""
         self._require_standby()
@@ -187,8 +198,7 @@ class PairedToken(Token):
             self._standby.destroy_signing_key(key_id)
         except TokenUnavailable:
             # The group may have taken it away between the look and the call.
-            if self._standby.has_signing_key(key_id):
-                raise
+            self._standby.destroy_signing_key(key_id)
 
     def make_mac_key(self) -> None:
         """As of Token; both give the same MAC before anything is sealed by it."""

@@ -30,6 +30,7 @@ LACKS: Final = {
     "test_unsafe_key_is_refused[wrong1-CKA_SENSITIVE]": "makes every private key sensitive, whatever it is told",
     "test_another_instances_transport_key_is_none": _RSA,
     "test_what_softhsm_can": _RSA,
+    "test_a_pair_that_was_refused_opens_nothing_anew": _RSA,
     "test_describing_a_key": "has no CKA_CHECK_VALUE",
 }
 """Tests that it cannot pass, by name or by name and parameters, and what it lacks for them."""

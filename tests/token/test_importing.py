@@ -18,9 +18,9 @@ from hsmkms.domain.ids import new_id
 from hsmkms.domain.importing import ImportToken, Oaep, Passage, WrappedMaterial, transport_owner
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.secrets import SecretBytes
-from hsmkms.errors import ImportTokenExpired, IncorrectNonce, IncorrectNonceIv, TokenUnavailable
+from hsmkms.errors import ImportTokenExpired, IncorrectNonce, IncorrectNonceIv, TokenBusy, TokenUnavailable
+from hsmkms.token import carrying, templates
 from hsmkms.token import cryptoki as ck
-from hsmkms.token import templates
 from hsmkms.token.importing import oaep_decode
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
@@ -91,6 +91,19 @@ def test_the_transport_key_is_kept(state: State, import_token: ImportToken, toke
     assert token.destroy_transport_key(import_token.id)
     assert not token.destroy_transport_key(import_token.id)
     assert "RSA" not in pkcs11_tool(state, "--list-objects", "--type", "privkey")
+
+
+def test_a_pair_that_was_refused_opens_nothing_anew(
+    token: Token, pool: SessionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to prove that it is not there: all would wait until the pair is made that it waited for."""
+    assert token.passage(Oaep.SHA_1)
+    monkeypatch.setattr(carrying, "_TRANSPORT_KEY_WAIT_S", 0.0)
+    key_id, generation = new_id(), pool.generation
+    with token._transport_key_lock, pytest.raises(TokenBusy):
+        token.generate_transport_key(key_id, "hsmkms test", by_process=True)
+    assert not token.destroy_transport_key(key_id)
+    assert pool.generation == generation
 
 
 def test_a_transport_key_that_need_not_decrypt_cannot(state: State, token: Token, pool: SessionPool) -> None:

@@ -111,6 +111,7 @@ def test_nothing_is_made_while_the_standby_is_away(open_pool: OpenPool, group: G
         lambda: pair.generate_key(new_id(), OWNER, datetime.now(UTC)),
         lambda: pair.create_key(new_id(), OWNER, datetime.now(UTC), SecretBytes(DEK)),
         lambda: pair.generate_signing_key(new_id()),
+        lambda: pair.generate_transport_key(new_id(), OWNER, by_process=True),
         pair.make_mac_key,
         pair.make_sentinel,
     ]
@@ -145,4 +146,17 @@ def test_destroyed_on_both(pair: PairedToken, group: Group) -> None:
     pair.prove_key(version)
     group.replicates.clear()
     assert pair.destroy_key(version.id)
+    assert group.objects() == before
+
+
+def test_a_transport_key_is_destroyed_on_both(pair: PairedToken, group: Group) -> None:
+    """A group that does not replicate that an object is gone would keep each of them on the standby for ever."""
+    before, key_id = group.objects(), new_id()
+    pair.generate_transport_key(key_id, OWNER, by_process=True)
+    deadline = time.monotonic() + LONG_S
+    while group.objects()[1] == before[1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    group.replicates.clear()
+    assert pair.destroy_transport_key(key_id)
     assert group.objects() == before

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
@@ -22,7 +23,8 @@ from hsmkms.token import cryptoki as ck
 from hsmkms.token.returned import CryptokiError
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
-from tests.token.conftest import Cable
+from tests.support.deployment import State
+from tests.token.conftest import Cable, object_id, pkcs11_tool
 
 pytestmark = pytest.mark.alone
 
@@ -105,6 +107,104 @@ def test_destroy_while_away_does_not_say_done(token: Token, key: KeyVersion, cab
     cable.plug()
     eventually(lambda: token.open(key, key.id, sealed, ()))
     assert token.destroy_key(key.id)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of key: how one is made, destroyed and looked for. `destroy` is None where it does not tell."""
+
+    make: Callable[[Token, str], object]
+    destroy: Callable[[Token, str], bool | None]
+    listed_as: str
+
+
+KINDS = {
+    "root": Kind(
+        lambda token, key_id: token.generate_key(key_id, "hsmkms test", datetime.now(UTC)), Token.destroy_key, "secrkey"
+    ),
+    "signing": Kind(Token.generate_signing_key, Token.destroy_signing_key, "privkey"),
+    "transport": Kind(
+        lambda token, key_id: token.generate_transport_key(key_id, "hsmkms test", by_process=True),
+        Token.destroy_transport_key,
+        "privkey",
+    ),
+}
+
+of_each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def is_on_token(state: State, kind: Kind, key_id: str) -> bool:
+    """As an outside program sees it."""
+    return object_id(key_id) in pkcs11_tool(state, "--list-objects", "--type", kind.listed_as)
+
+
+@of_each_kind
+def test_destroyed_is_said_only_with_the_sentinel_beside(state: State, token: Token, cable: Cable, kind: Kind) -> None:
+    """The rows that name a key go when the token says that there was none."""
+    key_id = new_id()
+    kind.make(token, key_id)
+    cable.pull()
+    with pytest.raises(TokenUnavailable):
+        kind.destroy(token, key_id)
+    cable.plug()
+    assert is_on_token(state, kind, key_id)
+    eventually(lambda: kind.destroy(token, key_id))
+    assert not is_on_token(state, kind, key_id)
+    assert not kind.destroy(token, key_id)
+
+
+@of_each_kind
+def test_a_token_that_is_back_for_the_opening_alone(
+    state: State, token: Token, cable: Cable, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away in the first search, back until the sentinel was compared, away in the second."""
+    key_id = new_id()
+    kind.make(token, key_id)
+    reopen, compare = token._pool.reopen, token._compare_sentinel
+
+    def back(generation: int) -> None:
+        cable.plug()
+        reopen(generation)
+
+    def away(session: ck.Session, generation: int) -> None:
+        compare(session, generation)
+        cable.pull()
+
+    cable.pull()
+    with monkeypatch.context() as patch:
+        patch.setattr(token._pool, "reopen", back)
+        patch.setattr(token, "_compare_sentinel", away)
+        with pytest.raises(TokenUnavailable):
+            kind.destroy(token, key_id)
+    cable.plug()
+    assert is_on_token(state, kind, key_id)
+    eventually(lambda: kind.destroy(token, key_id))
+    assert not is_on_token(state, kind, key_id)
+
+
+@of_each_kind
+def test_a_module_that_read_some_objects_is_not_believed(
+    state: State, token: Token, pool: SessionPool, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that went away while it was opened has the sentinel and not the key, until the next opening."""
+    before = set(state.path.glob("tokens/*/*.object"))
+    key_id = new_id()
+    kind.make(token, key_id)
+    made = set(state.path.glob("tokens/*/*.object")) - before
+    reopen = pool.reopen
+
+    def whole(generation: int) -> None:
+        for file in made:
+            if not file.exists():
+                file.with_suffix(".away").rename(file)
+        reopen(generation)
+
+    for file in made:
+        file.rename(file.with_suffix(".away"))
+    reopen(pool.generation)
+    monkeypatch.setattr(pool, "reopen", whole)
+    kind.destroy(token, key_id)
+    assert not is_on_token(state, kind, key_id)
 
 
 def test_readiness_comes_back_by_itself(token: Token, pool: SessionPool, cable: Cable) -> None:
