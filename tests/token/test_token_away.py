@@ -22,7 +22,8 @@ from hsmkms.token import cryptoki as ck
 from hsmkms.token.returned import CryptokiError
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
-from tests.token.conftest import Cable
+from tests.support.injector import Injector
+from tests.token.conftest import Cable, OpenPool
 
 pytestmark = pytest.mark.alone
 
@@ -138,6 +139,20 @@ def test_lost_sessions_are_not_noticed(token: Token, pool: SessionPool, key: Key
         assert token.open(key, key.id, sealed, ()).reveal() == DEK
         lose_all_sessions(pool, lost)
         assert len(token.random(8)) == 8
+
+
+def test_a_proof_that_broke_off_starts_anew(injector_on_token: Injector, open_pool: OpenPool) -> None:
+    """The connection dropped after the log-in: what is proved the next time are not the sessions that it took along."""
+    pool = open_pool(module=str(injector_on_token.library), opened=False)
+    token = Token(pool)
+    injector_on_token.fail("C_GetMechanismList", code=0x30)
+    with pytest.raises(TokenUnavailable):
+        token.prove()
+    pool._functions.C_CloseAllSessions(pool.info.slot)
+    injector_on_token.cure()
+    token.prove()
+    assert token.is_proved
+    assert len(token.random(8)) == 8
 
 
 def test_flapping_under_load(token: Token, key: KeyVersion, cable: Cable) -> None:
