@@ -30,7 +30,8 @@ _POLL_S: Final = 0.02
 _BEGUN: Final = "no answer to try "
 _TRIES: Final = 2
 NO_ANSWER: Final = f"{_BEGUN}{_TRIES}"
-"""A reason of `PinGuard` that is no refusal."""
+UNREADABLE: Final = "its mark cannot be read"
+"""A reason of `PinGuard` that is no refusal, as the one above."""
 
 
 class PinGuard:
@@ -77,7 +78,7 @@ class PinGuard:
 
     @property
     def reason(self) -> str | None:
-        """Why the PIN is not tried again: it was refused, or NO_ANSWER. None when it may be tried."""
+        """Why the PIN is not tried again: it was refused, NO_ANSWER or UNREADABLE. None when it may be tried."""
         return self._reason or next((found for found in map(_reason, self._marks) if found is not None), None)
 
     def begin(self) -> None:
@@ -119,6 +120,8 @@ def _reason(mark: Path) -> str | None:
         return None
     except PermissionError:
         return "its mark belongs to somebody else"
+    except OSError:
+        return UNREADABLE
     begun = _begun(found)
     if begun is None:
         return found
@@ -178,8 +181,9 @@ def _open(path: Path) -> int:
 
 
 def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    with _noted():
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

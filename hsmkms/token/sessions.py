@@ -33,7 +33,7 @@ from hsmkms.errors import (
 )
 from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
-from hsmkms.token.pin_guard import NO_ANSWER, PinGuard
+from hsmkms.token.pin_guard import NO_ANSWER, UNREADABLE, PinGuard
 from hsmkms.token.returned import (
     CKR_OK,
     CKR_PIN_EXPIRED,
@@ -346,7 +346,8 @@ class SessionPool:
     def _require_turn(self) -> None:
         """One attempt a second while there is no token, whoever asks; none while its PIN is known to be wrong."""
         if time.monotonic() < self._retry_at:
-            raise TokenUnavailable(NOT_OPENED if self.guard.reason in (None, NO_ANSWER) else _PIN_REFUSED)
+            known = self.guard.reason not in (None, NO_ANSWER, UNREADABLE)
+            raise TokenUnavailable(_PIN_REFUSED if known else NOT_OPENED)
 
     def _open_drained(self) -> None:
         """Open while nobody has a session or gets one. Without the lock: the library may take its time, and who asks
@@ -436,6 +437,10 @@ class SessionPool:
             raise PinNotTried(
                 "Two tries of the token's PIN in a row had no answer, and the token counts a wrong one. "
                 "Run `hsmkms hsm login` when the token is well; nobody tries it before."
+            )
+        if reason == UNREADABLE:
+            raise PinNotTried(
+                f"The token's PIN is not tried: {UNREADABLE}. Look at tokens-refused in the state directory."
             )
         if reason not in (None, NO_ANSWER):
             raise PinRefused(f"The token's PIN was refused ({reason}) and is not tried again. {CORRECT_PIN}")

@@ -252,6 +252,25 @@ def test_what_cannot_be_noted_is_not_tried(
     open_with_guard()
 
 
+def test_a_mark_that_cannot_be_read_is_no_refusal(state: State, open_with_guard: Callable[[], None]) -> None:
+    """A disk that fails for a moment stops nobody for longer than that."""
+    open_with_guard()
+    mark = spoil_mark(state.path / "guard")
+    with pytest.raises(PinNotTried, match="cannot be read"):
+        open_with_guard()
+    mark.unlink()
+    open_with_guard()
+
+
+def spoil_mark(directory: Path) -> Path:
+    """Have whoever reads the service's mark get an OSError (ELOOP)."""
+    (lock,) = directory.glob("*.lock")
+    mark = lock.with_suffix("")
+    mark.unlink(missing_ok=True)
+    mark.symlink_to(mark.name)
+    return mark
+
+
 def test_killed_while_it_logs_in(state: State, injector: Injector, open_with_guard: Callable[[], None]) -> None:
     """Nobody knows what the token said. One may try again; when two have come to nothing and the token counts a wrong
     PIN, an operator has to."""
@@ -386,8 +405,10 @@ def test_who_is_logged_in_does_not_log_out_while_the_pin_is_refused(
     guard.refuse("incorrect")
     before = pool.generation
     assert destroy_one() == before
+    mark = spoil_mark(state.path / "guard")
+    assert destroy_one() == before
     assert pool.is_open
-    guard.clear()
+    mark.unlink()
     assert destroy_one() == before + 1
     pool.close()
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.errors import TokenBusy, TokenUnavailable, UnprocessableCiphertext
 from hsmkms.token import cryptoki as ck
+from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.returned import CryptokiError
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
@@ -139,6 +141,30 @@ def test_lost_sessions_are_not_noticed(token: Token, pool: SessionPool, key: Key
         assert token.open(key, key.id, sealed, ()).reveal() == DEK
         lose_all_sessions(pool, lost)
         assert len(token.random(8)) == 8
+
+
+def test_a_mark_that_cannot_be_read_ends_no_wait_for_the_token(
+    injector_on_token: Injector, open_pool: OpenPool, tmp_path: Path
+) -> None:
+    """The state directory fails while the token is away: when both are back, the breaker's thread is still there."""
+    guard = PinGuard(tmp_path / "guard", "a token")
+    pool = open_pool(module=str(injector_on_token.library), guard=guard)
+    token = Token(pool)
+    assert token.has_sentinel()
+    injector_on_token.fail("*", code=0x30)
+    with pytest.raises(TokenUnavailable):
+        token.check()
+    (lock,) = (tmp_path / "guard").glob("*.lock")
+    mark = lock.with_suffix("")
+    mark.symlink_to(mark.name)
+    opened_twice_more = pool.generation + 2
+    deadline = time.monotonic() + WITHIN_S
+    while pool.generation < opened_twice_more:
+        assert time.monotonic() < deadline, "nobody tries the token any more"
+        time.sleep(0.05)
+    mark.unlink()
+    injector_on_token.cure()
+    eventually(token.breaker.require_closed)
 
 
 def test_a_proof_that_broke_off_starts_anew(injector_on_token: Injector, open_pool: OpenPool) -> None:
