@@ -48,6 +48,8 @@ def login(
     info = try_pin(address, pin, guard, timeout_s=settings.token_call_timeout_s, last_try=last_try)
     typer.echo(f"The token {info.label!r}, serial {info.serial}, takes the PIN.")
     answers = ask_all(settings.state_dir, LoginRequest(part, pin.reveal()), _LOGIN_WAIT_S)
+    # Not before they have it: one that waits to log in would try the old PIN once more, and be refused for all.
+    guard.clear()
     silent = [str(process) for process, answer in answers.items() if answer is None]
     typer.echo(f"{len(answers) - len(silent)} running processes have it.")
     if silent:

@@ -19,6 +19,7 @@ import pytest
 from hsmkms.control import ControlSocket, LoginRequest, Request, StatusRequest, ask_all
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import PinNotTried, PinRefused, TokenBusy, TokenUnavailable
+from hsmkms.opening import GUARD_DIRECTORY
 from hsmkms.token.login import try_pin
 from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.sessions import SessionPool, TokenAddress
@@ -137,6 +138,25 @@ def test_planned_change_is_not_noticed(state: State) -> None:
         assert state.run("hsm", "login").returncode == 0
         assert client.post(f"/keys/{key}/actions/wrap", json={}).status_code == 200
         assert "PIN" not in service.log.read_text()
+
+
+def test_processes_have_the_new_pin_before_they_may_try_one(state: State) -> None:
+    """Else one of them that waits to log in tries the old one, and its refusal stops all of them again."""
+    guard = PinGuard(state.path / GUARD_DIRECTORY, str(TokenAddress(MODULE, LABEL, None)))
+    guard.refuse("incorrect")
+    met: list[str | None] = []
+
+    def answer(_: Request) -> dict[str, object]:
+        met.append(guard.reason)
+        return {"serves": False}
+
+    control = ControlSocket(state.path, answer)
+    try:
+        done = state.run("hsm", "login", stdin=b"")
+    finally:
+        control.close()
+    assert (done.returncode, b"1 running processes have it" in done.stdout) == (0, True), done.stderr
+    assert (met, guard.reason) == (["incorrect"], None)
 
 
 def test_a_supervisor_that_starts_it_again_and_again_locks_nothing(state: State, injector: Injector) -> None:
@@ -303,6 +323,7 @@ def test_killed_while_it_logs_in(state: State, injector: Injector, open_with_gua
     assert injector.calls()["C_Login"] == 0
     address, guard = TokenAddress(str(injector.library), LABEL, None), PinGuard(state.path / "guard", LABEL)
     try_pin(address, SecretText(state.pin), guard, timeout_s=30, last_try=False)
+    guard.clear()
     open_with_guard()
 
 
@@ -353,7 +374,7 @@ def test_token_says_that_it_is_locked_or_nearly(
     injector.cure()
     if flags == 0x20000:
         try_pin(address, SecretText(state.pin), guard, timeout_s=30, last_try=True)
-        assert guard.reason is None
+        assert guard.reason is not None
 
 
 def test_one_logs_in_at_a_time(state: State) -> None:
