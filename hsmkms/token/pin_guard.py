@@ -81,6 +81,12 @@ class PinGuard:
         """Why the PIN is not tried again: it was refused, NO_ANSWER or UNREADABLE. None when it may be tried."""
         return self._reason or next((found for found in map(_reason, self._marks) if found is not None), None)
 
+    def require_notable(self) -> None:
+        """Raise PinNotTried where a try could not be noted."""
+        for mark in self._marks[-1:]:
+            with _noted():
+                _write(mark, _read(mark))
+
     def begin(self) -> None:
         """Note that the PIN is about to be tried. An operator's try leaves the mark of a refusal as it is. Raises
         PinNotTried."""

@@ -211,11 +211,12 @@ class SessionPool:
             self._recycle(generation)
 
     def _recycle(self, generation: int) -> None:
-        """The borrower's call is done, must not fail for this, and may not wait for another that takes seconds: then
-        the memory is reclaimed after some more objects. When the token is away the next borrower is told."""
+        """The borrower's call is done, must not fail for this, and may not wait for another that takes seconds, nor
+        log out before it is sure that the PIN may be tried: then the memory is reclaimed after some more objects. When
+        the token is away the next borrower is told."""
         try:
-            self._open_anew(generation, _RECYCLE_WAIT_S)
-        except TokenBusy:
+            self._open_anew(generation, _RECYCLE_WAIT_S, surely=True)
+        except (TokenBusy, PinNotTried):
             self._due_after = self._destroyed_objects + _RECYCLE_AGAIN_OBJECTS
         except Unavailable:
             pass
@@ -228,7 +229,7 @@ class SessionPool:
         """
         self._open_anew(seen_generation, self._wait_s)
 
-    def _open_anew(self, seen_generation: int, wait_s: float) -> None:
+    def _open_anew(self, seen_generation: int, wait_s: float, *, surely: bool = False) -> None:
         with self._condition:
             if not self._wait(lambda: not self._draining, wait_s):
                 raise TokenBusy("The HSM is being opened anew. Try again.")
@@ -240,7 +241,7 @@ class SessionPool:
                 self._draining = False
                 self._condition.notify_all()
                 raise TokenBusy("The HSM is busy. Try again.")
-        self._open_drained()
+        self._open_drained(surely=surely)
 
     def turn_away(self) -> None:
         """Have all who wait for a session now raise TokenBusy: it may take long to open the token."""
@@ -349,10 +350,13 @@ class SessionPool:
             known = self.guard.reason not in (None, NO_ANSWER, UNREADABLE)
             raise TokenUnavailable(_PIN_REFUSED if known else NOT_OPENED)
 
-    def _open_drained(self) -> None:
+    def _open_drained(self, *, surely: bool = False) -> None:
         """Open while nobody has a session or gets one. Without the lock: the library may take its time, and who asks
-        for a session meanwhile has to be told."""
+        for a session meanwhile has to be told. `surely` keeps the sessions if the PIN would not be tried: then raises
+        TokenBusy or PinNotTried."""
         try:
+            if surely:
+                self._require_may_try()
             self._open()
         finally:
             with self._condition:
@@ -404,6 +408,18 @@ class SessionPool:
         self._sessions = sessions
         self._free.extend(sessions)
         self._open_count = len(sessions)
+
+    def _require_may_try(self) -> None:
+        """Raise TokenBusy or PinNotTried unless a log-in would try the PIN now. The turn is given back before it: to
+        open a large token takes seconds, in which others want to log in."""
+        with self.guard.turn(_RECYCLE_WAIT_S):
+            try:
+                flags = choose(self._functions, self.address).flags
+            except (CryptokiError, TokenRefused) as error:
+                raise TokenBusy(NOT_OPENED) from error
+            if self.guard.reason is not None or flags & (ck.CKF_USER_PIN_LOCKED | ck.CKF_USER_PIN_FINAL_TRY):
+                raise PinNotTried(NOT_OPENED)
+            self.guard.require_notable()
 
     def _finalize(self) -> None:
         """A client whose device is away may fail in this too, and has to be opened anew all the same."""

@@ -20,6 +20,7 @@ from hsmkms.control import ControlSocket, LoginRequest, Request, StatusRequest, 
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import PinNotTried, PinRefused, TokenBusy, TokenUnavailable
 from hsmkms.opening import GUARD_DIRECTORY
+from hsmkms.token import cryptoki as ck
 from hsmkms.token.login import try_pin
 from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.sessions import SessionPool, TokenAddress
@@ -431,6 +432,41 @@ def test_who_is_logged_in_does_not_log_out_while_the_pin_is_refused(
     assert pool.is_open
     mark.unlink()
     assert destroy_one() == before + 1
+    pool.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_who_is_logged_in_does_not_log_out_while_nobody_may_log_in(
+    state: State, small_directory: Path, injector: Injector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn that is not given back, a mark that cannot be written, a token that is nearly locked: memory can wait."""
+    monkeypatch.setenv("SOFTHSM2_CONF", str(state.path / "softhsm2.conf"))
+    for name, value in injector.environment.items():
+        monkeypatch.setenv(name, value)
+    guard, other = (PinGuard(small_directory, LABEL) for _ in range(2))
+    address = TokenAddress(str(injector.library), LABEL, None)
+    pool = SessionPool(address, SecretText(state.pin), size=1, wait_s=5, recycle_after=1, guard=guard)
+
+    def recycles() -> bool:
+        before = pool.generation
+        with pool.session() as session:
+            session.destroyed_objects += 10_000
+        assert pool.is_open
+        return pool.generation > before
+
+    assert recycles()
+    with other.turn(1):
+        assert not recycles()
+    assert recycles()
+    (small_directory / "other").touch()
+    assert not recycles()
+    (small_directory / "other").unlink()
+    assert recycles()
+    injector.tell(ck.CKF_USER_PIN_FINAL_TRY)
+    assert not recycles()
+    assert guard.reason is None
+    injector.tell(0)
+    assert recycles()
     pool.close()
 
 
