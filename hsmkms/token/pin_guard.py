@@ -10,7 +10,7 @@ typing error in somebody's environment. A mark of the service stops everybody.
 
 It is made before the PIN is tried, and says then that there is no answer yet: where it cannot be written nothing is
 tried, and a process that is killed before it knows the answer leaves one that allows one more try; further ones only
-while the token counts no wrong PIN.
+while the token counts no wrong PIN. An answer that may be a refusal in other words counts as none.
 """
 
 from __future__ import annotations

@@ -42,7 +42,9 @@ from hsmkms.token.returned import (
     CKR_PIN_LEN_RANGE,
     CKR_PIN_LOCKED,
     CKR_USER_ALREADY_LOGGED_IN,
+    TABLE,
     CryptokiError,
+    Meaning,
 )
 
 _log = structlog.get_logger(__name__)
@@ -451,7 +453,7 @@ class SessionPool:
         # Set from a wrong PIN to the next right one (PKCS #11 2.40, CK_TOKEN_INFO): what had no answer may be that.
         if reason == NO_ANSWER and self.info.flags & ck.CKF_USER_PIN_COUNT_LOW:
             raise PinNotTried(
-                "Two tries of the token's PIN in a row had no answer, and the token counts a wrong one. "
+                "Two tries of the token's PIN in a row had no answer that is clear, and the token counts a wrong one. "
                 "Run `hsmkms hsm login` when the token is well; nobody tries it before."
             )
         if reason == UNREADABLE:
@@ -523,9 +525,14 @@ def log_in(session: ck.Session, info: TokenInfo, pin: SecretText, guard: PinGuar
     if returned in _REFUSALS:
         guard.refuse(_REFUSALS[returned])
         raise PinRefused(f"The token does not take this PIN ({_REFUSALS[returned]}). {CORRECT_PIN}")
-    guard.answered()
-    if returned not in (CKR_OK, CKR_USER_ALREADY_LOGGED_IN):
-        raise CryptokiError("C_Login", returned)
+    if returned in (CKR_OK, CKR_USER_ALREADY_LOGGED_IN):
+        guard.answered()
+        return
+    error = CryptokiError("C_Login", returned)
+    # Anything else may be how this token says that the PIN is wrong, such as in its maker's own words.
+    if returned in TABLE and error.meaning in (Meaning.DEVICE, Meaning.SESSION):
+        guard.answered()
+    raise error
 
 
 _FEW_OBJECTS: Final = 10_000

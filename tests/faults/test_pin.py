@@ -238,6 +238,31 @@ def test_a_token_that_says_it_has_no_user_pin_is_asked_again(
     open_with_guard()
 
 
+@pytest.mark.parametrize("code", [0x05, 0x06, 0x80000001])
+def test_what_may_be_a_refusal_is_tried_twice_while_the_token_counts_a_wrong_pin(
+    state: State, injector: Injector, open_with_guard: Callable[[], None], code: int
+) -> None:
+    """A general error, a failed function, a maker's own value. Of a device that is only ill nobody has to take care."""
+
+    def fails_otherwise() -> bool:
+        with pytest.raises(TokenUnavailable) as caught:
+            open_with_guard()
+        return not isinstance(caught.value, PinNotTried)
+
+    injector.fail("C_Login", code=code)
+    assert all(fails_otherwise() for _ in range(4))
+    injector.cure()
+    open_with_guard()
+    miss(state)
+    injector.fail("C_Login", code=code)
+    assert [fails_otherwise() for _ in range(4)] == [True, True, False, False]
+    injector.cure()
+    with pytest.raises(PinNotTried, match=r"no answer that is clear.*hsm login"):
+        open_with_guard()
+    PinGuard(state.path / "guard", LABEL).clear()
+    open_with_guard()
+
+
 @pytest.fixture
 def small_directory(state: State) -> Iterator[Path]:
     """The directory of the marks on a file system that takes the lock and one mark."""
