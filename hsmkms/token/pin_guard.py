@@ -90,7 +90,7 @@ class PinGuard:
     def begin(self) -> None:
         """Note that the PIN is about to be tried. An operator's try leaves the mark of a refusal as it is. Raises
         PinNotTried."""
-        for mark in self._marks[-1:] if self._locks else ():
+        for mark in self._marks[-1:]:
             with _noted():
                 begun = _begun(_read(mark))
                 if begun is not None:

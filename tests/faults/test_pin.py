@@ -22,7 +22,7 @@ from hsmkms.errors import PinNotTried, PinRefused, TokenBusy, TokenUnavailable
 from hsmkms.opening import GUARD_DIRECTORY
 from hsmkms.token import cryptoki as ck
 from hsmkms.token.login import try_pin
-from hsmkms.token.pin_guard import PinGuard
+from hsmkms.token.pin_guard import NO_ANSWER, PinGuard
 from hsmkms.token.sessions import SessionPool, TokenAddress
 from tests.support.deployment import ROOT, Service, State, create_key
 from tests.support.injector import MODULE, Injector
@@ -411,6 +411,18 @@ def test_one_logs_in_at_a_time(state: State) -> None:
     with second.turn(1):
         second.refuse("incorrect")
     assert first.reason == "incorrect"
+
+
+def test_what_a_part_of_a_try_tries_counts_too(state: State) -> None:
+    """The child of a process that hangs in its turn takes none of its own, and costs the token a PIN all the same."""
+    parent = PinGuard(state.path / "guard", LABEL)
+    child = PinGuard(state.path / "guard", LABEL, locks=False)
+    with parent.turn(1):
+        parent.begin()
+        assert child.reason is None
+        with child.turn(1):
+            child.begin()
+    assert parent.reason == NO_ANSWER
 
 
 def test_a_wrong_pin_in_a_command_stops_commands_alone(state: State) -> None:
