@@ -415,10 +415,14 @@ class SessionPool:
         """Raise TokenBusy or PinNotTried unless a log-in would try the PIN now. The turn is given back before it: to
         open a large token takes seconds, in which others want to log in."""
         with self.guard.turn(_RECYCLE_WAIT_S):
+            # A token that hangs in this is seen as one that hangs while it is opened.
+            self._opening_at = time.monotonic()
             try:
                 flags = choose(self._functions, self.address).flags
             except (CryptokiError, TokenRefused) as error:
                 raise TokenBusy(NOT_OPENED) from error
+            finally:
+                self._opening_at = math.inf
             if self.guard.reason is not None or flags & (ck.CKF_USER_PIN_LOCKED | ck.CKF_USER_PIN_FINAL_TRY):
                 raise PinNotTried(NOT_OPENED)
             self.guard.require_notable()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -504,6 +506,28 @@ def test_who_is_logged_in_does_not_log_out_while_nobody_may_log_in(
     assert guard.reason is None
     injector.tell(0)
     assert recycles()
+    pool.close()
+
+
+def test_who_looks_whether_he_may_log_in_again_is_watched(
+    state: State, injector: Injector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He has the turn, and a token that hangs then would keep everybody on the host out."""
+    monkeypatch.setenv("SOFTHSM2_CONF", str(state.path / "softhsm2.conf"))
+    for name, value in injector.environment.items():
+        monkeypatch.setenv(name, value)
+    address = TokenAddress(str(injector.library), LABEL, None)
+    pool = SessionPool(address, SecretText(state.pin), size=1, wait_s=5, recycle_after=1)
+    session = pool.take()
+    session.destroyed_objects = 1
+    injector.forget_waits()
+    injector.fail("C_GetSlotList", wait_ms=1_500)
+    giving = threading.Thread(target=pool.give, args=(session,))
+    giving.start()
+    injector.wait_for_one()
+    assert pool.longest_call_s() > -math.inf
+    injector.cure()
+    giving.join()
     pool.close()
 
 
