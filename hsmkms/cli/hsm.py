@@ -14,6 +14,7 @@ from hsmkms.errors import OperatorError
 from hsmkms.opening import PRIMARY, STANDBY, guard_of, parts_of
 from hsmkms.settings import Settings, load
 from hsmkms.token.login import try_pin
+from hsmkms.token.pin_guard import NO_ANSWER
 from hsmkms.wiring import configure_logs
 
 app = typer.Typer(help="The tokens of a running service: log in anew, see how they are.", no_args_is_help=True)
@@ -48,6 +49,8 @@ def login(
     info = try_pin(address, pin, guard, timeout_s=settings.token_call_timeout_s, last_try=last_try)
     typer.echo(f"The token {info.label!r}, serial {info.serial}, takes the PIN.")
     answers = ask_all(settings.state_dir, LoginRequest(part, pin.reveal()), _LOGIN_WAIT_S)
+    # Not before they have it: one that waits to log in would try the old PIN once more, and be refused for all.
+    guard.clear()
     silent = [str(process) for process, answer in answers.items() if answer is None]
     typer.echo(f"{len(answers) - len(silent)} running processes have it.")
     if silent:
@@ -102,7 +105,7 @@ def _rows(process: int, answer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _state(token: dict[str, Any]) -> str:
-    if token["pin_refused"]:
+    if token["pin_refused"] not in (None, NO_ANSWER):
         return f"PIN refused ({token['pin_refused']})"
     if token["refused"]:
         return "refused"

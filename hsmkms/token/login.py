@@ -1,4 +1,4 @@
-"""Try a PIN that an operator brought: once, whatever was refused before, and for all processes of the host."""
+"""Try a PIN that an operator brought: once, and whatever was refused before."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _log = structlog.get_logger(__name__)
 
 
 def try_pin(address: TokenAddress, pin: SecretText, guard: PinGuard, *, timeout_s: float, last_try: bool) -> TokenInfo:
-    """Log in once and out again; whoever was kept from trying may do so afterwards. This process ends when that takes
-    longer than `timeout_s` seconds: it would keep all others from logging in.
+    """Log in once and out again; whoever is kept from trying is so until `guard.clear`. This process ends when that
+    takes longer than `timeout_s` seconds: it would keep all others from logging in.
 
     Raises PinRefused, PinNotTried, TokenRefused, TokenUnavailable, TokenBusy.
     """
@@ -36,7 +36,6 @@ def try_pin(address: TokenAddress, pin: SecretText, guard: PinGuard, *, timeout_
             ck.initialize(functions)
             info = choose(functions, address)
             log_in(ck.Session(functions, info.slot), info, pin, guard, last_try=last_try)
-            guard.clear()
             return info
         except CryptokiError as error:
             raise TokenUnavailable(NOT_OPENED) from error

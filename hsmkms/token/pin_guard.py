@@ -10,7 +10,7 @@ typing error in somebody's environment. A mark of the service stops everybody.
 
 It is made before the PIN is tried, and says then that there is no answer yet: where it cannot be written nothing is
 tried, and a process that is killed before it knows the answer leaves one that allows one more try; further ones only
-while the token counts no wrong PIN.
+while the token counts no wrong PIN. An answer that may be a refusal in other words counts as none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _POLL_S: Final = 0.02
 _BEGUN: Final = "no answer to try "
 _TRIES: Final = 2
 NO_ANSWER: Final = f"{_BEGUN}{_TRIES}"
-"""A reason of `PinGuard` that is no refusal."""
+UNREADABLE: Final = "its mark cannot be read"
+"""A reason of `PinGuard` that is no refusal, as the one above."""
 
 
 class PinGuard:
@@ -77,13 +78,19 @@ class PinGuard:
 
     @property
     def reason(self) -> str | None:
-        """Why the PIN is not tried again: it was refused, or NO_ANSWER. None when it may be tried."""
+        """Why the PIN is not tried again: it was refused, NO_ANSWER or UNREADABLE. None when it may be tried."""
         return self._reason or next((found for found in map(_reason, self._marks) if found is not None), None)
+
+    def require_notable(self) -> None:
+        """Raise PinNotTried where a try could not be noted."""
+        for mark in self._marks[-1:]:
+            with _noted():
+                _write(mark, _read(mark))
 
     def begin(self) -> None:
         """Note that the PIN is about to be tried. An operator's try leaves the mark of a refusal as it is. Raises
         PinNotTried."""
-        for mark in self._marks[-1:] if self._locks else ():
+        for mark in self._marks[-1:]:
             with _noted():
                 begun = _begun(_read(mark))
                 if begun is not None:
@@ -119,6 +126,8 @@ def _reason(mark: Path) -> str | None:
         return None
     except PermissionError:
         return "its mark belongs to somebody else"
+    except OSError:
+        return UNREADABLE
     begun = _begun(found)
     if begun is None:
         return found
@@ -178,8 +187,9 @@ def _open(path: Path) -> int:
 
 
 def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    with _noted():
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

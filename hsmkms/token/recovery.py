@@ -90,8 +90,11 @@ class RecoveringToken:
             self.breaker.hold()
 
     def prove(self) -> None:
-        """Open a token that was not open, and prove it. Raises as the constructors of pool and token."""
-        if not self._pool.is_open:
+        """Open a token, and prove it. Raises as the constructors of pool and token."""
+        if self._pool.is_open:
+            # From a proof before this one, which may have failed because the device had closed these sessions.
+            self._pool.reopen(self._pool.generation)
+        else:
             self._pool.open()
         self._prove()
         self._pool.require_expected()

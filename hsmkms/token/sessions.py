@@ -33,7 +33,7 @@ from hsmkms.errors import (
 )
 from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
-from hsmkms.token.pin_guard import NO_ANSWER, PinGuard
+from hsmkms.token.pin_guard import NO_ANSWER, UNREADABLE, PinGuard
 from hsmkms.token.returned import (
     CKR_OK,
     CKR_PIN_EXPIRED,
@@ -42,7 +42,9 @@ from hsmkms.token.returned import (
     CKR_PIN_LEN_RANGE,
     CKR_PIN_LOCKED,
     CKR_USER_ALREADY_LOGGED_IN,
+    TABLE,
     CryptokiError,
+    Meaning,
 )
 
 _log = structlog.get_logger(__name__)
@@ -211,11 +213,12 @@ class SessionPool:
             self._recycle(generation)
 
     def _recycle(self, generation: int) -> None:
-        """The borrower's call is done, must not fail for this, and may not wait for another that takes seconds: then
-        the memory is reclaimed after some more objects. When the token is away the next borrower is told."""
+        """The borrower's call is done, must not fail for this, and may not wait for another that takes seconds, nor
+        log out before it is sure that the PIN may be tried: then the memory is reclaimed after some more objects. When
+        the token is away the next borrower is told."""
         try:
-            self._open_anew(generation, _RECYCLE_WAIT_S)
-        except TokenBusy:
+            self._open_anew(generation, _RECYCLE_WAIT_S, surely=True)
+        except (TokenBusy, PinNotTried):
             self._due_after = self._destroyed_objects + _RECYCLE_AGAIN_OBJECTS
         except Unavailable:
             pass
@@ -228,7 +231,7 @@ class SessionPool:
         """
         self._open_anew(seen_generation, self._wait_s)
 
-    def _open_anew(self, seen_generation: int, wait_s: float) -> None:
+    def _open_anew(self, seen_generation: int, wait_s: float, *, surely: bool = False) -> None:
         with self._condition:
             if not self._wait(lambda: not self._draining, wait_s):
                 raise TokenBusy("The HSM is being opened anew. Try again.")
@@ -240,7 +243,7 @@ class SessionPool:
                 self._draining = False
                 self._condition.notify_all()
                 raise TokenBusy("The HSM is busy. Try again.")
-        self._open_drained()
+        self._open_drained(surely=surely)
 
     def turn_away(self) -> None:
         """Have all who wait for a session now raise TokenBusy: it may take long to open the token."""
@@ -346,12 +349,16 @@ class SessionPool:
     def _require_turn(self) -> None:
         """One attempt a second while there is no token, whoever asks; none while its PIN is known to be wrong."""
         if time.monotonic() < self._retry_at:
-            raise TokenUnavailable(NOT_OPENED if self.guard.reason in (None, NO_ANSWER) else _PIN_REFUSED)
+            known = self.guard.reason not in (None, NO_ANSWER, UNREADABLE)
+            raise TokenUnavailable(_PIN_REFUSED if known else NOT_OPENED)
 
-    def _open_drained(self) -> None:
+    def _open_drained(self, *, surely: bool = False) -> None:
         """Open while nobody has a session or gets one. Without the lock: the library may take its time, and who asks
-        for a session meanwhile has to be told."""
+        for a session meanwhile has to be told. `surely` keeps the sessions if the PIN would not be tried: then raises
+        TokenBusy or PinNotTried."""
         try:
+            if surely:
+                self._require_may_try()
             self._open()
         finally:
             with self._condition:
@@ -404,6 +411,22 @@ class SessionPool:
         self._free.extend(sessions)
         self._open_count = len(sessions)
 
+    def _require_may_try(self) -> None:
+        """Raise TokenBusy or PinNotTried unless a log-in would try the PIN now. The turn is given back before it: to
+        open a large token takes seconds, in which others want to log in."""
+        with self.guard.turn(_RECYCLE_WAIT_S):
+            # A token that hangs in this is seen as one that hangs while it is opened.
+            self._opening_at = time.monotonic()
+            try:
+                flags = choose(self._functions, self.address).flags
+            except (CryptokiError, TokenRefused) as error:
+                raise TokenBusy(NOT_OPENED) from error
+            finally:
+                self._opening_at = math.inf
+            if self.guard.reason is not None or flags & (ck.CKF_USER_PIN_LOCKED | ck.CKF_USER_PIN_FINAL_TRY):
+                raise PinNotTried(NOT_OPENED)
+            self.guard.require_notable()
+
     def _finalize(self) -> None:
         """A client whose device is away may fail in this too, and has to be opened anew all the same."""
         try:
@@ -434,8 +457,12 @@ class SessionPool:
         # Set from a wrong PIN to the next right one (PKCS #11 2.40, CK_TOKEN_INFO): what had no answer may be that.
         if reason == NO_ANSWER and self.info.flags & ck.CKF_USER_PIN_COUNT_LOW:
             raise PinNotTried(
-                "Two tries of the token's PIN in a row had no answer, and the token counts a wrong one. "
+                "Two tries of the token's PIN in a row had no answer that is clear, and the token counts a wrong one. "
                 "Run `hsmkms hsm login` when the token is well; nobody tries it before."
+            )
+        if reason == UNREADABLE:
+            raise PinNotTried(
+                f"The token's PIN is not tried: {UNREADABLE}. Look at tokens-refused in the state directory."
             )
         if reason not in (None, NO_ANSWER):
             raise PinRefused(f"The token's PIN was refused ({reason}) and is not tried again. {CORRECT_PIN}")
@@ -502,9 +529,14 @@ def log_in(session: ck.Session, info: TokenInfo, pin: SecretText, guard: PinGuar
     if returned in _REFUSALS:
         guard.refuse(_REFUSALS[returned])
         raise PinRefused(f"The token does not take this PIN ({_REFUSALS[returned]}). {CORRECT_PIN}")
-    guard.answered()
-    if returned not in (CKR_OK, CKR_USER_ALREADY_LOGGED_IN):
-        raise CryptokiError("C_Login", returned)
+    if returned in (CKR_OK, CKR_USER_ALREADY_LOGGED_IN):
+        guard.answered()
+        return
+    error = CryptokiError("C_Login", returned)
+    # Anything else may be how this token says that the PIN is wrong, such as in its maker's own words.
+    if returned in TABLE and error.meaning in (Meaning.DEVICE, Meaning.SESSION):
+        guard.answered()
+    raise error
 
 
 _FEW_OBJECTS: Final = 10_000

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +21,10 @@ import pytest
 from hsmkms.control import ControlSocket, LoginRequest, Request, StatusRequest, ask_all
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import PinNotTried, PinRefused, TokenBusy, TokenUnavailable
+from hsmkms.opening import GUARD_DIRECTORY
+from hsmkms.token import cryptoki as ck
 from hsmkms.token.login import try_pin
-from hsmkms.token.pin_guard import PinGuard
+from hsmkms.token.pin_guard import NO_ANSWER, PinGuard
 from hsmkms.token.sessions import SessionPool, TokenAddress
 from tests.support.deployment import ROOT, Service, State, create_key
 from tests.support.injector import MODULE, Injector
@@ -139,6 +143,25 @@ def test_planned_change_is_not_noticed(state: State) -> None:
         assert "PIN" not in service.log.read_text()
 
 
+def test_processes_have_the_new_pin_before_they_may_try_one(state: State) -> None:
+    """Else one of them that waits to log in tries the old one, and its refusal stops all of them again."""
+    guard = PinGuard(state.path / GUARD_DIRECTORY, str(TokenAddress(MODULE, LABEL, None)))
+    guard.refuse("incorrect")
+    met: list[str | None] = []
+
+    def answer(_: Request) -> dict[str, object]:
+        met.append(guard.reason)
+        return {"serves": False}
+
+    control = ControlSocket(state.path, answer)
+    try:
+        done = state.run("hsm", "login", stdin=b"")
+    finally:
+        control.close()
+    assert (done.returncode, b"1 running processes have it" in done.stdout) == (0, True), done.stderr
+    assert (met, guard.reason) == (["incorrect"], None)
+
+
 def test_a_supervisor_that_starts_it_again_and_again_locks_nothing(state: State, injector: Injector) -> None:
     settings = {"HSMKMS_PKCS11_MODULE": str(injector.library), **injector.environment}
     injector.fail("C_Login", code=0xA0)
@@ -217,6 +240,31 @@ def test_a_token_that_says_it_has_no_user_pin_is_asked_again(
     open_with_guard()
 
 
+@pytest.mark.parametrize("code", [0x05, 0x06, 0x80000001])
+def test_what_may_be_a_refusal_is_tried_twice_while_the_token_counts_a_wrong_pin(
+    state: State, injector: Injector, open_with_guard: Callable[[], None], code: int
+) -> None:
+    """A general error, a failed function, a maker's own value. Of a device that is only ill nobody has to take care."""
+
+    def fails_otherwise() -> bool:
+        with pytest.raises(TokenUnavailable) as caught:
+            open_with_guard()
+        return not isinstance(caught.value, PinNotTried)
+
+    injector.fail("C_Login", code=code)
+    assert all(fails_otherwise() for _ in range(4))
+    injector.cure()
+    open_with_guard()
+    miss(state)
+    injector.fail("C_Login", code=code)
+    assert [fails_otherwise() for _ in range(4)] == [True, True, False, False]
+    injector.cure()
+    with pytest.raises(PinNotTried, match=r"no answer that is clear.*hsm login"):
+        open_with_guard()
+    PinGuard(state.path / "guard", LABEL).clear()
+    open_with_guard()
+
+
 @pytest.fixture
 def small_directory(state: State) -> Iterator[Path]:
     """The directory of the marks on a file system that takes the lock and one mark."""
@@ -252,6 +300,25 @@ def test_what_cannot_be_noted_is_not_tried(
     open_with_guard()
 
 
+def test_a_mark_that_cannot_be_read_is_no_refusal(state: State, open_with_guard: Callable[[], None]) -> None:
+    """A disk that fails for a moment stops nobody for longer than that."""
+    open_with_guard()
+    mark = spoil_mark(state.path / "guard")
+    with pytest.raises(PinNotTried, match="cannot be read"):
+        open_with_guard()
+    mark.unlink()
+    open_with_guard()
+
+
+def spoil_mark(directory: Path) -> Path:
+    """Have whoever reads the service's mark get an OSError (ELOOP)."""
+    (lock,) = directory.glob("*.lock")
+    mark = lock.with_suffix("")
+    mark.unlink(missing_ok=True)
+    mark.symlink_to(mark.name)
+    return mark
+
+
 def test_killed_while_it_logs_in(state: State, injector: Injector, open_with_guard: Callable[[], None]) -> None:
     """Nobody knows what the token said. One may try again; when two have come to nothing and the token counts a wrong
     PIN, an operator has to."""
@@ -284,6 +351,7 @@ def test_killed_while_it_logs_in(state: State, injector: Injector, open_with_gua
     assert injector.calls()["C_Login"] == 0
     address, guard = TokenAddress(str(injector.library), LABEL, None), PinGuard(state.path / "guard", LABEL)
     try_pin(address, SecretText(state.pin), guard, timeout_s=30, last_try=False)
+    guard.clear()
     open_with_guard()
 
 
@@ -334,7 +402,7 @@ def test_token_says_that_it_is_locked_or_nearly(
     injector.cure()
     if flags == 0x20000:
         try_pin(address, SecretText(state.pin), guard, timeout_s=30, last_try=True)
-        assert guard.reason is None
+        assert guard.reason is not None
 
 
 def test_one_logs_in_at_a_time(state: State) -> None:
@@ -345,6 +413,18 @@ def test_one_logs_in_at_a_time(state: State) -> None:
     with second.turn(1):
         second.refuse("incorrect")
     assert first.reason == "incorrect"
+
+
+def test_what_a_part_of_a_try_tries_counts_too(state: State) -> None:
+    """The child of a process that hangs in its turn takes none of its own, and costs the token a PIN all the same."""
+    parent = PinGuard(state.path / "guard", LABEL)
+    child = PinGuard(state.path / "guard", LABEL, locks=False)
+    with parent.turn(1):
+        parent.begin()
+        assert child.reason is None
+        with child.turn(1):
+            child.begin()
+    assert parent.reason == NO_ANSWER
 
 
 def test_a_wrong_pin_in_a_command_stops_commands_alone(state: State) -> None:
@@ -386,9 +466,68 @@ def test_who_is_logged_in_does_not_log_out_while_the_pin_is_refused(
     guard.refuse("incorrect")
     before = pool.generation
     assert destroy_one() == before
+    mark = spoil_mark(state.path / "guard")
+    assert destroy_one() == before
     assert pool.is_open
-    guard.clear()
+    mark.unlink()
     assert destroy_one() == before + 1
+    pool.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_who_is_logged_in_does_not_log_out_while_nobody_may_log_in(
+    state: State, small_directory: Path, injector: Injector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn that is not given back, a mark that cannot be written, a token that is nearly locked: memory can wait."""
+    monkeypatch.setenv("SOFTHSM2_CONF", str(state.path / "softhsm2.conf"))
+    for name, value in injector.environment.items():
+        monkeypatch.setenv(name, value)
+    guard, other = (PinGuard(small_directory, LABEL) for _ in range(2))
+    address = TokenAddress(str(injector.library), LABEL, None)
+    pool = SessionPool(address, SecretText(state.pin), size=1, wait_s=5, recycle_after=1, guard=guard)
+
+    def recycles() -> bool:
+        before = pool.generation
+        with pool.session() as session:
+            session.destroyed_objects += 10_000
+        assert pool.is_open
+        return pool.generation > before
+
+    assert recycles()
+    with other.turn(1):
+        assert not recycles()
+    assert recycles()
+    (small_directory / "other").touch()
+    assert not recycles()
+    (small_directory / "other").unlink()
+    assert recycles()
+    injector.tell(ck.CKF_USER_PIN_FINAL_TRY)
+    assert not recycles()
+    assert guard.reason is None
+    injector.tell(0)
+    assert recycles()
+    pool.close()
+
+
+def test_who_looks_whether_he_may_log_in_again_is_watched(
+    state: State, injector: Injector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He has the turn, and a token that hangs then would keep everybody on the host out."""
+    monkeypatch.setenv("SOFTHSM2_CONF", str(state.path / "softhsm2.conf"))
+    for name, value in injector.environment.items():
+        monkeypatch.setenv(name, value)
+    address = TokenAddress(str(injector.library), LABEL, None)
+    pool = SessionPool(address, SecretText(state.pin), size=1, wait_s=5, recycle_after=1)
+    session = pool.take()
+    session.destroyed_objects = 1
+    injector.forget_waits()
+    injector.fail("C_GetSlotList", wait_ms=1_500)
+    giving = threading.Thread(target=pool.give, args=(session,))
+    giving.start()
+    injector.wait_for_one()
+    assert pool.longest_call_s() > -math.inf
+    injector.cure()
+    giving.join()
     pool.close()
 
 

@@ -17,6 +17,7 @@ from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.secrets import SecretText
 from hsmkms.token import selftest
+from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenAddress
 from hsmkms.wiring import AUDIT_KEY_ID
@@ -137,7 +138,7 @@ def injector_on_token(
 @pytest.fixture
 def open_pool(implementation: Implementation) -> Iterator[OpenPool]:
     """Open session pools on this test's token; they are closed at the end."""
-    opened: list[SessionPool] = []
+    pools: list[SessionPool] = []
 
     def open_pool(
         *,
@@ -148,14 +149,24 @@ def open_pool(implementation: Implementation) -> Iterator[OpenPool]:
         size: int = 4,
         wait_s: float = 5,
         recycle_after: int = 100_000,
+        guard: PinGuard | None = None,
+        opened: bool = True,
     ) -> SessionPool:
         address = TokenAddress(module, label, serial)
-        pool = SessionPool(address, SecretText(pin), size=size, wait_s=wait_s, recycle_after=recycle_after)
-        opened.append(pool)
+        pool = SessionPool(
+            address,
+            SecretText(pin),
+            size=size,
+            wait_s=wait_s,
+            recycle_after=recycle_after,
+            guard=guard,
+            opened=opened,
+        )
+        pools.append(pool)
         return pool
 
     yield open_pool
-    for pool in opened:
+    for pool in pools:
         pool.close()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -20,11 +21,13 @@ from hsmkms.domain.ids import new_id
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.errors import TokenBusy, TokenUnavailable, UnprocessableCiphertext
 from hsmkms.token import cryptoki as ck
+from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.returned import CryptokiError
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool
 from tests.support.deployment import State
-from tests.token.conftest import Cable, object_id, pkcs11_tool
+from tests.support.injector import Injector
+from tests.token.conftest import Cable, OpenPool, object_id, pkcs11_tool
 
 pytestmark = pytest.mark.alone
 
@@ -238,6 +241,44 @@ def test_lost_sessions_are_not_noticed(token: Token, pool: SessionPool, key: Key
         assert token.open(key, key.id, sealed, ()).reveal() == DEK
         lose_all_sessions(pool, lost)
         assert len(token.random(8)) == 8
+
+
+def test_a_mark_that_cannot_be_read_ends_no_wait_for_the_token(
+    injector_on_token: Injector, open_pool: OpenPool, tmp_path: Path
+) -> None:
+    """The state directory fails while the token is away: when both are back, the breaker's thread is still there."""
+    guard = PinGuard(tmp_path / "guard", "a token")
+    pool = open_pool(module=str(injector_on_token.library), guard=guard)
+    token = Token(pool)
+    assert token.has_sentinel()
+    injector_on_token.fail("*", code=0x30)
+    with pytest.raises(TokenUnavailable):
+        token.check()
+    (lock,) = (tmp_path / "guard").glob("*.lock")
+    mark = lock.with_suffix("")
+    mark.symlink_to(mark.name)
+    opened_twice_more = pool.generation + 2
+    deadline = time.monotonic() + WITHIN_S
+    while pool.generation < opened_twice_more:
+        assert time.monotonic() < deadline, "nobody tries the token any more"
+        time.sleep(0.05)
+    mark.unlink()
+    injector_on_token.cure()
+    eventually(token.breaker.require_closed)
+
+
+def test_a_proof_that_broke_off_starts_anew(injector_on_token: Injector, open_pool: OpenPool) -> None:
+    """The connection dropped after the log-in: what is proved the next time are not the sessions that it took along."""
+    pool = open_pool(module=str(injector_on_token.library), opened=False)
+    token = Token(pool)
+    injector_on_token.fail("C_GetMechanismList", code=0x30)
+    with pytest.raises(TokenUnavailable):
+        token.prove()
+    pool._functions.C_CloseAllSessions(pool.info.slot)
+    injector_on_token.cure()
+    token.prove()
+    assert token.is_proved
+    assert len(token.random(8)) == 8
 
 
 def test_flapping_under_load(token: Token, key: KeyVersion, cable: Cable) -> None:
