@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+import structlog
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
@@ -38,6 +39,8 @@ _PASS_NOTHING: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
 """One instruction of classic BPF (linux/filter.h): return 0 bytes."""
 _UNACKED_AT: Final = 24
 """tcpi_unacked in struct tcp_info, which of a listening socket is how many connections wait to be accepted."""
+
+_log = structlog.get_logger(__name__)
 
 
 def serve(config: uvicorn.Config) -> None:
@@ -87,11 +90,16 @@ class _Workers(Multiprocess):
         super().__init__(config, sockets)
         self._asked_at: dict[Process, float] = {}
         """Whose answer is awaited, and since when."""
+        self._told = False
+
+    def init_processes(self) -> None:
+        """Start them all."""
+        self._fill()
 
     def keep_subprocess_alive(self) -> None:
         """Replace who died or hangs. uvicorn's waits for one answer after the other and hears no signal meanwhile; this
         looks at the next turn whether the answer is there."""
-        for place, process in enumerate(self.processes):
+        for process in tuple(self.processes):
             if process.process.is_alive() and not self._hangs(process):
                 continue
             self._asked_at.pop(process, None)
@@ -101,8 +109,41 @@ class _Workers(Multiprocess):
                 # So would the next one.
                 self.should_exit.set()
                 return
-            self.processes[place] = Process(self.config, self.sockets)
-            self.processes[place].start()
+            self.processes.remove(process)
+        self._fill()
+
+    def restart_all(self) -> None:
+        """As uvicorn's, after SIGHUP."""
+        try:
+            super().restart_all()
+        except OSError as error:
+            self._say(error)
+
+    def _fill(self) -> None:
+        """Start who is missing. A host that is short of processes, memory or files is asked again at the next turn: an
+        error would end this process while those that live go on without it."""
+        try:
+            while len(self.processes) < self.processes_num:
+                self.processes.append(self._started())
+        except OSError as error:
+            self._say(error)
+        else:
+            self._told = False
+
+    def _started(self) -> Process:
+        process = Process(self.config, self.sockets)
+        try:
+            process.start()
+        except OSError:
+            process.parent_conn.close()
+            process.child_conn.close()
+            raise
+        return process
+
+    def _say(self, error: OSError) -> None:
+        if not self._told:
+            _log.error("a worker cannot be started, and it is tried again", reason=error.strerror)
+        self._told = True
 
     def _hangs(self, process: Process) -> bool:
         now = time.monotonic()

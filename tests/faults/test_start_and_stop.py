@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -163,6 +164,31 @@ def test_a_worker_that_stands_still_for_a_while_is_not_replaced(state: State) ->
             time.sleep(0.05)
         os.kill(standing, signal.SIGCONT)
         assert service.process.wait(20) == 0
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(state: State) -> None:
+    """The others go on meanwhile, and a stop is heard."""
+    with Service(state, workers=2) as service:
+        service.wait_until_all_serve()
+        parent, (killed, other) = service.process.pid, service.workers()
+        few, most = resource.prlimit(parent, resource.RLIMIT_NOFILE)
+        resource.prlimit(parent, resource.RLIMIT_NOFILE, (3, most))
+        os.kill(killed, signal.SIGKILL)
+        wait_for_line(service, "a worker cannot be started")
+        assert service.workers() == [other]
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+        resource.prlimit(parent, resource.RLIMIT_NOFILE, (few, most))
+        service.wait_until_all_serve()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(20) == 0
+    assert service.log.read_text().count("a worker cannot be started") == 1
+
+
+def wait_for_line(service: Service, words: str) -> None:
+    deadline = time.monotonic() + 20
+    while words not in service.log.read_text():
+        assert time.monotonic() < deadline, service.log.read_text()
+        time.sleep(0.05)
 
 
 def test_database_without_instance(state: State) -> None:
