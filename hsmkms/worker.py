@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 import traceback
+from contextlib import ExitStack
 from functools import partial
 from typing import Final
 
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp
 from hsmkms.api.serving import end_with_parent
 from hsmkms.api.waiting import WaitingApp
 from hsmkms.application import application_of, closed_application_of, open_worker
-from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
+from hsmkms.control import Answer, LoginRequest, Request, hearing
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import HsmkmsError
 from hsmkms.opening import Pins
@@ -52,12 +53,12 @@ class Worker:
         self._stopping = False
         self._again = threading.Event()
         self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
-        self._control: ControlSocket
+        self._control = ExitStack()
         self._journal = journal_of(settings)
         self.app = WaitingApp(self._start, self._close, partial(closed_application_of, self._journal))
 
     def _start(self) -> None:
-        self._control = ControlSocket(self._settings.state_dir, self._answer)
+        self._control.enter_context(hearing(self._settings.state_dir, self._answer))
         self._thread.start()
 
     def _close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -182,6 +183,16 @@ def test_a_worker_that_cannot_be_started_is_tried_again(state: State) -> None:
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(20) == 0
     assert service.log.read_text().count("a worker cannot be started") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_serves_without_a_control_socket(state: State, workers: int) -> None:
+    """It is for commands on the host alone."""
+    shutil.rmtree(state.path / "run", ignore_errors=True)
+    (state.path / "run").write_text("in the way")
+    with Service(state, workers=workers) as service, service.client() as client:
+        create_key(client)
+        wait_for_line(service, "no command of this host is heard")
 
 
 def wait_for_line(service: Service, words: str) -> None:
