@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
 import threading
 import traceback
 from contextlib import ExitStack
@@ -78,7 +79,8 @@ class Worker:
         try:
             self._open()
         finally:
-            if self._rooms is None and not self._stopping:
+            # Also of an error behind the open rooms: nobody would ever be let in. A process that ends is replaced.
+            if sys.exception() is not None and not self._stopping:
                 try:
                     traceback.print_exc()
                 finally:

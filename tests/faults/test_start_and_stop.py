@@ -195,6 +195,18 @@ def test_serves_without_a_control_socket(state: State, workers: int) -> None:
         wait_for_line(service, "no command of this host is heard")
 
 
+def test_an_application_that_cannot_be_made_ends_its_process(state: State) -> None:
+    """What OpenTelemetry finds in the environment is looked at when token and database are open already."""
+    settings = {"HSMKMS_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", "OTEL_BSP_MAX_QUEUE_SIZE": "256"}
+    service = Service(state, workers=1, **settings)
+    service.start()
+    try:
+        assert service.process.wait(30) == os.EX_SOFTWARE
+    finally:
+        service.kill()
+    assert "max_export_batch_size" in service.log.read_text()
+
+
 def wait_for_line(service: Service, words: str) -> None:
     deadline = time.monotonic() + 20
     while words not in service.log.read_text():
