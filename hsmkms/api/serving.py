@@ -32,6 +32,9 @@ _ANSWERS_WITHIN_S: Final = 60.0
 before Python has imported all, which takes a busy host 10 s and more: after uvicorn's 5 s workers were killed and
 started again for ever."""
 _ACCEPTED_WITHIN_S: Final = 2.0
+_CLOSED_WITHIN_S: Final = 6.0
+"""For a last signature and what is left to be shipped. With the wait for requests it has to be less than the
+supervisor's patience."""
 _LOOK_S: Final = 0.01
 _SO_ATTACH_FILTER: Final = 26
 """asm-generic/socket.h; Python has no name for it."""
@@ -167,6 +170,20 @@ class _Workers(Multiprocess):
         # While one process has it open a client would wait for a connection that nobody accepts.
         for one in self.sockets:
             one.close()
+
+    def join_all(self) -> None:
+        """Wait until they have ended. Who stands still, or hangs where nothing can interrupt it, is killed."""
+        patience = self.config.timeout_graceful_shutdown
+        if patience is None:
+            super().join_all()
+            return
+        deadline = time.monotonic() + patience + _CLOSED_WITHIN_S
+        for process in self.processes:
+            process.process.join(max(0.0, deadline - time.monotonic()))
+            if process.process.is_alive():
+                _log.error("a worker did not stop and is killed", pid=process.pid)
+                process.kill()
+                process.join()
 
 
 def _take_no_more(listening: socket.socket) -> None:
