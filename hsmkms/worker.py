@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 from starlette.types import ASGIApp
 
-from hsmkms.api.serving import end_with_parent
+from hsmkms.api.serving import START_FAILED, end_with_parent
 from hsmkms.api.waiting import WaitingApp
 from hsmkms.application import application_of, closed_application_of, open_worker
 from hsmkms.control import Answer, LoginRequest, Request, hearing
@@ -40,9 +40,16 @@ def application() -> ASGIApp:
     """What uvicorn calls in each process."""
     _share_arenas()
     end_with_parent()
-    settings = load()
+    try:
+        settings = load()
+        pins = pin_of(settings)
+    except HsmkmsError as error:
+        # They were right when the service was started.
+        configure_logs()
+        _log.error("this process cannot start", reason=error.message)
+        sys.exit(START_FAILED)
     configure_logs(settings)
-    return Worker(settings, pin_of(settings)).app
+    return Worker(settings, pins).app
 
 
 class Worker:

@@ -27,6 +27,9 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
+START_FAILED: Final = 1
+"""Exit code of a worker that settings or certificates keep from starting; also Python's after an exception."""
+_START_AGAIN_S: Final = 10.0
 _ANSWERS_WITHIN_S: Final = 60.0
 """A worker that says nothing for so long is replaced. A thread of its own answers, also while the token hangs, but not
 before Python has imported all, which takes a busy host 10 s and more: after uvicorn's 5 s workers were killed and
@@ -94,6 +97,7 @@ class _Workers(Multiprocess):
         self._asked_at: dict[Process, float] = {}
         """Whose answer is awaited, and since when."""
         self._told = False
+        self._fill_at = 0.0
 
     def init_processes(self) -> None:
         """Start them all."""
@@ -112,6 +116,10 @@ class _Workers(Multiprocess):
                 # So would the next one.
                 self.should_exit.set()
                 return
+            if process.exitcode == START_FAILED:
+                # What was changed since the service started has to be changed again; meanwhile each try takes a second
+                # of a core from those that serve.
+                self._fill_at = time.monotonic() + _START_AGAIN_S
             self.processes.remove(process)
         self._fill()
 
@@ -126,7 +134,7 @@ class _Workers(Multiprocess):
         """Start who is missing. A host that is short of processes, memory or files is asked again at the next turn: an
         error would end this process while those that live go on without it."""
         try:
-            while len(self.processes) < self.processes_num:
+            while len(self.processes) < self.processes_num and time.monotonic() >= self._fill_at:
                 self.processes.append(self._started())
         except OSError as error:
             self._say(error)

@@ -194,6 +194,31 @@ def test_serves_without_a_control_socket(state: State, workers: int) -> None:
         wait_for_line(service, "no command of this host is heard")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rubbish", "line"), [("hsmkms.toml", "=", "this process cannot start"), ("server.crt", "", "Traceback")]
+)
+def test_settings_that_became_wrong_are_tried_at_intervals(state: State, name: str, rubbish: str, line: str) -> None:
+    """By who takes the place of a worker. It is there as soon as they are right again."""
+    authority = Authority(state.path, "authority")
+    server = authority.server()
+    server.certificate.rename(state.path / "server.crt")
+    files = {"HSMKMS_TLS_CERT": str(state.path / "server.crt"), "HSMKMS_TLS_KEY": str(server.key)}
+    file = state.path / name
+    with Service(state, workers=2, tls_ca=str(authority.file), **files) as service:
+        service.wait_until_all_serve()
+        right = file.read_text()
+        file.write_text(rubbish)
+        killed, other = service.workers()
+        os.kill(killed, signal.SIGKILL)
+        wait_for_line(service, line)
+        time.sleep(8)
+        assert service.log.read_text().count(line) == 1
+        assert service.workers() == [other]
+        file.write_text(right)
+        service.wait_until_all_serve()
+
+
 def test_an_application_that_cannot_be_made_ends_its_process(state: State) -> None:
     """What OpenTelemetry finds in the environment is looked at when token and database are open already."""
     settings = {"HSMKMS_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", "OTEL_BSP_MAX_QUEUE_SIZE": "256"}
