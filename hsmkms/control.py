@@ -22,6 +22,7 @@ DIRECTORY: Final = "run"
 """Below the state directory."""
 _MOST_BYTES: Final = 65_536
 _TIMEOUT_S: Final = 5.0
+_AGAIN_S: Final = 1.0
 _PEER: Final = struct.Struct("3i")
 """pid, uid, gid."""
 
@@ -58,29 +59,37 @@ class ControlSocket:
         self._path = directory / f"{os.getpid()}.sock"
         self._path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with _short(self._path) as address:
-            self._socket.bind(address)
-        self._path.chmod(0o600)
-        self._socket.listen()
-        self._closed = False
+        try:
+            with _short(self._path) as address:
+                self._socket.bind(address)
+            self._path.chmod(0o600)
+            self._socket.listen()
+        except OSError:
+            self._socket.close()
+            raise
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Listen no more."""
-        self._closed = True
-        self._path.unlink(missing_ok=True)
+        self._closed.set()
+        # Where that is refused the next who asks finds that nobody listens.
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
         # Wakes the thread, which close alone does not.
         self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(_TIMEOUT_S)
         self._socket.close()
 
     def _serve(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 connection, _ = self._socket.accept()
             except OSError:
-                return
+                # It is closed, or the process has too many files open.
+                self._closed.wait(_AGAIN_S)
+                continue
             with connection:
                 connection.settimeout(_TIMEOUT_S)
                 # Who asked may be gone, or send rubbish: the next one is listened to.
@@ -96,6 +105,26 @@ class ControlSocket:
         connection.sendall(msgspec.json.encode(self._answer(request)) + b"\n")
 
 
+@contextlib.contextmanager
+def hearing(state_dir: Path, answer: Callable[[Request], Answer]) -> Iterator[None]:
+    """Requests are answered for the block. Where there can be no socket that is said, and the block goes on: who serves
+    keys is not to depend on it."""
+    try:
+        control = ControlSocket(state_dir, answer)
+    except OSError as error:
+        _log.error(
+            "no command of this host is heard: hsm login and hsm status do not reach this process",
+            directory=str(state_dir / DIRECTORY),
+            reason=error.strerror,
+        )
+        yield
+        return
+    try:
+        yield
+    finally:
+        control.close()
+
+
 def ask_all(state_dir: Path, request: Request, timeout_s: float) -> dict[int, Answer | None]:
     """The answers of the processes that run, by process id; None of one that does not answer within `timeout_s`."""
     answers: dict[int, Answer | None] = {}
@@ -104,7 +133,8 @@ def ask_all(state_dir: Path, request: Request, timeout_s: float) -> dict[int, An
             answers[int(path.stem)] = _ask(path, request, timeout_s)
         except (ConnectionRefusedError, FileNotFoundError):
             # Of a process that was killed.
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
         except (OSError, msgspec.MsgspecError):
             answers[int(path.stem)] = None
     return answers

@@ -5,18 +5,20 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
 import threading
 import traceback
+from contextlib import ExitStack
 from functools import partial
 from typing import Final
 
 import structlog
 from starlette.types import ASGIApp
 
-from hsmkms.api.serving import end_with_parent
+from hsmkms.api.serving import START_FAILED, end_with_parent
 from hsmkms.api.waiting import WaitingApp
 from hsmkms.application import application_of, closed_application_of, open_worker
-from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
+from hsmkms.control import Answer, LoginRequest, Request, hearing
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import HsmkmsError
 from hsmkms.opening import Pins
@@ -38,9 +40,16 @@ def application() -> ASGIApp:
     """What uvicorn calls in each process."""
     _share_arenas()
     end_with_parent()
-    settings = load()
+    try:
+        settings = load()
+        pins = pin_of(settings)
+    except HsmkmsError as error:
+        # They were right when the service was started.
+        configure_logs()
+        _log.error("this process cannot start", reason=error.message)
+        sys.exit(START_FAILED)
     configure_logs(settings)
-    return Worker(settings, pin_of(settings)).app
+    return Worker(settings, pins).app
 
 
 class Worker:
@@ -52,12 +61,12 @@ class Worker:
         self._stopping = False
         self._again = threading.Event()
         self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
-        self._control: ControlSocket
+        self._control = ExitStack()
         self._journal = journal_of(settings)
         self.app = WaitingApp(self._start, self._close, partial(closed_application_of, self._journal))
 
     def _start(self) -> None:
-        self._control = ControlSocket(self._settings.state_dir, self._answer)
+        self._control.enter_context(hearing(self._settings.state_dir, self._answer))
         self._thread.start()
 
     def _close(self) -> None:
@@ -77,7 +86,8 @@ class Worker:
         try:
             self._open()
         finally:
-            if self._rooms is None and not self._stopping:
+            # Also of an error behind the open rooms: nobody would ever be let in. A process that ends is replaced.
+            if sys.exception() is not None and not self._stopping:
                 try:
                     traceback.print_exc()
                 finally:

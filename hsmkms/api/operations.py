@@ -9,6 +9,7 @@ from hsmkms import __version__
 from hsmkms.api import described as d
 from hsmkms.api import wire
 from hsmkms.api.cold import OpenRoute, answer, services
+from hsmkms.errors import Unavailable
 
 router = APIRouter(route_class=OpenRoute, default_response_class=Response)
 
@@ -32,7 +33,11 @@ async def readyz(request: Request) -> Response:
     found = await run_in_threadpool(services(request).health.readiness)
     content = {"status": "ok" if found.ready else "unavailable", "token": found.token, "database": found.database}
     content["audit"] = found.audit
-    return answer(content, _JSON, 200 if found.ready else 503)
+    if found.ready:
+        return answer(content, _JSON)
+    response = answer(content, _JSON, 503)
+    response.headers["Retry-After"] = str(Unavailable.retry_after_s)
+    return response
 
 
 @router.get("/version", openapi_extra=d.plain("Name and version", "Operations", wire.Version))

@@ -21,16 +21,23 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+import structlog
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
+START_FAILED: Final = 1
+"""Exit code of a worker that settings or certificates keep from starting; also Python's after an exception."""
+_START_AGAIN_S: Final = 10.0
 _ANSWERS_WITHIN_S: Final = 60.0
 """A worker that says nothing for so long is replaced. A thread of its own answers, also while the token hangs, but not
 before Python has imported all, which takes a busy host 10 s and more: after uvicorn's 5 s workers were killed and
 started again for ever."""
 _ACCEPTED_WITHIN_S: Final = 2.0
+_CLOSED_WITHIN_S: Final = 6.0
+"""For a last signature and what is left to be shipped. With the wait for requests it has to be less than the
+supervisor's patience."""
 _LOOK_S: Final = 0.01
 _SO_ATTACH_FILTER: Final = 26
 """asm-generic/socket.h; Python has no name for it."""
@@ -38,6 +45,8 @@ _PASS_NOTHING: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
 """One instruction of classic BPF (linux/filter.h): return 0 bytes."""
 _UNACKED_AT: Final = 24
 """tcpi_unacked in struct tcp_info, which of a listening socket is how many connections wait to be accepted."""
+
+_log = structlog.get_logger(__name__)
 
 
 def serve(config: uvicorn.Config) -> None:
@@ -87,11 +96,17 @@ class _Workers(Multiprocess):
         super().__init__(config, sockets)
         self._asked_at: dict[Process, float] = {}
         """Whose answer is awaited, and since when."""
+        self._told = False
+        self._fill_at = 0.0
+
+    def init_processes(self) -> None:
+        """Start them all."""
+        self._fill()
 
     def keep_subprocess_alive(self) -> None:
         """Replace who died or hangs. uvicorn's waits for one answer after the other and hears no signal meanwhile; this
         looks at the next turn whether the answer is there."""
-        for place, process in enumerate(self.processes):
+        for process in tuple(self.processes):
             if process.process.is_alive() and not self._hangs(process):
                 continue
             self._asked_at.pop(process, None)
@@ -101,8 +116,45 @@ class _Workers(Multiprocess):
                 # So would the next one.
                 self.should_exit.set()
                 return
-            self.processes[place] = Process(self.config, self.sockets)
-            self.processes[place].start()
+            if process.exitcode == START_FAILED:
+                # What was changed since the service started has to be changed again; meanwhile each try takes a second
+                # of a core from those that serve.
+                self._fill_at = time.monotonic() + _START_AGAIN_S
+            self.processes.remove(process)
+        self._fill()
+
+    def restart_all(self) -> None:
+        """As uvicorn's, after SIGHUP."""
+        try:
+            super().restart_all()
+        except OSError as error:
+            self._say(error)
+
+    def _fill(self) -> None:
+        """Start who is missing. A host that is short of processes, memory or files is asked again at the next turn: an
+        error would end this process while those that live go on without it."""
+        try:
+            while len(self.processes) < self.processes_num and time.monotonic() >= self._fill_at:
+                self.processes.append(self._started())
+        except OSError as error:
+            self._say(error)
+        else:
+            self._told = False
+
+    def _started(self) -> Process:
+        process = Process(self.config, self.sockets)
+        try:
+            process.start()
+        except OSError:
+            process.parent_conn.close()
+            process.child_conn.close()
+            raise
+        return process
+
+    def _say(self, error: OSError) -> None:
+        if not self._told:
+            _log.error("a worker cannot be started, and it is tried again", reason=error.strerror)
+        self._told = True
 
     def _hangs(self, process: Process) -> bool:
         now = time.monotonic()
@@ -126,6 +178,20 @@ class _Workers(Multiprocess):
         # While one process has it open a client would wait for a connection that nobody accepts.
         for one in self.sockets:
             one.close()
+
+    def join_all(self) -> None:
+        """Wait until they have ended. Who stands still, or hangs where nothing can interrupt it, is killed."""
+        patience = self.config.timeout_graceful_shutdown
+        if patience is None:
+            super().join_all()
+            return
+        deadline = time.monotonic() + patience + _CLOSED_WITHIN_S
+        for process in self.processes:
+            process.process.join(max(0.0, deadline - time.monotonic()))
+            if process.process.is_alive():
+                _log.error("a worker did not stop and is killed", pid=process.pid)
+                process.kill()
+                process.join()
 
 
 def _take_no_more(listening: socket.socket) -> None:

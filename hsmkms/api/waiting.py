@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hsmkms.api.protocol import STOPPING, WARM
 from hsmkms.api.requests import correlation_id, header_map
 from hsmkms.api.warm import WarmPath
+from hsmkms.errors import Unavailable
 
 _PATIENCE_S: Final = 10.0
 _JSON: Final = "application/json"
@@ -78,4 +79,5 @@ def _health(scope: Scope) -> Response:
     if scope["path"] == "/healthz":
         return Response(msgspec.json.encode({"status": "ok"}), 200, headers, _JSON)
     content = {"status": "unavailable", "token": False, "database": False, "audit": False}
+    headers["Retry-After"] = str(Unavailable.retry_after_s)
     return Response(msgspec.json.encode(content), 503, headers, _JSON)

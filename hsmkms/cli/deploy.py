@@ -21,7 +21,7 @@ import uvicorn
 from hsmkms.api.protocol import Protocol
 from hsmkms.api.serving import serve as run_server
 from hsmkms.cli.local import recorded
-from hsmkms.control import Answer, ControlSocket, LoginRequest, Request
+from hsmkms.control import Answer, LoginRequest, Request, hearing
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import MAY_COME_BACK, SettingsInvalid, StoreRefused
@@ -153,6 +153,8 @@ def _serve(settings: Settings) -> None:
             ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_OPTIONAL,
             loop="uvloop",
             http=Protocol,
+            # By itself uvicorn takes an error there for an application that needs no start, and says nothing.
+            lifespan="on",
             # Its lines come by way of ours, and a request has a line only where the setting says so.
             log_config=None,
             access_log=False,
@@ -207,11 +209,8 @@ def _hearing_logins(settings: Settings) -> Iterator[None]:
     if settings.workers == 1:
         yield
         return
-    control = ControlSocket(settings.state_dir, answer)
-    try:
+    with hearing(settings.state_dir, answer):
         yield
-    finally:
-        control.close()
 
 
 def _ask_pin(part: str) -> SecretText:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -132,10 +134,9 @@ def waits_for(service: Service, bring: Callable[[], None]) -> None:
     try:
         with httpx.Client(base_url=service.url, transport=httpx.HTTPTransport(retries=8), timeout=60) as client:
             assert client.get("/healthz").status_code == 200
-            assert client.get("/readyz").status_code == 503
-            refused = client.post("/api/v2/keys/any/actions/wrap")
-            assert refused.status_code == 503
-            assert int(refused.headers["Retry-After"]) > 0
+            for refused in (client.get("/readyz"), client.post("/api/v2/keys/any/actions/wrap")):
+                assert refused.status_code == 503
+                assert int(refused.headers["Retry-After"]) > 0
         assert "its workers wait" in service.log.read_text()
         bring()
         service.wait_until_all_serve()
@@ -163,6 +164,78 @@ def test_a_worker_that_stands_still_for_a_while_is_not_replaced(state: State) ->
             time.sleep(0.05)
         os.kill(standing, signal.SIGCONT)
         assert service.process.wait(20) == 0
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(state: State) -> None:
+    """The others go on meanwhile, and a stop is heard."""
+    with Service(state, workers=2) as service:
+        service.wait_until_all_serve()
+        parent, (killed, other) = service.process.pid, service.workers()
+        few, most = resource.prlimit(parent, resource.RLIMIT_NOFILE)
+        resource.prlimit(parent, resource.RLIMIT_NOFILE, (3, most))
+        os.kill(killed, signal.SIGKILL)
+        wait_for_line(service, "a worker cannot be started")
+        assert service.workers() == [other]
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+        resource.prlimit(parent, resource.RLIMIT_NOFILE, (few, most))
+        service.wait_until_all_serve()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(20) == 0
+    assert service.log.read_text().count("a worker cannot be started") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_serves_without_a_control_socket(state: State, workers: int) -> None:
+    """It is for commands on the host alone."""
+    shutil.rmtree(state.path / "run", ignore_errors=True)
+    (state.path / "run").write_text("in the way")
+    with Service(state, workers=workers) as service, service.client() as client:
+        create_key(client)
+        wait_for_line(service, "no command of this host is heard")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rubbish", "line"), [("hsmkms.toml", "=", "this process cannot start"), ("server.crt", "", "Traceback")]
+)
+def test_settings_that_became_wrong_are_tried_at_intervals(state: State, name: str, rubbish: str, line: str) -> None:
+    """By who takes the place of a worker. It is there as soon as they are right again."""
+    authority = Authority(state.path, "authority")
+    server = authority.server()
+    server.certificate.rename(state.path / "server.crt")
+    files = {"HSMKMS_TLS_CERT": str(state.path / "server.crt"), "HSMKMS_TLS_KEY": str(server.key)}
+    file = state.path / name
+    with Service(state, workers=2, tls_ca=str(authority.file), **files) as service:
+        service.wait_until_all_serve()
+        right = file.read_text()
+        file.write_text(rubbish)
+        killed, other = service.workers()
+        os.kill(killed, signal.SIGKILL)
+        wait_for_line(service, line)
+        time.sleep(8)
+        assert service.log.read_text().count(line) == 1
+        assert service.workers() == [other]
+        file.write_text(right)
+        service.wait_until_all_serve()
+
+
+def test_an_application_that_cannot_be_made_ends_its_process(state: State) -> None:
+    """What OpenTelemetry finds in the environment is looked at when token and database are open already."""
+    settings = {"HSMKMS_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", "OTEL_BSP_MAX_QUEUE_SIZE": "256"}
+    service = Service(state, workers=1, **settings)
+    service.start()
+    try:
+        assert service.process.wait(30) == os.EX_SOFTWARE
+    finally:
+        service.kill()
+    assert "max_export_batch_size" in service.log.read_text()
+
+
+def wait_for_line(service: Service, words: str) -> None:
+    deadline = time.monotonic() + 20
+    while words not in service.log.read_text():
+        assert time.monotonic() < deadline, service.log.read_text()
+        time.sleep(0.05)
 
 
 def test_database_without_instance(state: State) -> None:
@@ -193,6 +266,7 @@ def test_readiness_names_the_part_that_is_away(state: State) -> None:
         assert client.get(f"/keys/{key}").status_code == 200
         ready = httpx.get(f"{service.url}/readyz")
         assert (ready.status_code, ready.json()["token"], ready.json()["database"]) == (503, False, True)
+        assert int(ready.headers["Retry-After"]) > 0
         assert httpx.get(f"{service.url}/healthz").status_code == 200
         tokens.rmdir()
         (state.path / "gone").rename(tokens)

@@ -136,6 +136,32 @@ def test_a_client_that_never_finishes_does_not_hold_it_up(state: State) -> None:
     signed_and_closed(state)
 
 
+def test_a_worker_that_stands_still_does_not_hold_it_up(state: State) -> None:
+    """It is killed, and who comes next signs what it left."""
+    with Service(state, workers=2, HSMKMS_STOP_WITHIN_S="1") as service, service.client() as client:
+        create_key(client)
+        service.wait_until_all_serve()
+        os.kill(service.workers()[0], signal.SIGSTOP)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(STOPS_WITHIN_S) == 0
+    assert "did not stop and is killed" in service.log.read_text()
+    with Service(state):
+        pass
+    signed_and_closed(state)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_control_socket_that_cannot_be_taken_away_leaves_nothing_open(state: State, workers: int) -> None:
+    with Service(state, workers=workers) as service, service.client() as client:
+        create_key(client)
+        (state.path / "run").rename(state.path / "gone")
+        (state.path / "run").write_text("in the way")
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(STOPS_WITHIN_S) in (0, -signal.SIGTERM)
+    assert "Traceback" not in service.log.read_text()
+    signed_and_closed(state)
+
+
 def test_workers_do_not_outlive_their_parent(state: State) -> None:
     """It could not be started again on its address, and nobody would replace or stop them."""
     service = Service(state, workers=2)
