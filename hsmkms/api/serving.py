@@ -112,13 +112,9 @@ class _Workers(Multiprocess):
             self._asked_at.pop(process, None)
             process.kill()
             process.join()
-            if process.exitcode == STARTUP_FAILURE:
-                # So would the next one.
-                self.should_exit.set()
-                return
-            if process.exitcode == START_FAILED:
-                # What was changed since the service started has to be changed again; meanwhile each try takes a second
-                # of a core from those that serve.
+            if process.exitcode in (START_FAILED, STARTUP_FAILURE):
+                # What was changed since the service started has to be changed again, or the host is short of something;
+                # meanwhile each try takes a second of a core from those that serve.
                 self._fill_at = time.monotonic() + _START_AGAIN_S
             self.processes.remove(process)
         self._fill()

@@ -111,5 +111,9 @@ def _keep(settings: Settings) -> None:
     path = state_dir() / FILE_NAME
     own = tomllib.loads(path.read_text()) if path.exists() else {}
     merged = settings.without_secrets() | own
-    if merged != own:
+    if merged == own:
+        return
+    try:
         write_private(path, tomli_w.dumps(merged))
+    except OSError as error:
+        typer.echo(f"{path} cannot be written ({error.strerror}): the backup's other settings are not in it.", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from datetime import datetime
@@ -27,7 +28,7 @@ from hsmkms.domain.importing import (
 from hsmkms.domain.jobs import Done
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.tenants import PendingObject
-from hsmkms.errors import FeatureRestricted, ImportTokenExpired
+from hsmkms.errors import FeatureRestricted, ImportTokenExpired, Unavailable
 from hsmkms.iam.integrity import is_sealed_import_token, seal_import_token
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.key_access import KeyAccess
@@ -101,7 +102,9 @@ class ImportService:
 
         made = self._material.settled(owner, make)
         for old_id in replaced:
-            self._material.settle(PendingObject(old_id, owner, made.created_at))
+            # The new one is there; what cannot be settled now stays pending, and `doctor` settles it.
+            with contextlib.suppress(Unavailable):
+                self._material.settle(PendingObject(old_id, owner, made.created_at))
         return made
 
     def read(self, caller: Caller, instance_id: str) -> ImportToken:

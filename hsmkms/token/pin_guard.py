@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +43,10 @@ class PinGuard:
         that this is no process of the service. Without `locks` a
         process logs in whosever turn it is, as a part of its parent's try: that one hangs in it."""
         self.directory = None if directory is None else str(directory)
-        self.in_turn = False
+        self.by_command = by_command
         self._locks = locks
+        self._turn: int | None = None
+        self._turn_lock = threading.Lock()
         self._reason: str | None = None
         # Whose marks count here; the last is this process's own.
         self._marks: list[Path] = []
@@ -70,11 +73,26 @@ class PinGuard:
                 if time.monotonic() > deadline:
                     raise TokenBusy("Another process is logging in to the HSM. Try again.")
                 time.sleep(_POLL_S)
-            self.in_turn = True
+            self._turn = descriptor
             yield
         finally:
-            self.in_turn = False
-            os.close(descriptor)
+            with self._turn_lock:
+                if self._turn == descriptor:
+                    self._turn = None
+                os.close(descriptor)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether this process has the turn."""
+        return self._turn is not None
+
+    def leave_turn(self) -> None:
+        """Let others log in, also while a thread of this process that is not waited for any more hangs in it: its try
+        was noted."""
+        with self._turn_lock:
+            if self._turn is not None:
+                fcntl.flock(self._turn, fcntl.LOCK_UN)
+                self._turn = None
 
     @property
     def reason(self) -> str | None:

@@ -14,13 +14,14 @@ from typing import Final
 import msgspec
 
 from hsmkms.domain.secrets import SecretText
-from hsmkms.errors import HsmkmsError
+from hsmkms.errors import HsmkmsError, PinNotTried
 from hsmkms.token.pin_guard import PinGuard
 from hsmkms.token.recovery import RecoveringToken
 from hsmkms.token.sessions import SessionPool, TokenAddress
 
 _COMMAND: Final = (sys.executable, "-P", "-m", "hsmkms.token.probing")
 _WAIT_S: Final = 1.0
+_NOT_TRIED: Final = 2
 
 
 class _Question(msgspec.Struct):
@@ -31,14 +32,22 @@ class _Question(msgspec.Struct):
     serial: str | None
     pin: str
     guard: str | None
+    by_command: bool
     locks: bool
 
 
 def answers(pool: SessionPool, timeout_s: float) -> bool:
-    """Whether another process opens, proves and uses the token of `pool` within `timeout_s` seconds."""
+    """Whether another process opens, proves and uses the token of `pool` within `timeout_s` seconds, or would not try
+    the PIN: then one that does not hang leaves the turn to the operator who has to bring it."""
     address, guard = pool.address, pool.guard
     question = _Question(
-        address.module, address.label, address.serial, pool.pin.reveal(), guard.directory, not guard.in_turn
+        address.module,
+        address.label,
+        address.serial,
+        pool.pin.reveal(),
+        guard.directory,
+        guard.by_command,
+        not guard.in_turn,
     )
     try:
         done = subprocess.run(  # noqa: S603  # Nothing in it comes from outside.
@@ -51,17 +60,20 @@ def answers(pool: SessionPool, timeout_s: float) -> bool:
         )
     except (subprocess.TimeoutExpired, OSError):
         return False
-    return done.returncode == 0
+    return done.returncode in (0, _NOT_TRIED)
 
 
 def main() -> int:
-    """The child: 0 if the token is well."""
+    """The child: 0 if the token is well, _NOT_TRIED if its PIN is not tried."""
     asked = msgspec.json.decode(sys.stdin.buffer.read(), type=_Question)
     address = TokenAddress(asked.module, asked.label, asked.serial)
-    guard = PinGuard(None if asked.guard is None else Path(asked.guard), str(address), locks=asked.locks)
+    directory = None if asked.guard is None else Path(asked.guard)
+    guard = PinGuard(directory, str(address), by_command=asked.by_command, locks=asked.locks)
     try:
         pool = SessionPool(address, SecretText(asked.pin), size=1, wait_s=_WAIT_S, recycle_after=100_000, guard=guard)
         RecoveringToken(pool).check()
+    except PinNotTried:
+        return _NOT_TRIED
     except HsmkmsError:
         return 1
     return 0

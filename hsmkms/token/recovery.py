@@ -411,7 +411,7 @@ class RecoveringToken:
         if self._searched_just_now(self._pool.generation):
             alone = self._call(lambda session: self._is_alone_missing(session, wanted))
             return KeyMaterialMissing(_MISSING) if alone else TokenUnavailable(OTHER_TOKEN)
-        generation = self._opening_without(wanted)
+        generation = self._opening_without(wanted, self._reopen)
         if not generation:
             return TokenUnavailable(OTHER_TOKEN)
         self._searched = (generation, time.monotonic() + _UNUSABLE_S)
@@ -424,18 +424,19 @@ class RecoveringToken:
             return True
         if self._sentinel_check is None:
             # A token of a ceremony: only its serial tells that it is there, which each opening compares.
-            self._reopen(self._pool.generation)
+            self._pool.reopen(self._pool.generation)
             return self._call(destroy)
-        if self._opening_without(wanted):
+        # Whoever destroys is no event loop, and a large token is not away for taking seconds to open.
+        if self._opening_without(wanted, self._pool.reopen):
             return False
-        self._reopen(self._pool.generation)
+        self._pool.reopen(self._pool.generation)
         if self._call(destroy):
             return True
-        if not self._opening_without(wanted):
+        if not self._opening_without(wanted, self._pool.reopen):
             raise TokenUnavailable(OTHER_TOKEN)
         return False
 
-    def _opening_without(self, wanted: ck.Template) -> int:
+    def _opening_without(self, wanted: ck.Template, reopen: Callable[[int], None]) -> int:
         """The generation in which an object alone is gone: the sentinel is there beside it. 0 if it is not.
 
         Asked twice, with a fresh start between: a token that goes away while the module reads its objects has some of
@@ -443,7 +444,7 @@ class RecoveringToken:
         """
         for again in (False, True):
             if again:
-                self._reopen(self._pool.generation)
+                reopen(self._pool.generation)
             generation = self._pool.generation
             if not self._call(lambda session: self._is_alone_missing(session, wanted)):
                 return 0

@@ -259,6 +259,7 @@ class SessionPool:
             self._condition.notify_all()
             self._condition.wait_for(lambda: self._all_home() and not self._draining, _CLOSE_WAIT_S)
             if not math.isinf(self._opening_at):
+                self.guard.leave_turn()
                 return
             self._opening_at = time.monotonic()
             self._free.clear()

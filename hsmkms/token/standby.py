@@ -166,11 +166,17 @@ class PairedToken(Token):
 
     def generate_transport_key(self, key_id: str, owner: str, *, by_process: bool) -> bytes:
         """As of Token; not while the standby is away."""
-        self._require_standby()
+        try:
+            self._require_standby()
+        except (TokenUnavailable, TokenBusy):
+            self._never_made.add(key_id)
+            raise
         return super().generate_transport_key(key_id, owner, by_process=by_process)
 
     def destroy_transport_key(self, key_id: str) -> bool:
         """As of Token, on both."""
+        if key_id in self._never_made:
+            return super().destroy_transport_key(key_id)
         self._require_standby()
         found = super().destroy_transport_key(key_id)
         return self._standby.destroy_transport_key(key_id) or found

@@ -23,6 +23,7 @@ from hsmkms.domain.secrets import SecretText
 from hsmkms.errors import PinNotTried, PinRefused, TokenBusy, TokenUnavailable
 from hsmkms.opening import GUARD_DIRECTORY
 from hsmkms.token import cryptoki as ck
+from hsmkms.token import probing
 from hsmkms.token.login import try_pin
 from hsmkms.token.pin_guard import NO_ANSWER, PinGuard
 from hsmkms.token.sessions import SessionPool, TokenAddress
@@ -425,6 +426,23 @@ def test_what_a_part_of_a_try_tries_counts_too(state: State) -> None:
         with child.turn(1):
             child.begin()
     assert parent.reason == NO_ANSWER
+
+
+@pytest.mark.parametrize("by_command", [False, True])
+def test_a_child_that_is_not_to_try_has_its_parent_end(
+    state: State, injector: Injector, open_with_guard: Callable[[], None], by_command: bool
+) -> None:
+    """Who hangs in its turn would keep even an operator's PIN away. The mark is that of who asks."""
+    address, directory = TokenAddress(str(injector.library), LABEL, None), state.path / "guard"
+    guard = PinGuard(directory, str(address), by_command=by_command)
+    miss(state)
+    pool = SessionPool(address, SecretText(state.pin), size=1, wait_s=1, recycle_after=100, guard=guard, opened=False)
+    injector.fail("C_Login", code=0x05)
+    for _ in range(2):
+        assert not probing.answers(pool, 30)
+    assert probing.answers(pool, 30)
+    assert guard.reason == NO_ANSWER
+    assert PinGuard(directory, str(address)).reason == (None if by_command else NO_ANSWER)
 
 
 def test_a_wrong_pin_in_a_command_stops_commands_alone(state: State) -> None:

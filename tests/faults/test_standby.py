@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -152,17 +153,30 @@ def test_starts_and_serves_without_the_primary(
         until(creates)
 
 
-def test_starts_while_the_primary_hangs(state: State, settings: dict[str, str], injector: Injector) -> None:
-    """As after a reboot or an upgrade: who starts then has the standby."""
+@pytest.mark.parametrize("function", ["*", "C_Login"])
+def test_starts_while_the_primary_hangs(
+    state: State, settings: dict[str, str], injector: Injector, function: str
+) -> None:
+    """As after a reboot or an upgrade: who starts then has the standby, and the primary as soon as that answers. The
+    thread that hangs in the parent keeps nobody from logging in."""
     assert state.run("hsm", "accept", stdin=b"", **settings).returncode == 0
     impatient = {**settings, "HSMKMS_TOKEN_CALL_TIMEOUT_S": "2"}
-    injector.fail("*", wait_ms=600_000)
+    injector.fail(function, wait_ms=600_000)
     listed = state.run("keys", "list", stdin=b"", **impatient)
     assert listed.returncode == 0, listed.stderr
-    with Service(state, tls_ca="", workers=1, **impatient) as service, service.client() as client:
+    with Service(state, tls_ca="", workers=2, **impatient) as service, service.client() as client:
         assert client.get("/keys").status_code == 200
         refused = client.post("/keys", json=create_body("no primary"))
         assert (refused.status_code, "Retry-After" in refused.headers) == (503, True), refused.text
+        injector.cure()
+        url, headers = f"{service.url}/api/v2/keys", dict(client.headers)
+
+        def creates() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.post(url, headers=headers, json=create_body("back"), timeout=60).is_success
+            return False
+
+        until(creates)
 
 
 def test_both_hang(state: State, settings: dict[str, str], injector: Injector, tmp_path: Path) -> None:

@@ -120,6 +120,11 @@ def test_nothing_is_made_while_the_standby_is_away(open_pool: OpenPool, group: G
         with pytest.raises(TokenUnavailable):
             make()
     assert group.objects() == before
+    refused = new_id()
+    with pytest.raises(TokenUnavailable):
+        pair.generate_transport_key(refused, OWNER, by_process=True)
+    # So that its pending row is settled at once: nothing was asked of either token.
+    assert not pair.destroy_transport_key(refused)
     assert pair.random(8)
     standby_faults.cure()
     deadline = time.monotonic() + LONG_S
