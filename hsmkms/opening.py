@@ -115,12 +115,12 @@ def open_token(settings: Settings, pins: Pins, stack: ExitStack, *, serves: bool
     standby = Token(standby_pool, STANDBY)
     pair = PairedToken(pool, standby, settings.standby_proof_s)
 
-    def has(other: Token, other_pool: SessionPool) -> bool:
+    def can_use(other: Token, other_pool: SessionPool) -> bool:
         # One that was refused or is away is tried again and again, and is no reason to wait for the one that hangs.
         return stays or other.is_proved or 0 <= other_pool.longest_call_s() <= settings.token_call_timeout_s
 
-    _keep(settings, pool, pair, stack, lambda: has(standby, standby_pool))
-    _keep(settings, standby_pool, standby, stack, lambda: has(pair, pool))
+    _keep(settings, pool, pair, stack, lambda: can_use(standby, standby_pool))
+    _keep(settings, standby_pool, standby, stack, lambda: can_use(pair, pool))
     opening = _Pair(pair, standby)
     stack.callback(opening.close)
     opening.wait(settings.token_call_timeout_s)

@@ -14,7 +14,6 @@ from hsmkms.errors import OperatorError
 from hsmkms.opening import PRIMARY, STANDBY, guard_of, parts_of
 from hsmkms.settings import Settings, load
 from hsmkms.token.login import try_pin
-from hsmkms.token.pin_guard import NO_ANSWER
 from hsmkms.wiring import configure_logs
 
 app = typer.Typer(help="The tokens of a running service: log in anew, see how they are.", no_args_is_help=True)
@@ -105,7 +104,7 @@ def _rows(process: int, answer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _state(token: dict[str, Any]) -> str:
-    if token["pin_refused"] not in (None, NO_ANSWER):
+    if token["pin_refused"]:
         return f"PIN refused ({token['pin_refused']})"
     if token["refused"]:
         return "refused"

@@ -139,9 +139,7 @@ def require_seal(token: Token, backup: a.Archive) -> bool:
 
 def bring_back(database: Database, backup: a.Archive, clock: Clock, *, replace: bool) -> str | None:
     """Load a backup into a database; where what it replaced is now. Raises BackupRefused, StoreRefused, Unavailable."""
-    # Asking SQLite makes the file, which would be put aside as if it had held something.
-    is_there = database.url.get_backend_name() != "sqlite" or Path(str(database.url.database)).exists()
-    if is_there and not replace and database.revision() is not None:
+    if not replace and database.revision() is not None:
         raise BackupRefused("Nothing was changed: the database is not empty. --replace puts what it holds aside.")
     manifest = backup.manifest
     kept = bring_in(database, manifest.revision, backup.rows(), f"{clock():%Y%m%dt%H%M%S}")

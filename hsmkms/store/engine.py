@@ -96,6 +96,9 @@ class Database:
 
     def revision(self) -> str | None:
         """Revision of the schema in the database; None if it is empty."""
+        if self.url.get_backend_name() == "sqlite" and not Path(str(self.url.database)).exists():
+            # To ask would make the file.
+            return None
         with self.read() as connection:
             return _revision_of(connection)
 

@@ -164,8 +164,7 @@ class CarryingToken(RecoveringToken):
             with self._objects_lock:
                 return importing.destroy(session, key_id)
 
-        private: ck.Template = {ck.CKA_CLASS: ck.CKO_PRIVATE_KEY, ck.CKA_ID: templates.object_id(key_id)}
-        return self._destroyed(destroy, private)
+        return self._destroyed(destroy, importing.private_of(key_id))
 
     def _find_transport_key(self, session: ck.Session, key_id: str, owner: str) -> int:
         try:

@@ -105,9 +105,19 @@ def keep(session: ck.Session, key_id: str) -> None:
             session.destroy(handle)
 
 
+def private_of(key_id: str) -> ck.Template:
+    """What a transport key is found by."""
+    return {
+        ck.CKA_CLASS: ck.CKO_PRIVATE_KEY,
+        ck.CKA_KEY_TYPE: ck.CKK_RSA,
+        ck.CKA_TOKEN: True,
+        ck.CKA_ID: templates.object_id(key_id),
+    }
+
+
 def find(session: ck.Session, key_id: str, owner: str) -> int:
     """Handle of a transport key. Raises ObjectMissing when there is not exactly one of this owner."""
-    handles = session.find(_private(key_id))
+    handles = session.find(private_of(key_id))
     if len(handles) != 1 or session.read(handles[0], (ck.CKA_LABEL,)).get(ck.CKA_LABEL) != _label(owner):
         raise ObjectMissing
     return handles[0]
@@ -115,7 +125,7 @@ def find(session: ck.Session, key_id: str, owner: str) -> int:
 
 def destroy(session: ck.Session, key_id: str) -> bool:
     """Destroy a transport key; False if there was none."""
-    handles = session.find(_private(key_id))
+    handles = session.find(private_of(key_id))
     for handle in handles:
         session.destroy(handle)
     return bool(handles)
@@ -276,15 +286,6 @@ def _generate(session: ck.Session, key_id: str, label: str, bits: int, *, inside
 def _public_key(session: ck.Session, handle: int) -> rsa.RSAPublicKey:
     modulus = session.read(handle, (ck.CKA_MODULUS,))[ck.CKA_MODULUS]
     return rsa.RSAPublicNumbers(_EXPONENT, int.from_bytes(modulus)).public_key()
-
-
-def _private(key_id: str) -> dict[int, ck.Value]:
-    return {
-        ck.CKA_CLASS: ck.CKO_PRIVATE_KEY,
-        ck.CKA_KEY_TYPE: ck.CKK_RSA,
-        ck.CKA_TOKEN: True,
-        ck.CKA_ID: templates.object_id(key_id),
-    }
 
 
 def _label(owner: str) -> bytes:

@@ -31,6 +31,11 @@ _SHORT_LISTING_S: Final = 0.5
 _LONGEST_LISTING_S: Final = 30.0
 
 
+def aes_object(version_id: str) -> ck.Template:
+    """What a wrapping key is found by."""
+    return {**AES_OBJECTS, ck.CKA_ID: templates.object_id(version_id)}
+
+
 class ObjectMissing(Exception):
     """The token answered that no such object is there. It may also be the token that is gone: see `recovery`."""
 
@@ -99,7 +104,7 @@ class KeyIndex:
         handles = self._found.get(object_id)
         if handles is None:
             began = time.monotonic()
-            handles = session.find({**AES_OBJECTS, ck.CKA_ID: object_id})
+            handles = session.find(aes_object(version_id))
             self._searched_s += time.monotonic() - began
             if not handles:
                 raise ObjectMissing

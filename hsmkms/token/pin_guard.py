@@ -32,7 +32,7 @@ _BEGUN: Final = "no answer to try "
 _TRIES: Final = 2
 NO_ANSWER: Final = f"{_BEGUN}{_TRIES}"
 UNREADABLE: Final = "its mark cannot be read"
-"""A reason of `PinGuard` that is no refusal, as the one above."""
+_NO_REFUSALS: Final = (NO_ANSWER, UNREADABLE)
 
 
 class PinGuard:
@@ -98,6 +98,12 @@ class PinGuard:
     def reason(self) -> str | None:
         """Why the PIN is not tried again: it was refused, NO_ANSWER or UNREADABLE. None when it may be tried."""
         return self._reason or next((found for found in map(_reason, self._marks) if found is not None), None)
+
+    @property
+    def refusal(self) -> str | None:
+        """The reason if it is that the PIN was refused."""
+        reason = self.reason
+        return None if reason in _NO_REFUSALS else reason
 
     def require_notable(self) -> None:
         """Raise PinNotTried where a try could not be noted."""

@@ -26,9 +26,9 @@ from hsmkms.errors import (
 )
 from hsmkms.telemetry import metrics
 from hsmkms.token import cryptoki as ck
-from hsmkms.token import selftest, templates
+from hsmkms.token import selftest
 from hsmkms.token.breaker import Breaker
-from hsmkms.token.objects import AES_OBJECTS, KeyIndex, ObjectAmbiguous, ObjectMissing, check_value
+from hsmkms.token.objects import KeyIndex, ObjectAmbiguous, ObjectMissing, aes_object, check_value
 from hsmkms.token.returned import CryptokiError, Meaning
 from hsmkms.token.sessions import SessionPool, TokenInfo, renew_after_fork
 
@@ -407,7 +407,7 @@ class RecoveringToken:
 
     def _explain_missing(self, version: KeyVersion) -> HsmkmsError:
         """After a fresh start an object was not found: what to say of it."""
-        wanted = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(version.id)}
+        wanted = aes_object(version.id)
         if self._searched_just_now(self._pool.generation):
             alone = self._call(lambda session: self._is_alone_missing(session, wanted))
             return KeyMaterialMissing(_MISSING) if alone else TokenUnavailable(OTHER_TOKEN)
@@ -420,21 +420,19 @@ class RecoveringToken:
     def _destroyed(self, destroy: Callable[[ck.Session], bool], wanted: ck.Template) -> bool:
         """Whether `destroy` found what it is for. Nothing there is also how a token looks that went away, or came back
         under a module that noticed. Raises TokenUnavailable when that nothing was there is not proved."""
-        if self._call(destroy):
-            return True
-        if self._sentinel_check is None:
-            # A token of a ceremony: only its serial tells that it is there, which each opening compares.
-            self._pool.reopen(self._pool.generation)
-            return self._call(destroy)
-        # Whoever destroys is no event loop, and a large token is not away for taking seconds to open.
-        if self._opening_without(wanted, self._pool.reopen):
-            return False
-        self._pool.reopen(self._pool.generation)
-        if self._call(destroy):
-            return True
-        if not self._opening_without(wanted, self._pool.reopen):
-            raise TokenUnavailable(OTHER_TOKEN)
-        return False
+        for again in (False, True):
+            if again:
+                # Whoever destroys is no event loop, and a large token is not away for taking seconds to open.
+                self._pool.reopen(self._pool.generation)
+            if self._call(destroy):
+                return True
+            if self._sentinel_check is None:
+                # A token of a ceremony: only its serial tells that it is there, which each opening compares.
+                if again:
+                    return False
+            elif self._opening_without(wanted, self._pool.reopen):
+                return False
+        raise TokenUnavailable(OTHER_TOKEN)
 
     def _opening_without(self, wanted: ck.Template, reopen: Callable[[int], None]) -> int:
         """The generation in which an object alone is gone: the sentinel is there beside it. 0 if it is not.
@@ -452,7 +450,7 @@ class RecoveringToken:
 
     def _is_alone_missing(self, session: ck.Session, wanted: ck.Template) -> bool:
         """Whether an object is not there and the sentinel is, before and after: the token may go away in between."""
-        sentinel = {**AES_OBJECTS, ck.CKA_ID: templates.object_id(SENTINEL_ID)}
+        sentinel = aes_object(SENTINEL_ID)
         with self._objects_lock:
             return bool(session.find(sentinel)) and not session.find(wanted) and bool(session.find(sentinel))
 

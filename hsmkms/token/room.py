@@ -17,7 +17,7 @@ from hsmkms.errors import SigningKeyMissing, TokenUnavailable, UnprocessableCiph
 from hsmkms.token import cryptoki as ck
 from hsmkms.token import describing, integrity, signing, templates
 from hsmkms.token.carrying import CarryingToken
-from hsmkms.token.objects import AES_OBJECTS, ObjectMissing, check_value
+from hsmkms.token.objects import AES_OBJECTS, ObjectMissing, aes_object, check_value
 from hsmkms.token.recovery import OTHER_TOKEN, SENTINEL_ID
 from hsmkms.token.sessions import SessionPool
 
@@ -117,7 +117,7 @@ class Token(CarryingToken):
             proved=self.is_proved,
             refused=self.breaker.is_refused,
             away=self.breaker.is_open,
-            pin_refused=pool.guard.reason,
+            pin_refused=pool.guard.refusal,
             sessions=pool.open_sessions,
             sessions_lent=pool.lent_sessions,
             openings=pool.generation,
@@ -199,7 +199,7 @@ class Token(CarryingToken):
                 raise TokenUnavailable("The HSM says that it destroyed a key, and still has it. Run `hsmkms doctor`.")
             return True
 
-        found = self._destroyed(destroy, {**AES_OBJECTS, ck.CKA_ID: templates.object_id(version_id)})
+        found = self._destroyed(destroy, aes_object(version_id))
         if not found and self._sentinel_check is None:
             raise TokenUnavailable(OTHER_TOKEN)
         return found
@@ -276,16 +276,14 @@ class Token(CarryingToken):
 
     def destroy_signing_key(self, key_id: str) -> None:
         """Destroy both halves of a signing key; none may be there."""
-        private: ck.Template = {ck.CKA_CLASS: ck.CKO_PRIVATE_KEY, ck.CKA_ID: templates.object_id(key_id)}
 
         def destroy(session: ck.Session) -> bool:
             with self._objects_lock:
-                found = bool(session.find(private))
-                signing.destroy(session, key_id)
+                found = signing.destroy(session, key_id)
                 self._signing_handles = {}
             return found
 
-        self._destroyed(destroy, private)
+        self._destroyed(destroy, signing.private_of(key_id))
 
     def has_mac_key(self) -> bool:
         """True once `make_mac_key` was called on this token."""

@@ -350,8 +350,7 @@ class SessionPool:
     def _require_turn(self) -> None:
         """One attempt a second while there is no token, whoever asks; none while its PIN is known to be wrong."""
         if time.monotonic() < self._retry_at:
-            known = self.guard.reason not in (None, NO_ANSWER, UNREADABLE)
-            raise TokenUnavailable(_PIN_REFUSED if known else NOT_OPENED)
+            raise TokenUnavailable(NOT_OPENED if self.guard.refusal is None else _PIN_REFUSED)
 
     def _open_drained(self, *, surely: bool = False) -> None:
         """Open while nobody has a session or gets one. Without the lock: the library may take its time, and who asks

@@ -38,19 +38,26 @@ def _pem(session: ck.Session, public_handle: int) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
+def private_of(key_id: str) -> ck.Template:
+    """What a private key is found by."""
+    return {ck.CKA_CLASS: ck.CKO_PRIVATE_KEY, ck.CKA_ID: templates.object_id(key_id)}
+
+
 def find(session: ck.Session, key_id: str) -> int:
     """Handle of the private key. Raises ObjectMissing when there is not exactly one."""
-    handles = session.find({ck.CKA_CLASS: ck.CKO_PRIVATE_KEY, ck.CKA_ID: templates.object_id(key_id)})
+    handles = session.find(private_of(key_id))
     if len(handles) != 1:
         raise ObjectMissing
     return handles[0]
 
 
-def destroy(session: ck.Session, key_id: str) -> None:
-    """Destroy every object of the pair that is there."""
-    for kind in (ck.CKO_PRIVATE_KEY, ck.CKO_PUBLIC_KEY):
-        for handle in session.find({ck.CKA_CLASS: kind, ck.CKA_ID: templates.object_id(key_id)}):
-            session.destroy(handle)
+def destroy(session: ck.Session, key_id: str) -> bool:
+    """Destroy every object of the pair that is there; False if the private key was not."""
+    private = session.find(private_of(key_id))
+    public = session.find({ck.CKA_CLASS: ck.CKO_PUBLIC_KEY, ck.CKA_ID: templates.object_id(key_id)})
+    for handle in (*private, *public):
+        session.destroy(handle)
+    return bool(private)
 
 
 def sign(session: ck.Session, handle: int, message: bytes) -> bytes:

@@ -141,6 +141,12 @@ def is_on_token(state: State, kind: Kind, key_id: str) -> bool:
     return object_id(key_id) in pkcs11_tool(state, "--list-objects", "--type", kind.listed_as)
 
 
+def is_destroyed_only_now(state: State, token: Token, kind: Kind, key_id: str) -> None:
+    assert is_on_token(state, kind, key_id)
+    eventually(lambda: kind.destroy(token, key_id))
+    assert not is_on_token(state, kind, key_id)
+
+
 @of_each_kind
 def test_destroyed_is_said_only_with_the_sentinel_beside(state: State, token: Token, cable: Cable, kind: Kind) -> None:
     """The rows that name a key go when the token says that there was none."""
@@ -150,9 +156,7 @@ def test_destroyed_is_said_only_with_the_sentinel_beside(state: State, token: To
     with pytest.raises(TokenUnavailable):
         kind.destroy(token, key_id)
     cable.plug()
-    assert is_on_token(state, kind, key_id)
-    eventually(lambda: kind.destroy(token, key_id))
-    assert not is_on_token(state, kind, key_id)
+    is_destroyed_only_now(state, token, kind, key_id)
     assert not kind.destroy(token, key_id)
 
 
@@ -180,9 +184,7 @@ def test_a_token_that_is_back_for_the_opening_alone(
         with pytest.raises(TokenUnavailable):
             kind.destroy(token, key_id)
     cable.plug()
-    assert is_on_token(state, kind, key_id)
-    eventually(lambda: kind.destroy(token, key_id))
-    assert not is_on_token(state, kind, key_id)
+    is_destroyed_only_now(state, token, kind, key_id)
 
 
 @of_each_kind
