@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from hsmkms.domain.importing import Carried, ImportToken, WrappedMaterial
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.secrets import SecretBytes
-from hsmkms.errors import TokenBusy, TokenRefused, TokenUnavailable, UnprocessableCiphertext
+from hsmkms.errors import TokenAway, TokenBusy, TokenRefused, TokenUnavailable, UnprocessableCiphertext
 from hsmkms.token.recovery import SENTINEL_ID
 from hsmkms.token.room import Token
 from hsmkms.token.sessions import SessionPool, TokenInfo
@@ -148,7 +148,7 @@ class PairedToken(Token):
 
     def prove_key(self, version: KeyVersion) -> None:
         """Each token opens what the other one sealed with the key. Raises TokenUnavailable unless they do in time."""
-        self._wait_for(lambda: self._standby.has_key(version.id))
+        self._wait_for(lambda: self._standby.has_key(version.id) and _works(lambda: self._standby.prove_key(version)))
         Token.prove_key(self, version)
         here, there = Token.seal(self, version, _PROOF, ()), self._standby.seal(version, _PROOF, ())
         try:
@@ -185,7 +185,9 @@ class PairedToken(Token):
         """As of Token; the standby signs with it before anybody relies on it."""
         self._require_standby()
         pem = super().generate_signing_key(key_id)
-        self._wait_for(lambda: self._standby.has_signing_key(key_id))
+        self._wait_for(
+            lambda: self._standby.has_signing_key(key_id) and _works(lambda: self._standby.sign(key_id, _PROOF))
+        )
         signature = self._standby.sign(key_id, _PROOF)
         der = utils.encode_dss_signature(int.from_bytes(signature[:32]), int.from_bytes(signature[32:]))
         public = serialization.load_pem_public_key(pem)
@@ -210,9 +212,8 @@ class PairedToken(Token):
         """As of Token; both give the same MAC before anything is sealed by it."""
         self._standby.has_mac_key()
         super().make_mac_key()
-        self._wait_for(self._standby.has_mac_key)
-        if Token.mac(self, _PROOF) != self._standby.mac(_PROOF):
-            raise TokenUnavailable(_NOT_THERE)
+        here, there = Token.mac(self, _PROOF), self._standby.mac
+        self._wait_for(lambda: self._standby.has_mac_key() and _works(lambda: there(_PROOF)) and there(_PROOF) == here)
 
     def _require_standby(self) -> None:
         """Before anything is made or destroyed: what only the primary has made counts for nothing and could not even be
@@ -232,3 +233,15 @@ class PairedToken(Token):
             if time.monotonic() > deadline:
                 raise TokenUnavailable(_NOT_THERE)
             time.sleep(_POLL_S)
+
+
+def _works(use: Callable[[], object]) -> bool:
+    """Whether a key on the standby can be used: a group may show an object before all of it is there. Raises TokenAway
+    when it is the standby that does not answer."""
+    try:
+        use()
+    except TokenAway:
+        raise
+    except TokenUnavailable:
+        return False
+    return True

@@ -101,7 +101,7 @@ def test_a_key_counts_when_both_have_it(state: State, settings: dict[str, str], 
     ):
         key = create_key(client)
         before = group.objects()
-        group.replicates.clear()
+        group.pause()
         refused = client.post("/keys", json=create_body("not replicated"))
         assert (refused.status_code, "Retry-After" in refused.headers) == (503, True), refused.text
         assert client.post(f"/keys/{key}/actions/rotate").status_code == 503
@@ -109,7 +109,7 @@ def test_a_key_counts_when_both_have_it(state: State, settings: dict[str, str], 
         # Nothing is left of either.
         assert group.objects() == before
         assert wrap(client, key).status_code == 200
-        group.replicates.set()
+        group.go_on()
         assert client.post(f"/keys/{key}/actions/rotate").status_code == 204
         # Now the standby can open it.
         wrapped = wrap(client, key)
@@ -207,7 +207,7 @@ def test_the_operator_works_without_the_primary(
 def test_a_standby_of_other_keys_is_not_used(
     state: State, settings: dict[str, str], injector: Injector, group: Group, tmp_path: Path
 ) -> None:
-    group.replicates.clear()
+    group.pause()
     give_other_sentinel(state, STANDBY_LABEL)
     assert state.run("hsm", "accept", stdin=b"", **settings).returncode == 0
     with Service(state, tls_ca="", workers=1, **settings) as service, service.client() as client:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
+from hsmkms.token.cryptoki import CKA_VALUE
 from tests.support.deployment import ROOT, State
 from tests.support.injector import MODULE
 from tests.token.conftest import LABEL
 
 STANDBY_LABEL = "standby"
+_BYTE_STRING = 3
+_SAME_S = 30
 
 _NEW_SENTINEL = """
 import sys
@@ -82,8 +87,9 @@ class Group:
         self.module = state.path / "another-libsofthsm2.so"
         shutil.copy(MODULE, self.module)
         self._stopped = threading.Event()
-        self.replicates = threading.Event()
-        self.replicates.set()
+        self._replicates = True
+        self._whole = True
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run)
 
     @property
@@ -108,13 +114,33 @@ class Group:
         """Names of the files of objects on both."""
         return set(_contents(self._primary)), set(_contents(self._standby))
 
+    def wait_until_same(self) -> None:
+        """Until all that is on the primary is on the standby."""
+        deadline = time.monotonic() + _SAME_S
+        while _contents(self._primary) != _contents(self._standby):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def pause(self) -> None:
+        """Replicate nothing from now on."""
+        with self._lock:
+            self._replicates = False
+
+    def go_on(self, *, whole: bool = True) -> None:
+        """Replicate again; unless `whole`, new objects come without the values of their keys."""
+        with self._lock:
+            self._replicates, self._whole = True, whole
+
     def _run(self) -> None:
         while not self._stopped.wait(0.02):
-            if self.replicates.is_set():
-                self._replicate()
+            with self._lock:
+                if self._replicates:
+                    self._replicate()
 
     def _replicate(self) -> None:
         here, there = _contents(self._primary), _contents(self._standby)
+        if not self._whole:
+            here = {name: there.get(name) or _without_value(content) for name, content in here.items()}
         # Also what is still being written is copied, and copied again when it is whole.
         for name, content in here.items() - there.items():
             part = self._standby / f"{name}.part"
@@ -135,3 +161,16 @@ def _contents(directory: Path) -> dict[str, bytes]:
             found[file.name] = file.read_bytes()
     found.pop("token.object", None)
     return found
+
+
+def _without_value(content: bytes) -> bytes:
+    """A file of SoftHSM's as it is before the key's value is written: the generation of its content, then attributes by
+    type, kind, length and value."""
+    numbers = struct.Struct(">QQQ")
+    at = content.find(numbers.pack(CKA_VALUE, _BYTE_STRING, 0)[:16])
+    if at < 0:
+        return content
+    _, _, length = numbers.unpack_from(content, at)
+    before = int.from_bytes(content[:8], "big") - 1
+    rest = content[at + numbers.size + length :]
+    return before.to_bytes(8, "big") + content[8:at] + numbers.pack(CKA_VALUE, _BYTE_STRING, 0) + rest

@@ -14,12 +14,13 @@ import pytest
 from hsmkms.domain.ids import new_id
 from hsmkms.domain.secrets import SecretBytes
 from hsmkms.errors import KeyMaterialMissing, TokenRefused, TokenUnavailable
+from hsmkms.token.integrity import LABEL as MAC_LABEL
 from hsmkms.token.room import Token
 from hsmkms.token.standby import PairedToken
 from tests.support.deployment import State
 from tests.support.injector import Injector, compile_injector
 from tests.support.tokens import STANDBY_LABEL, Group, give_other_sentinel
-from tests.token.conftest import OpenPool
+from tests.token.conftest import OpenPool, pkcs11_tool
 
 DEK = bytes(range(32))
 OWNER = "hsmkms test"
@@ -49,7 +50,7 @@ def test_same_keys(pair: PairedToken) -> None:
 
 
 def test_other_keys_are_noticed(open_pool: OpenPool, state: State, group: Group) -> None:
-    group.replicates.clear()
+    group.pause()
     give_other_sentinel(state, STANDBY_LABEL)
     standby = Token(open_pool(module=str(group.module), label=STANDBY_LABEL))
     with pytest.raises(TokenRefused, match="other keys"):
@@ -64,17 +65,56 @@ def test_each_opens_what_the_other_sealed(pair: PairedToken, standby: Token) -> 
 
 
 def test_a_key_is_proved_as_soon_as_it_is_replicated(pair: PairedToken, group: Group) -> None:
-    group.replicates.clear()
+    group.pause()
     version = pair.generate_key(new_id(), OWNER, datetime.now(UTC))
-    late = threading.Timer(SOON_S, group.replicates.set)
+    late = threading.Timer(SOON_S, group.go_on)
     late.start()
     pair.prove_key(version)
     late.join()
 
 
+USES: dict[str, Callable[[PairedToken], object]] = {
+    "root key": lambda pair: pair.prove_key(pair.generate_key(new_id(), OWNER, datetime.now(UTC))),
+    "signing key": lambda pair: pair.generate_signing_key(new_id()),
+    "MAC key": lambda pair: pair.make_mac_key(),
+}
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_a_key_is_proved_as_soon_as_all_of_it_is_replicated(
+    state: State, pair: PairedToken, group: Group, kind: str
+) -> None:
+    """A group may show an object whose value is still on its way."""
+    if kind == "MAC key":
+        pkcs11_tool(state, "--delete-object", "--type", "secrkey", "--label", MAC_LABEL)
+        group.wait_until_same()
+    before = group.objects()[1]
+    group.go_on(whole=False)
+    failures: list[Exception] = []
+
+    def use() -> None:
+        try:
+            USES[kind](pair)
+        except TokenUnavailable as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    deadline = time.monotonic() + LONG_S
+    while group.objects()[1] == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    thread.join(SOON_S)
+    assert thread.is_alive()
+    group.go_on()
+    thread.join(LONG_S)
+    assert not thread.is_alive()
+    assert not failures
+
+
 def test_a_key_that_is_not_replicated_is_not_proved(open_pool: OpenPool, standby: Token, group: Group) -> None:
     pair = PairedToken(open_pool(), standby, SOON_S)
-    group.replicates.clear()
+    group.pause()
     version = pair.generate_key(new_id(), OWNER, datetime.now(UTC))
     with pytest.raises(TokenUnavailable, match="standby"):
         pair.prove_key(version)
@@ -84,7 +124,7 @@ def test_a_key_that_is_not_replicated_is_not_proved(open_pool: OpenPool, standby
 
 def test_another_key_under_the_same_id_is_not_proved(pair: PairedToken, standby: Token, group: Group) -> None:
     """A group that went out of step: the standby has made a key of its own under this id."""
-    group.replicates.clear()
+    group.pause()
     theirs = standby.generate_key(new_id(), OWNER, datetime.now(UTC))
     version = pair.generate_key(theirs.id, OWNER, datetime.now(UTC))
     with pytest.raises(KeyMaterialMissing):
@@ -149,7 +189,7 @@ def test_destroyed_on_both(pair: PairedToken, group: Group) -> None:
     before = group.objects()
     version = pair.generate_key(new_id(), OWNER, datetime.now(UTC))
     pair.prove_key(version)
-    group.replicates.clear()
+    group.pause()
     assert pair.destroy_key(version.id)
     assert group.objects() == before
 
@@ -158,10 +198,7 @@ def test_a_transport_key_is_destroyed_on_both(pair: PairedToken, group: Group) -
     """A group that does not replicate that an object is gone would keep each of them on the standby for ever."""
     before, key_id = group.objects(), new_id()
     pair.generate_transport_key(key_id, OWNER, by_process=True)
-    deadline = time.monotonic() + LONG_S
-    while group.objects()[1] == before[1]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    group.replicates.clear()
+    group.wait_until_same()
+    group.pause()
     assert pair.destroy_transport_key(key_id)
     assert group.objects() == before
