@@ -10,7 +10,7 @@ import structlog
 
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action
-from hsmkms.domain.jobs import Done, JobRun
+from hsmkms.domain.jobs import Done, JobRun, PutOff
 from hsmkms.domain.keys import Key
 from hsmkms.domain.waits import Waits
 from hsmkms.errors import HsmkmsError
@@ -60,6 +60,7 @@ class JobService:
         self._waits = waits
         self._clock = clock
         self._looked_at: datetime | None = None
+        self._put_off = PutOff()
 
     def take_lease(self, name: str, holder: str, length: timedelta) -> bool:
         """Take or renew a lease; False while another process has it."""
@@ -96,12 +97,13 @@ class JobService:
     def rotate_due(self, go_on: Callable[[], bool]) -> Done:
         """Rotate keys whose policy says so: its interval after their creation or last rotation."""
         due = self._keys.due_for_rotation(self._clock(), BATCH)
-        return self._each(Action.KEY_ROTATE.value, due, go_on, self._material.rotate)
+        return self._each(Action.KEY_ROTATE.value, due, self._material.while_possible(go_on), self._material.rotate)
 
     def purge_due(self, go_on: Callable[[], bool]) -> Done:
         """Destroy keys 90 days after their deletion, and end purges that a crash interrupted."""
         before = self._clock() - self._waits.purge_scheduled
         purge, due = Action.KEY_PURGE.value, self._keys.due_for_purge(before, BATCH)
+        go_on = self._material.while_possible(go_on)
         interrupted = self._each(purge, self._keys.purging(), go_on, self._lifecycle.finish_purge)
         purged = self._each(purge, due, go_on, self._lifecycle.purge_without_caller)
         return Done(interrupted.changed + purged.changed, interrupted.failed + purged.failed)
@@ -137,6 +139,9 @@ class JobService:
         for key in keys:
             if not go_on():
                 break
+            now = self._clock()
+            if not self._put_off.is_due(f"{action} {key.id}", now):
+                continue
             try:
                 with self._trail.step(action, key) as act:
                     change(key)
@@ -146,8 +151,10 @@ class JobService:
                 continue
             except HsmkmsError as error:
                 _log.warning("a job could not change a key", key=key.id, reason=error.message)
+                self._put_off.put_off(f"{action} {key.id}", now)
                 failed += 1
                 continue
+            self._put_off.changed(f"{action} {key.id}")
             self._snapshot.forget(key.id)
             changed += 1
         return Done(changed, failed)

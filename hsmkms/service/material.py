@@ -49,6 +49,10 @@ class Material:
         self._waits = waits
         self._clock = clock
 
+    def while_possible(self, go_on: Callable[[], bool]) -> Callable[[], bool]:
+        """The same question for work that would fail while a token is known to be away."""
+        return lambda: not self._token.is_away and go_on()
+
     def make(self, owner: str, commit: Callable[[KeyVersion], T], bring: Bring | None = None) -> T:
         """Generate an object of `owner`, or have `bring` make it, then call `commit`, which must commit its row.
 

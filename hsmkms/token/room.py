@@ -81,6 +81,11 @@ class Token(CarryingToken):
         return self.is_proved and not self.breaker.is_refused
 
     @property
+    def is_away(self) -> bool:
+        """Whether keys can be neither made nor destroyed, as far as is known: this asks no token."""
+        return any(part.breaker.is_open for part in self.parts.values())
+
+    @property
     def open_sessions(self) -> int:
         """How many sessions there are with this token, without those of a standby."""
         return self._pool.open_sessions
