@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
 
@@ -23,9 +25,11 @@ from hsmkms.token.objects import ObjectMissing, check_value
 from hsmkms.token.recovery import SENTINEL_ID, UNAVAILABLE, RecoveringToken
 from hsmkms.token.sessions import SessionPool
 
-_TRANSPORT_KEY_WAIT_S: Final = 5.0
+_TRANSPORT_KEY_WAIT_S: Final = 15.0
+_TRANSPORT_KEY_CALLERS: Final = 4
 _TRANSPORT_KEY_PATIENCE_S: Final = 120.0
-"""A pair of 4,096 bits takes a token seconds, and sometimes many."""
+"""A pair of 4,096 bits takes a token seconds, and sometimes many. So a few wait for their turn, and more than those are
+told at once to come again: each has a thread of the process."""
 
 
 class CarryingToken(RecoveringToken):
@@ -35,6 +39,7 @@ class CarryingToken(RecoveringToken):
         """As of RecoveringToken."""
         # RSA pairs are generated one at a time: who asks for many at once would have all sessions for seconds.
         self._transport_key_lock = threading.Lock()
+        self._transport_key_callers = threading.Semaphore(_TRANSPORT_KEY_CALLERS)
         self._never_made: set[str] = set()
         """Ids of pairs that were refused before the token was asked for them, until they are settled."""
         self._import_support: importing.ImportSupport | None = None
@@ -43,6 +48,7 @@ class CarryingToken(RecoveringToken):
     def renew_after_fork(self) -> None:
         super().renew_after_fork()
         self._transport_key_lock = threading.Lock()
+        self._transport_key_callers = threading.Semaphore(_TRANSPORT_KEY_CALLERS)
 
     def import_key(
         self, version_id: str, owner: str, created_at: datetime, material: WrappedMaterial, import_token: ImportToken
@@ -144,14 +150,25 @@ class CarryingToken(RecoveringToken):
                 importing.keep(session, key_id)
             return pem
 
-        lock = self._transport_key_lock
-        if not lock.acquire(timeout=_TRANSPORT_KEY_WAIT_S):
-            self._never_made.add(key_id)
-            raise TokenBusy("The HSM is busy with other import tokens. Try again.")
-        try:
+        with self._transport_key_turn(key_id):
             return self._call(generate, attempts=1, patience_s=_TRANSPORT_KEY_PATIENCE_S)
+
+    @contextlib.contextmanager
+    def _transport_key_turn(self, key_id: str) -> Iterator[None]:
+        """One at a time. Raises TokenBusy to whoever would wait long."""
+        callers, lock = self._transport_key_callers, self._transport_key_lock
+        waits = callers.acquire(blocking=False)
+        try:
+            if not waits or not lock.acquire(timeout=_TRANSPORT_KEY_WAIT_S):
+                self._never_made.add(key_id)
+                raise TokenBusy("The HSM is busy with other import tokens. Try again.")
+            try:
+                yield
+            finally:
+                lock.release()
         finally:
-            lock.release()
+            if waits:
+                callers.release()
 
     def destroy_transport_key(self, key_id: str) -> bool:
         """Destroy a transport key; False if there was none."""

@@ -31,6 +31,7 @@ LACKS: Final = {
     "test_another_instances_transport_key_is_none": _RSA,
     "test_what_softhsm_can": _RSA,
     "test_a_pair_that_was_refused_opens_nothing_anew": _RSA,
+    "test_few_wait_for_their_pair_and_more_come_again": _RSA,
     "test_describing_a_key": "has no CKA_CHECK_VALUE",
 }
 """Tests that it cannot pass, by name or by name and parameters, and what it lacks for them."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -31,6 +34,7 @@ from tests.token.test_objects import described
 from tests.token.test_token_away import eventually
 
 OWNER = "the owner"
+SOON_S = 30
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 Bring = Callable[[WrappedMaterial], KeyVersion]
 
@@ -104,6 +108,27 @@ def test_a_pair_that_was_refused_opens_nothing_anew(
         token.generate_transport_key(key_id, "hsmkms test", by_process=True)
     assert not token.destroy_transport_key(key_id)
     assert pool.generation == generation
+
+
+def test_few_wait_for_their_pair_and_more_come_again(token: Token, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert token.passage(Oaep.SHA_1)
+    callers = threading.Semaphore(2)
+    monkeypatch.setattr(token, "_transport_key_callers", callers)
+
+    def make(key_id: str) -> bytes:
+        return token.generate_transport_key(key_id, "hsmkms test", by_process=True)
+
+    with ThreadPoolExecutor(2) as threads:
+        with token._transport_key_lock:
+            made = [threads.submit(make, new_id()) for _ in range(2)]
+            deadline = time.monotonic() + SOON_S
+            while callers.acquire(blocking=False):
+                callers.release()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            with pytest.raises(TokenBusy):
+                make(new_id())
+        assert len({one.result() for one in made}) == 2
 
 
 def test_a_transport_key_that_need_not_decrypt_cannot(state: State, token: Token, pool: SessionPool) -> None:
