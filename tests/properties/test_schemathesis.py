@@ -107,6 +107,7 @@ def test_no_request_gives_500(
             f"--checks={CHECKS}",
             "--phases=examples,coverage,fuzzing",
             f"--max-examples={examples}",
+            f"--request-timeout={ANSWER_S}",
             "--seed=1",
             "--continue-on-failure",
         ],
