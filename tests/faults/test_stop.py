@@ -137,7 +137,7 @@ def test_a_client_that_never_finishes_does_not_hold_it_up(state: State) -> None:
 
 
 def test_a_worker_that_stands_still_does_not_hold_it_up(state: State) -> None:
-    """It is killed, and who comes next signs what it left."""
+    """It is killed, and who begins a log next signs what it left."""
     with Service(state, workers=2, HSMKMS_STOP_WITHIN_S="1") as service, service.client() as client:
         create_key(client)
         service.wait_until_all_serve()
@@ -145,7 +145,8 @@ def test_a_worker_that_stands_still_does_not_hold_it_up(state: State) -> None:
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(STOPS_WITHIN_S) == 0
     assert "did not stop and is killed" in service.log.read_text()
-    with Service(state):
+    with Service(state) as service, service.client():
+        # Logged in: that is an event.
         pass
     signed_and_closed(state)
 
