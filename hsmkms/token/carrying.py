@@ -157,18 +157,13 @@ class CarryingToken(RecoveringToken):
     def _transport_key_turn(self, key_id: str) -> Iterator[None]:
         """One at a time. Raises TokenBusy to whoever would wait long."""
         callers, lock = self._transport_key_callers, self._transport_key_lock
-        waits = callers.acquire(blocking=False)
-        try:
-            if not waits or not lock.acquire(timeout=_TRANSPORT_KEY_WAIT_S):
-                self._never_made.add(key_id)
-                raise TokenBusy("The HSM is busy with other import tokens. Try again.")
-            try:
-                yield
-            finally:
-                lock.release()
-        finally:
-            if waits:
-                callers.release()
+        with contextlib.ExitStack() as turn:
+            for place, wait_s in ((callers, 0.0), (lock, _TRANSPORT_KEY_WAIT_S)):
+                if not place.acquire(timeout=wait_s):
+                    self._never_made.add(key_id)
+                    raise TokenBusy("The HSM is busy with other import tokens. Try again.")
+                turn.callback(place.release)
+            yield
 
     def destroy_transport_key(self, key_id: str) -> bool:
         """Destroy a transport key; False if there was none."""

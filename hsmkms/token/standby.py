@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -148,9 +148,11 @@ class PairedToken(Token):
 
     def prove_key(self, version: KeyVersion) -> None:
         """Each token opens what the other one sealed with the key. Raises TokenUnavailable unless they do in time."""
-        self._wait_for(lambda: self._standby.has_key(version.id) and _works(lambda: self._standby.prove_key(version)))
+        there = self._wait_for(
+            lambda: self._standby.has_key(version.id) and _given(lambda: self._standby.seal(version, _PROOF, ()))
+        )
         Token.prove_key(self, version)
-        here, there = Token.seal(self, version, _PROOF, ()), self._standby.seal(version, _PROOF, ())
+        here = Token.seal(self, version, _PROOF, ())
         try:
             opened = self._standby.open(version, version.id, here, ()), Token.open(self, version, version.id, there, ())
         except UnprocessableCiphertext as error:
@@ -185,10 +187,9 @@ class PairedToken(Token):
         """As of Token; the standby signs with it before anybody relies on it."""
         self._require_standby()
         pem = super().generate_signing_key(key_id)
-        self._wait_for(
-            lambda: self._standby.has_signing_key(key_id) and _works(lambda: self._standby.sign(key_id, _PROOF))
+        signature = self._wait_for(
+            lambda: self._standby.has_signing_key(key_id) and _given(lambda: self._standby.sign(key_id, _PROOF))
         )
-        signature = self._standby.sign(key_id, _PROOF)
         der = utils.encode_dss_signature(int.from_bytes(signature[:32]), int.from_bytes(signature[32:]))
         public = serialization.load_pem_public_key(pem)
         try:
@@ -212,8 +213,8 @@ class PairedToken(Token):
         """As of Token; both give the same MAC before anything is sealed by it."""
         self._standby.has_mac_key()
         super().make_mac_key()
-        here, there = Token.mac(self, _PROOF), self._standby.mac
-        self._wait_for(lambda: self._standby.has_mac_key() and _works(lambda: there(_PROOF)) and there(_PROOF) == here)
+        here = Token.mac(self, _PROOF)
+        self._wait_for(lambda: self._standby.has_mac_key() and _given(lambda: self._standby.mac(_PROOF)) == here)
 
     def _require_standby(self) -> None:
         """Before anything is made or destroyed: what only the primary has made counts for nothing and could not even be
@@ -226,22 +227,22 @@ class PairedToken(Token):
         except (TokenUnavailable, TokenBusy):
             return standby()
 
-    def _wait_for(self, there: Callable[[], bool]) -> None:
-        """A group tells nobody when it has replicated an object; it has to be looked for."""
+    def _wait_for(self, there: Callable[[], T | Literal[False] | None]) -> T:
+        """What it gives at last. A group tells nobody when it has replicated an object; it has to be looked for."""
         deadline = time.monotonic() + self._proof_s
-        while not there():
+        while not (found := there()):
             if time.monotonic() > deadline:
                 raise TokenUnavailable(_NOT_THERE)
             time.sleep(_POLL_S)
+        return found
 
 
-def _works(use: Callable[[], object]) -> bool:
-    """Whether a key on the standby can be used: a group may show an object before all of it is there. Raises TokenAway
-    when it is the standby that does not answer."""
+def _given(use: Callable[[], bytes]) -> bytes | None:
+    """What a new key gives on the standby; None while it cannot be used, for a group may show an object before all of
+    it is there. Raises TokenAway when it is the standby that does not answer."""
     try:
-        use()
+        return use()
     except TokenAway:
         raise
     except TokenUnavailable:
-        return False
-    return True
+        return None
