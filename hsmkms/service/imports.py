@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import structlog
@@ -25,11 +26,12 @@ from hsmkms.domain.importing import (
     require_lifetime,
     transport_owner,
 )
-from hsmkms.domain.jobs import Done, PutOff
+from hsmkms.domain.jobs import Done
 from hsmkms.domain.keys import KeyVersion
 from hsmkms.domain.tenants import PendingObject
-from hsmkms.errors import FeatureRestricted, HsmkmsError, ImportTokenExpired, Unavailable
+from hsmkms.errors import FeatureRestricted, ImportTokenExpired, Unavailable
 from hsmkms.iam.integrity import is_sealed_import_token, seal_import_token
+from hsmkms.service.due import Due
 from hsmkms.service.instance_policies import InstancePolicyService
 from hsmkms.service.key_access import KeyAccess
 from hsmkms.service.material import Bring, Material
@@ -73,7 +75,7 @@ class ImportService:
         self._trail = trail
         self._rules = rules
         self._clock = clock
-        self._put_off = PutOff()
+        self._due = Due(clock, "an import token could not be ended", "import_token")
 
     def create(
         self,
@@ -139,25 +141,15 @@ class ImportService:
 
     def expire_due(self, go_on: Callable[[], bool]) -> Done:
         """Destroy the private keys of import tokens whose time is over."""
-        gone, failed, now = 0, 0, self._clock()
-        go_on = self._material.while_possible(go_on)
-        for expired in self._import_tokens.expired(now, BATCH):
-            if not go_on():
-                break
-            if not self._put_off.is_due(expired.id, now):
-                continue
-            try:
-                with self._trail.job("import-token.expire", expired.id, expired.instance_id):
-                    self._token.destroy_transport_key(expired.id)
-                    self._import_tokens.remove(expired.id)
-            except HsmkmsError as error:
-                _log.warning("an import token could not be ended", import_token=expired.id, reason=error.message)
-                self._put_off.put_off(expired.id, now)
-                failed += 1
-                continue
-            self._put_off.changed(expired.id)
-            gone += 1
-        return Done(gone, failed)
+        expired = self._import_tokens.expired(self._clock(), BATCH)
+        ends = {one.id: partial(self._end, one) for one in expired}
+        return self._due.each(ends, self._material.while_possible(go_on))
+
+    def _end(self, expired: ImportToken) -> bool:
+        with self._trail.job("import-token.expire", expired.id, expired.instance_id):
+            self._token.destroy_transport_key(expired.id)
+            self._import_tokens.remove(expired.id)
+        return True
 
     def _unwrap(
         self, instance_id: str, version_id: str, owner: str, now: datetime, material: WrappedMaterial

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
-
-import structlog
 
 from hsmkms.clock import Clock
 from hsmkms.domain.access import Action
-from hsmkms.domain.jobs import Done, JobRun, PutOff
+from hsmkms.domain.jobs import Done, JobRun
 from hsmkms.domain.keys import Key
 from hsmkms.domain.waits import Waits
-from hsmkms.errors import HsmkmsError
 from hsmkms.service.cadf import EXPIRE
+from hsmkms.service.due import Due
 from hsmkms.service.lifecycle import LifecycleService
 from hsmkms.service.material import Material
 from hsmkms.service.snapshot import Snapshot
@@ -31,8 +30,6 @@ _EVENTS_AT_ONCE: Final = 1_000
 OVERDUE_EVERY: Final = timedelta(minutes=1)
 _TOLD_UNTIL: Final = "overdue until"
 """The row among those of jobs whose time says up to when overdue notices were recorded."""
-
-_log = structlog.get_logger(__name__)
 
 
 class JobService:
@@ -60,7 +57,10 @@ class JobService:
         self._waits = waits
         self._clock = clock
         self._looked_at: datetime | None = None
-        self._put_off = PutOff()
+        self._due = {
+            action: Due(clock, "a job could not change a key", "key")
+            for action in (EXPIRE, Action.KEY_ROTATE.value, Action.KEY_PURGE.value)
+        }
 
     def take_lease(self, name: str, holder: str, length: timedelta) -> bool:
         """Take or renew a lease; False while another process has it."""
@@ -135,26 +135,15 @@ class JobService:
         return next((run.ended_at for run in self._jobs.runs() if run.name == _TOLD_UNTIL), None)
 
     def _each(self, action: str, keys: Sequence[Key], go_on: Callable[[], bool], change: Callable[[Key], None]) -> Done:
-        changed = failed = 0
-        for key in keys:
-            if not go_on():
-                break
-            now = self._clock()
-            if not self._put_off.is_due(f"{action} {key.id}", now):
-                continue
-            try:
-                with self._trail.step(action, key) as act:
-                    change(key)
-                    act.key = self._keys.get(key.instance_id, key.id) or key
-            except StaleKey:
-                # Somebody changed the key meanwhile; if it is still due, the next run sees it.
-                continue
-            except HsmkmsError as error:
-                _log.warning("a job could not change a key", key=key.id, reason=error.message)
-                self._put_off.put_off(f"{action} {key.id}", now)
-                failed += 1
-                continue
-            self._put_off.changed(f"{action} {key.id}")
-            self._snapshot.forget(key.id)
-            changed += 1
-        return Done(changed, failed)
+        return self._due[action].each({key.id: partial(self._step, action, key, change) for key in keys}, go_on)
+
+    def _step(self, action: str, key: Key, change: Callable[[Key], None]) -> bool:
+        try:
+            with self._trail.step(action, key) as act:
+                change(key)
+                act.key = self._keys.get(key.instance_id, key.id) or key
+        except StaleKey:
+            # Somebody changed the key meanwhile; if it is still due, the next run sees it.
+            return False
+        self._snapshot.forget(key.id)
+        return True
